@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Recipe', 'find_recipe', 'load_recipe', 'Task', 'lr_factor', 'build_optimizers', 'EMA', 'plain_state',
            'save_checkpoint', 'last_checkpoint', 'load_weights', 'MetricLog', 'read_metrics', 'make_fabric',
-           'stop_signal', 'averaged', 'prepare_run', 'Trainer', 'train']
+           'stop_signal', 'averaged', 'prepare_run', 'TrainingState', 'weights_file', 'batches', 'mean_logs',
+           'optimize', 'lost', 'validate', 'draw_samples', 'fit', 'stopped', 'train']
 
-# %% ../nbs/03_training.ipynb #f9c87c3f
-import contextlib,importlib,json,math,os,shutil,signal,threading,warnings
+# %% ../nbs/03_training.ipynb #92174c2a
+import contextlib,importlib,json,logging,math,os,shutil,signal,threading,warnings
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.resources import files
@@ -26,7 +27,7 @@ from tqdm.auto import tqdm
 from .core import T2IError,atomic_path,best_device,fsync_path,image_grid,keyed_generator,log
 from .data import Stream,stream_loader
 
-# %% ../nbs/03_training.ipynb #fb7e8214
+# %% ../nbs/03_training.ipynb #f7b2c729
 @dataclass
 class TrainConfig:
     "How to train, whatever the model"
@@ -56,7 +57,7 @@ class TrainConfig:
     compile:bool=False        # torch.compile the model
     init_from:str|None=None   # start from the weights of a run or folder, at step 0
 
-# %% ../nbs/03_training.ipynb #6db067fa
+# %% ../nbs/03_training.ipynb #34c8b3f6
 @dataclass
 class Recipe:
     "A task and its configuration, as a YAML file gives them"
@@ -64,7 +65,7 @@ class Recipe:
     config:object # its dataclass `Config`, filled
     tree:dict    # the same as plain values, for recipe.yaml
 
-# %% ../nbs/03_training.ipynb #d39785c7
+# %% ../nbs/03_training.ipynb #4f04bc1f
 def find_recipe(
     name:str|Path, # a YAML file, or the name of a bundled recipe
 )->Path:
@@ -74,7 +75,7 @@ def find_recipe(
         if p.is_file(): return p
     raise T2IError(f"no recipe {str(name)!r}; bundled are {', '.join(sorted(p.stem for p in bundled.glob('*.yaml')))}")
 
-# %% ../nbs/03_training.ipynb #167d8faa
+# %% ../nbs/03_training.ipynb #b7556c80
 def load_recipe(
     path:str|Path,              # YAML: `task`, the dotted name of a class, and fields of the class's `Config`
     overrides:tuple[str,...]=(), # "train.steps=100", ...
@@ -93,7 +94,7 @@ def load_recipe(
     except OmegaConfBaseException as e: raise T2IError(f"{path}: {str(e).splitlines()[0]}" + (f" (at {e.full_key})" if getattr(e, "full_key", None) else "")) from None
     return Recipe(task, OmegaConf.to_object(tree), {"task":name} | OmegaConf.to_container(tree))
 
-# %% ../nbs/03_training.ipynb #56a5a5b4
+# %% ../nbs/03_training.ipynb #ccfa5cfa
 class Task:
     "What the loop needs to know of a model: subclasses fill in `Config`, `model`, the data and the steps"
     Config:type = None     # a dataclass with a field `train:TrainConfig`
@@ -119,7 +120,7 @@ class Task:
     def after_step(self, generator:torch.Generator): "Called after every optimiser step (codebook averages)"
     def sample(self)->Tensor|None: "Pictures (b,3,h,w) to look at while training"
 
-# %% ../nbs/03_training.ipynb #6a10941e
+# %% ../nbs/03_training.ipynb #d12f5e84
 def lr_factor(
     step:int,  # from 0
     config:TrainConfig,
@@ -129,7 +130,7 @@ def lr_factor(
     progress = (step-config.warmup)/max(1, config.steps-config.warmup)
     return config.final_lr + (1-config.final_lr)*.5*(1+math.cos(math.pi*min(1., progress)))
 
-# %% ../nbs/03_training.ipynb #6ce559fe
+# %% ../nbs/03_training.ipynb #2170df3e
 def build_optimizers(
     model:nn.Module,
     config:TrainConfig,
@@ -149,7 +150,7 @@ def build_optimizers(
         for g in o.param_groups: g["peak_lr"] = g["lr"]
     return out
 
-# %% ../nbs/03_training.ipynb #3f073e1e
+# %% ../nbs/03_training.ipynb #70a47fc0
 class EMA:
     "A moving average of a model's weights, warming up: the decay is min(ema, (1+t)/(10+t))"
     def __init__(self,
@@ -167,14 +168,14 @@ class EMA:
         torch._foreach_lerp_(list(self.module.parameters()), [p.detach() for p in model.parameters()], 1-d)
         for a,b in zip(self.module.buffers(), model.buffers()): a.copy_(b)
 
-# %% ../nbs/03_training.ipynb #118e2e85
+# %% ../nbs/03_training.ipynb #2ab99ae1
 def plain_state(
     model:nn.Module,
 )->dict[str,Tensor]: # on the CPU, contiguous, no two entries sharing memory
     "A state dict that safetensors can write"
     return {k: v.detach().cpu().contiguous().clone() for k,v in model.state_dict().items()}
 
-# %% ../nbs/03_training.ipynb #41e89f18
+# %% ../nbs/03_training.ipynb #a171349f
 def save_checkpoint(
     folder:Path,   # the run
     step:int,      # steps done
@@ -196,7 +197,7 @@ def save_checkpoint(
         raise T2IError(f"could not save {target}: {str(e).splitlines()[0]}; the checkpoints before it are whole") from None
     for old in sorted(target.parent.glob("step-*"), key=lambda p: int(p.name[5:]))[:-keep]: shutil.rmtree(old)
 
-# %% ../nbs/03_training.ipynb #710be18d
+# %% ../nbs/03_training.ipynb #66be413c
 def last_checkpoint(
     folder:str|Path, # a run
 )->Path:
@@ -205,7 +206,7 @@ def last_checkpoint(
     if not (folder/"last").is_file(): raise T2IError(f"no checkpoint in {folder}")
     return folder/"checkpoints"/(folder/"last").read_text().strip()
 
-# %% ../nbs/03_training.ipynb #414e6a2e
+# %% ../nbs/03_training.ipynb #65f35618
 def load_weights(
     model:nn.Module,
     path:Path, # a .safetensors file
@@ -218,7 +219,7 @@ def load_weights(
     if bad: raise T2IError(f"{path} does not fit the model: {len(bad)} keys missing, misshapen or unknown, such as {', '.join(bad[:3])}")
     model.load_state_dict(state)
 
-# %% ../nbs/03_training.ipynb #6abb8def
+# %% ../nbs/03_training.ipynb #4b8bbea5
 class MetricLog:
     "metrics.jsonl, one line a logged step, and TensorBoard where it is installed"
     def __init__(self,
@@ -242,7 +243,7 @@ class MetricLog:
         if self.board:
             for k,v in values.items(): self.board.add_scalar(k, v, step)
 
-# %% ../nbs/03_training.ipynb #50c8ed27
+# %% ../nbs/03_training.ipynb #1799ebbb
 def read_metrics(
     folder:str|Path, # a run
 )->list[dict]:
@@ -252,12 +253,13 @@ def read_metrics(
         with contextlib.suppress(ValueError): out.append(json.loads(line))
     return out
 
-# %% ../nbs/03_training.ipynb #630df8de
+# %% ../nbs/03_training.ipynb #98d4909a
 def make_fabric(
     config:TrainConfig,
 ):                 # lightning.fabric.Fabric
     "The engine: device, processes, precision"
     warnings.filterwarnings("ignore", module="lightning")
+    logging.getLogger("lightning").setLevel(logging.WARNING)
     from lightning.fabric import Fabric
     device = best_device()
     precision = config.precision
@@ -268,7 +270,7 @@ def make_fabric(
     try: return Fabric(accelerator=device.type, devices=devices, num_nodes=max(1, world//devices), strategy=strategy, precision=precision)
     except ValueError as e: raise T2IError(f"train.precision={config.precision} or train.strategy={config.strategy}: {str(e).splitlines()[0]}") from None
 
-# %% ../nbs/03_training.ipynb #b0224ac0
+# %% ../nbs/03_training.ipynb #bc20b389
 @contextlib.contextmanager
 def stop_signal():
     "Yields an event that Ctrl-C or a terminate signal sets, so that a loop can end tidily; a second Ctrl-C interrupts at once"
@@ -282,7 +284,7 @@ def stop_signal():
     finally:
         for s,h in old.items(): signal.signal(s, h)
 
-# %% ../nbs/03_training.ipynb #1fb59d6d
+# %% ../nbs/03_training.ipynb #9211e9d8
 @contextlib.contextmanager
 def averaged(
     task:Task,
@@ -294,7 +296,7 @@ def averaged(
         with torch.no_grad(): yield task
     finally: task.model = live
 
-# %% ../nbs/03_training.ipynb #80858be5
+# %% ../nbs/03_training.ipynb #e90dc660
 def prepare_run(
     folder:Path,
     recipe:Recipe,
@@ -307,9 +309,9 @@ def prepare_run(
     for torn in folder.rglob(".*.tmp"): shutil.rmtree(torn, ignore_errors=True) if torn.is_dir() else torn.unlink()
     with atomic_path(folder/"recipe.yaml") as p: OmegaConf.save(OmegaConf.create(recipe.tree), p)
 
-# %% ../nbs/03_training.ipynb #f39723f1
-class Trainer:
-    "Train a task; everything that decides the outcome is a function of the recipe and the step"
+# %% ../nbs/03_training.ipynb #72689aa0
+class TrainingState:
+    "All that a run consists of between two steps; everything that decides the outcome is a function of the recipe and the step"
     def __init__(self,
         recipe:Recipe,
         folder:str|Path,   # the run
@@ -318,11 +320,12 @@ class Trainer:
         self.folder,self.config,self.step = Path(folder),recipe.config.train,0
         self.fabric = make_fabric(self.config)
         self.fabric.launch()
-        if self.fabric.is_global_zero: prepare_run(self.folder, recipe, resume)
+        self.zero = self.fabric.is_global_zero # this process writes
+        if self.zero: prepare_run(self.folder, recipe, resume)
         self.fabric.barrier()
         torch.manual_seed(self.config.seed)
         self.task = recipe.task(recipe.config, self.folder)
-        if self.config.init_from and not resume: self.start_from(Path(self.config.init_from))
+        if self.config.init_from and not resume: load_weights(self.task.model, weights_file(self.config.init_from))
         self.task.prepare(self.fabric.device)
         self.model = self.task.model.to(self.fabric.device) # bare; `task.model` becomes the wrapped one
         self.ema = EMA(self.model, self.config.ema)
@@ -331,14 +334,16 @@ class Trainer:
         self.task.model = self.fabric.setup_module(self.model)
         self.optimizers = [self.fabric.setup_optimizers(o) for o in optimizers]
         if resume: self.restore()
-        self.metrics = MetricLog(self.folder, self.step) if self.fabric.is_global_zero else None
+        self.metrics = MetricLog(self.folder, self.step) if self.zero else None
 
-    def start_from(self,
-        path:Path, # a run, a checkpoint, or a .safetensors file
-    ):
-        "Fill the model with weights trained before"
-        if (path/"last").is_file(): path = last_checkpoint(path)
-        load_weights(self.task.model, path/"ema.safetensors" if path.is_dir() else path)
+    def save(self):
+        "Checkpoint what `restore` needs"
+        if self.zero:
+            cuda = [torch.cuda.get_rng_state()] if self.fabric.device.type=="cuda" else []
+            state = dict(step=self.step, optimizers=[o.state_dict() for o in self.optimizers], rng=torch.get_rng_state(),
+                         cuda_rng=cuda, scaler=self.fabric.strategy.precision.state_dict())
+            save_checkpoint(self.folder, self.step, self.model, self.ema.module, state, self.config.keep)
+        self.fabric.barrier()
 
     def restore(self):
         "Everything back as it was after the last checkpoint"
@@ -353,96 +358,126 @@ class Trainer:
         if state["cuda_rng"] and self.fabric.device.type=="cuda": torch.cuda.set_rng_state(state["cuda_rng"][0])
         if state["scaler"]: self.fabric.strategy.precision.load_state_dict(state["scaler"])
 
-    def save(self):
-        "Checkpoint what `restore` needs"
-        if self.fabric.is_global_zero:
-            cuda = [torch.cuda.get_rng_state()] if self.fabric.device.type=="cuda" else []
-            state = dict(step=self.step, optimizers=[o.state_dict() for o in self.optimizers], rng=torch.get_rng_state(),
-                         cuda_rng=cuda, scaler=self.fabric.strategy.precision.state_dict())
-            save_checkpoint(self.folder, self.step, self.model, self.ema.module, state, self.config.keep)
-        self.fabric.barrier()
+# %% ../nbs/03_training.ipynb #0e2ea022
+def weights_file(
+    path:str|Path, # a run, a checkpoint, a saved model's folder, or a .safetensors file
+)->Path:
+    "The file with the (averaged) weights"
+    path = Path(path)
+    if (path/"last").is_file(): path = last_checkpoint(path)
+    for name in ("ema.safetensors","model.safetensors"):
+        if (path/name).is_file(): return path/name
+    if path.is_file(): return path
+    raise T2IError(f"no weights in {path}")
 
-    def loader(self,
-        split:str,   # "train" or "val"
-        steps:range,
-    ):
-        "This process's micro-batches of some steps, on the device"
-        f,c = self.fabric,self.config
-        stream = Stream(self.task.dataset(split), c.seed)
-        workers = c.workers if split=="train" else 0
-        loader = stream_loader(stream, c.batch_size, steps, f.global_rank, f.world_size, c.accumulate if split=="train" else 1,
-                               workers, pin_memory=f.device.type=="cuda")
-        return f.setup_dataloaders(loader, use_distributed_sampler=False)
+# %% ../nbs/03_training.ipynb #0303e828
+def batches(
+    state:TrainingState,
+    split:str,   # "train" or "val"
+    steps:range,
+):
+    "This process's micro-batches of some steps, on the device"
+    f,c,training = state.fabric,state.config,split=="train"
+    loader = stream_loader(Stream(state.task.dataset(split), c.seed), c.batch_size, steps, f.global_rank, f.world_size,
+                           c.accumulate if training else 1, c.workers if training else 0, pin_memory=f.device.type=="cuda")
+    return iter(f.setup_dataloaders(loader, use_distributed_sampler=False))
 
-    def optimize(self,
-        batches, # iterator of micro-batches
-    )->dict[str,Tensor]: # logs, averaged over micro-batches and processes
-        "One optimiser step"
-        logs = []
-        for a in range(self.config.accumulate):
-            with self.fabric.no_backward_sync(self.task.model, enabled=a+1 < self.config.accumulate):
-                loss,log_ = self.task.training_step(next(batches))
-                self.fabric.backward(loss/self.config.accumulate)
-            logs.append({k: v.detach().float() for k,v in dict(loss=loss, **log_).items()})
-        logs = self.fabric.all_reduce({k: torch.stack([l[k] for l in logs]).mean() for k in logs[0]}, reduce_op="mean")
-        if not math.isfinite(float(logs["loss"])):
-            good = (self.folder/"last").read_text() if (self.folder/"last").is_file() else "none"
-            raise T2IError(f"the loss became {float(logs['loss'])} at step {self.step}; last good checkpoint: {good}. Lower train.lr, or resume with train.precision=32-true")
-        for o in self.optimizers:
-            for g in o.param_groups: g["lr"] = g["peak_lr"]*lr_factor(self.step, self.config)
-        if self.config.clip:
-            for o in self.optimizers: self.fabric.clip_gradients(self.task.model, o, max_norm=self.config.clip, error_if_nonfinite=False)
-        for o in self.optimizers: o.step(); o.zero_grad()
-        self.task.after_step(keyed_generator(self.config.seed, -2, self.step))
-        self.ema.update(self.model, self.step)
-        return logs
+# %% ../nbs/03_training.ipynb #55e33b7b
+def mean_logs(
+    state:TrainingState,
+    logs:list[dict[str,Tensor]], # scalars, one dict a micro-batch
+)->dict[str,float]:
+    "Means over micro-batches and processes"
+    means = {k: torch.stack([l[k].detach().float() for l in logs]).mean() for k in logs[0]}
+    return {k: float(v) for k,v in state.fabric.all_reduce(means, reduce_op="mean").items()}
 
-    def validate(self)->dict[str,float]:
-        "Means over the first `val_batches` held-out batches, by the averaged model"
-        logs = []
-        with averaged(self.task, self.ema), self.fabric.autocast():
-            for batch in self.loader("val", range(self.config.val_batches)): logs.append(self.task.validation_step(batch))
-        means = self.fabric.all_reduce({k: torch.stack([l[k].float() for l in logs]).mean() for k in logs[0]}, reduce_op="mean")
-        return {f"val_{k}": float(v) for k,v in means.items()}
+# %% ../nbs/03_training.ipynb #a25a0e0d
+def optimize(
+    state:TrainingState,
+    data, # iterator of micro-batches
+)->dict[str,float]: # the loss and what else the task logs
+    "One step: gradients, clipping, optimisers, moving average"
+    c,task,logs = state.config,state.task,[]
+    for a in range(c.accumulate):
+        with state.fabric.no_backward_sync(task.model, enabled=a+1 < c.accumulate): # processes exchange gradients once a step
+            loss,extra = task.training_step(next(data))
+            state.fabric.backward(loss/c.accumulate)
+        logs.append(extra | dict(loss=loss))
+    logs = mean_logs(state, logs)
+    if not math.isfinite(logs["loss"]): raise T2IError(lost(state, logs["loss"]))
+    for o in state.optimizers:
+        for g in o.param_groups: g["lr"] = g["peak_lr"]*lr_factor(state.step, c)
+        if c.clip: state.fabric.clip_gradients(task.model, o, max_norm=c.clip, error_if_nonfinite=False)
+    for o in state.optimizers: o.step(); o.zero_grad()
+    task.after_step(keyed_generator(c.seed, -2, state.step))
+    state.ema.update(state.model, state.step)
+    state.step += 1
+    return logs
 
-    def draw(self):
-        "samples/step-N.png, by the averaged model"
-        with averaged(self.task, self.ema), self.fabric.autocast(): images = self.task.sample()
-        if images is not None:
-            with atomic_path(self.folder/"samples"/f"step-{self.step}.png") as p: image_grid(images).save(p, format="PNG")
+# %% ../nbs/03_training.ipynb #a535aa47
+def lost(
+    state:TrainingState,
+    loss:float,
+)->str:
+    "What to say of a loss that is no number any more"
+    last = state.folder/"last"
+    good = f"the last good checkpoint is {last.read_text()}" if last.is_file() else "there is no checkpoint yet"
+    return f"the loss became {loss} at step {state.step}; {good}. Lower train.lr, or use train.precision=32-true"
 
-    def fit(self)->Path: # the run
-        "Train until `steps`, or until interrupted; either way the last state is on the disk"
-        c,zero = self.config,self.fabric.is_global_zero
-        quick = sdpa_kernel(SDPBackend.MATH) if self.fabric.device.type=="cpu" else contextlib.nullcontext() # the CPU's fused backward is slow
-        batches = iter(self.loader("train", range(self.step, c.steps)))
-        bar = tqdm(total=c.steps*c.batch_size, initial=self.step*c.batch_size, unit="img", desc=self.folder.name, disable=None if zero else True)
-        with stop_signal() as stop, quick, bar:
-            while self.step < c.steps and not self.stopped(stop):
-                logs = self.optimize(batches)
-                self.step += 1
-                bar.update(c.batch_size)
-                due = lambda every: every and self.step%every==0 or self.step==c.steps
-                if due(c.log_every) and zero:
-                    values = {k: float(v) for k,v in logs.items()} | dict(lr=self.optimizers[0].param_groups[0]["lr"])
-                    self.metrics.write(self.step, values)
-                    bar.set_postfix(loss=f"{values['loss']:.3f}")
-                if due(c.val_every):
-                    values = self.validate()
-                    if zero: self.metrics.write(self.step, values)
-                if due(c.sample_every) and zero: self.draw()
-                if due(c.save_every): self.save()
-            if self.step < c.steps:
-                self.save()
-                log.warning("stopped at step %d of %d; go on with --resume", self.step, c.steps)
-        return self.folder
+# %% ../nbs/03_training.ipynb #59616c81
+def validate(
+    state:TrainingState,
+)->dict[str,float]: # names start with val_
+    "Means over the first `val_batches` held-out batches, by the averaged model"
+    with averaged(state.task, state.ema), state.fabric.autocast():
+        logs = [state.task.validation_step(b) for b in batches(state, "val", range(state.config.val_batches))]
+    return {f"val_{k}": v for k,v in mean_logs(state, logs).items()}
 
-    def stopped(self, stop:threading.Event)->bool:
-        "Whether any process was asked to stop"
-        if self.fabric.world_size==1: return stop.is_set()
-        return bool(self.fabric.all_reduce(torch.tensor(float(stop.is_set()), device=self.fabric.device), reduce_op="max"))
+# %% ../nbs/03_training.ipynb #bac7c789
+def draw_samples(
+    state:TrainingState,
+):
+    "samples/step-N.png, by the averaged model"
+    with averaged(state.task, state.ema), state.fabric.autocast(): images = state.task.sample()
+    if images is None: return
+    with atomic_path(state.folder/"samples"/f"step-{state.step}.png") as p: image_grid(images).save(p, format="PNG")
 
-# %% ../nbs/03_training.ipynb #5e4e450e
+# %% ../nbs/03_training.ipynb #5061e81c
+def fit(
+    state:TrainingState,
+)->Path: # the run
+    "Train until `steps`, or until interrupted; either way the last state is on the disk"
+    c,data = state.config,batches(state, "train", range(state.step, state.config.steps))
+    due = lambda every: every>0 and state.step%every==0 or state.step==c.steps
+    fast = sdpa_kernel(SDPBackend.MATH) if state.fabric.device.type=="cpu" else contextlib.nullcontext() # the CPU's fused backward is slow
+    bar = tqdm(total=c.steps*c.batch_size, initial=state.step*c.batch_size, unit="img", desc=state.folder.name, disable=None if state.zero else True)
+    with stop_signal() as stop, fast, bar:
+        while state.step < c.steps and not stopped(state, stop):
+            logs = optimize(state, data)
+            bar.update(c.batch_size)
+            if due(c.log_every) and state.zero:
+                state.metrics.write(state.step, logs | dict(lr=state.optimizers[0].param_groups[0]["lr"], images_per_second=bar.format_dict["rate"] or 0.))
+                bar.set_postfix(loss=f"{logs['loss']:.3f}")
+            if due(c.val_every):
+                values = validate(state)
+                if state.zero: state.metrics.write(state.step, values)
+            if due(c.sample_every) and state.zero: draw_samples(state)
+            if due(c.save_every): state.save()
+        if state.step < c.steps:
+            if not due(c.save_every): state.save()
+            log.warning("stopped at step %d of %d; go on with --resume", state.step, c.steps)
+    return state.folder
+
+# %% ../nbs/03_training.ipynb #daa85521
+def stopped(
+    state:TrainingState,
+    stop:threading.Event,
+)->bool:
+    "Whether any process was asked to stop"
+    if state.fabric.world_size==1: return stop.is_set()
+    return bool(state.fabric.all_reduce(torch.tensor(float(stop.is_set()), device=state.fabric.device), reduce_op="max"))
+
+# %% ../nbs/03_training.ipynb #a92e3c28
 def train(
     recipe:str|Path|Recipe,       # a file, a bundled name, or loaded
     run:str|Path|None=None,       # the run folder; runs/NAME by default
@@ -454,4 +489,4 @@ def train(
         run = Path(run or Path("runs")/Path(recipe).stem)
         recipe = load_recipe(recipe, overrides)
     if run is None: raise T2IError("say where the run goes: run=FOLDER")
-    return Trainer(recipe, run, resume).fit()
+    return fit(TrainingState(recipe, run, resume))
