@@ -7,7 +7,7 @@ __all__ = ['DIGIT_NAMES', 'IMAGE_SUFFIXES', 'ShapesDataset', 'digit_arrays', 'Di
            'readable', 'fit_square', 'DataConfig', 'load_dataset', 'Stream', 'stream_loader', 'Batches', 'fingerprint',
            'build_token_cache', 'TokenDataset']
 
-# %% ../nbs/02_data.ipynb #aa0bc040
+# %% ../nbs/02_data.ipynb #7a149628
 import hashlib,json
 from dataclasses import asdict,dataclass
 from functools import lru_cache
@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader,Dataset
 from tqdm.auto import tqdm
 
 from .core import T2IError,atomic_path,data_home,from_pil,from_uint8,keyed_generator,log,best_device
-from .shapes import SIDE,render,sample_scene
+from .shapes import SIDE,Scene,render,sample_scene
 
-# %% ../nbs/02_data.ipynb #c53b06c2
+# %% ../nbs/02_data.ipynb #b6a3a1cc
 class ShapesDataset(Dataset):
     "Scenes of the shapes world; picture i is the scene of seed `start+i`"
     endless = True # every index is a fresh scene, so no order is better than the natural one
@@ -34,14 +34,15 @@ class ShapesDataset(Dataset):
     ): self.start,self.size = start,size
     def __len__(self): return self.size
     def __getitem__(self, i)->dict: # image (3,64,64) in [-1,1], caption
-        scene = sample_scene(self.start+i)
+        scene = self.scene(i)
         return dict(image=from_uint8(render(scene)), caption=scene.caption)
-    def caption(self, i)->str: return sample_scene(self.start+i).caption
+    def scene(self, i)->Scene: return sample_scene(self.start+i)
+    def caption(self, i)->str: return self.scene(i).caption
 
-# %% ../nbs/02_data.ipynb #6b42beea
+# %% ../nbs/02_data.ipynb #73aadb4a
 DIGIT_NAMES = ("zero","one","two","three","four","five","six","seven","eight","nine")
 
-# %% ../nbs/02_data.ipynb #685b6fe2
+# %% ../nbs/02_data.ipynb #1ee5719a
 @lru_cache(maxsize=1)
 def digit_arrays()->tuple[np.ndarray,np.ndarray]: # (1797,32,32) uint8 and (1797,) labels
     "scikit-learn's handwritten digits, 8x8 with 17 gray levels, enlarged to 32x32"
@@ -51,7 +52,7 @@ def digit_arrays()->tuple[np.ndarray,np.ndarray]: # (1797,32,32) uint8 and (1797
     small = (data.images*(255/16)).round().astype(np.uint8)
     return np.stack([np.asarray(Image.fromarray(p).resize((32,32), Image.BICUBIC)) for p in small]),data.target
 
-# %% ../nbs/02_data.ipynb #6aa2c8bf
+# %% ../nbs/02_data.ipynb #6ad02a15
 class DigitsDataset(Dataset):
     "Real handwritten digits, captioned; every fifth is held out and never trains anything"
     def __init__(self,
@@ -65,10 +66,10 @@ class DigitsDataset(Dataset):
     def __getitem__(self, i)->dict: # image (3,32,32) in [-1,1], caption
         return dict(image=from_uint8(np.repeat(self.pixels[i][...,None], 3, -1)), caption=f"a handwritten {DIGIT_NAMES[self.labels[i]]}")
 
-# %% ../nbs/02_data.ipynb #6125a136
+# %% ../nbs/02_data.ipynb #bacd44ea
 IMAGE_SUFFIXES = (".png",".jpg",".jpeg",".webp",".bmp")
 
-# %% ../nbs/02_data.ipynb #d30c2747
+# %% ../nbs/02_data.ipynb #8e5c1082
 def folder_captions(
     folder:Path, # with captions.jsonl or metadata.jsonl ({"file_name":…,"text":…} a line), or name.txt beside name.png
 )->dict[str,str]: # file name -> caption
@@ -83,7 +84,7 @@ def folder_captions(
             return out
     return {p.with_suffix("").name: p.read_text(encoding="utf-8").strip() for p in folder.glob("*.txt")}
 
-# %% ../nbs/02_data.ipynb #ece813db
+# %% ../nbs/02_data.ipynb #aced2d18
 class FolderDataset(Dataset):
     "A folder of captioned pictures; what cannot be read or has no caption is skipped, counted and named"
     def __init__(self,
@@ -104,7 +105,7 @@ class FolderDataset(Dataset):
         path,caption = self.items[i]
         return dict(image=from_pil(fit_square(Image.open(path), self.resolution))[0], caption=caption)
 
-# %% ../nbs/02_data.ipynb #ff95834b
+# %% ../nbs/02_data.ipynb #b3646e67
 def readable(
     path:Path,
 )->bool:
@@ -114,7 +115,7 @@ def readable(
         return True
     except (OSError,SyntaxError,ValueError,Image.DecompressionBombError): return False
 
-# %% ../nbs/02_data.ipynb #6f765d22
+# %% ../nbs/02_data.ipynb #caa7fab1
 def fit_square(
     picture:Image.Image,
     side:int, # pixels
@@ -130,7 +131,7 @@ def fit_square(
     picture = picture.resize((w,h), Image.LANCZOS)
     return picture.crop(((w-side)//2, (h-side)//2, (w-side)//2+side, (h-side)//2+side))
 
-# %% ../nbs/02_data.ipynb #cf9ce832
+# %% ../nbs/02_data.ipynb #c1d47c8d
 @dataclass
 class DataConfig:
     "Which pictures to train on"
@@ -140,7 +141,7 @@ class DataConfig:
     resolution:int=64         # pixels; folders only, the others have their own
     cache:int=0               # encode this many pictures once, ahead of training (all of a finite dataset if fewer); 0: on the fly
 
-# %% ../nbs/02_data.ipynb #64d27c9f
+# %% ../nbs/02_data.ipynb #407ba142
 def load_dataset(
     config:DataConfig,
     split:str="train", # or "val"
@@ -157,7 +158,7 @@ def load_dataset(
         return torch.utils.data.Subset(whole, keep)
     raise T2IError(f"unknown dataset {config.name!r}; known are shapes, digits, folder")
 
-# %% ../nbs/02_data.ipynb #0263326b
+# %% ../nbs/02_data.ipynb #f685bf37
 class Stream(Dataset):
     "A dataset repeated for ever, shuffled anew each epoch; what stands at a position depends on (seed, position) alone"
     def __init__(self,
@@ -180,7 +181,7 @@ class Stream(Dataset):
         draw = torch.rand((), generator=keyed_generator(self.seed, -1, position))
         return self.dataset[self.index(position)] | dict(draw=draw)
 
-# %% ../nbs/02_data.ipynb #183b74fa
+# %% ../nbs/02_data.ipynb #9848923b
 def stream_loader(
     stream:Stream,
     batch_size:int,  # over all processes and micro-batches
@@ -197,14 +198,14 @@ def stream_loader(
     starts = (s*batch_size + (a*world+rank)*m for s in steps for a in range(accumulate))
     return DataLoader(stream, batch_sampler=Batches(starts, m), num_workers=workers, pin_memory=pin_memory, persistent_workers=workers>0)
 
-# %% ../nbs/02_data.ipynb #24a7e780
+# %% ../nbs/02_data.ipynb #6991b1c0
 class Batches:
     "Runs of positions, one list a micro-batch"
     def __init__(self, starts, size:int): self.starts,self.size = starts,size
     def __iter__(self):
         for s in self.starts: yield list(range(s, s+self.size))
 
-# %% ../nbs/02_data.ipynb #ee6214cc
+# %% ../nbs/02_data.ipynb #ff2108e8
 def fingerprint(
     *parts, # what the cache depends on: strings, numbers, dicts, tensors
 )->str:     # 16 hexadecimal digits
@@ -213,7 +214,7 @@ def fingerprint(
     for p in parts: h.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if isinstance(p, Tensor) else repr(p).encode())
     return h.hexdigest()
 
-# %% ../nbs/02_data.ipynb #31b4223e
+# %% ../nbs/02_data.ipynb #0f412d2d
 @torch.no_grad()
 def build_token_cache(
     dataset:Dataset,     # of dicts with image and caption
@@ -239,7 +240,7 @@ def build_token_cache(
         with atomic_path(path) as p: save_file(dict(tokens=torch.cat(ids)), p, metadata=dict(captions=json.dumps(captions)))
     return folder
 
-# %% ../nbs/02_data.ipynb #7933a307
+# %% ../nbs/02_data.ipynb #5ee2c7ed
 class TokenDataset(Dataset):
     "Cached tokens with their captions"
     def __init__(self,
