@@ -7,7 +7,7 @@ __all__ = ['log', 'T2IError', 'best_device', 'keyed_generator', 'to_unit', 'from
            'from_pil', 'image_grid', 'fsync_path', 'atomic_path', 'save_png', 'data_home', 'dataclass_from',
            'bundled_folder']
 
-# %% ../nbs/00_core.ipynb #20dce7cd
+# %% ../nbs/00_core.ipynb #fd0f7b57
 import hashlib,logging,os,shutil,sys
 from dataclasses import fields
 from contextlib import contextmanager
@@ -19,14 +19,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-# %% ../nbs/00_core.ipynb #ecdae630
+# %% ../nbs/00_core.ipynb #23f1dcfc
 log = logging.getLogger("t2i")
 
-# %% ../nbs/00_core.ipynb #f4fcc4fa
+# %% ../nbs/00_core.ipynb #1c1e0315
 class T2IError(ValueError):
     "A mistake in the user's input, said in one line: what was wrong and what to do"
 
-# %% ../nbs/00_core.ipynb #7167dbe8
+# %% ../nbs/00_core.ipynb #53aa7fbf
 def best_device(
     name:str|None=None, # a device to insist on ("cpu", "cuda:1"); None picks one
 )->torch.device:        # CUDA if there, then Apple's MPS, then the CPU
@@ -36,7 +36,7 @@ def best_device(
     if torch.backends.mps.is_available(): return torch.device("mps")
     return torch.device("cpu")
 
-# %% ../nbs/00_core.ipynb #0d052d7e
+# %% ../nbs/00_core.ipynb #6fd3d14d
 def keyed_generator(
     seed:int,  # the run's seed
     *keys:int, # what the draw belongs to: a picture's index, a sample's position, ...
@@ -45,42 +45,42 @@ def keyed_generator(
     digest = hashlib.blake2b(repr((int(seed),*map(int,keys))).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
-# %% ../nbs/00_core.ipynb #1ae0dca9
+# %% ../nbs/00_core.ipynb #c0bd1d4c
 def to_unit(
     images:Tensor, # any shape, [-1,1]
 )->Tensor:         # same shape, [0,1], clamped
     "Pixels from the package's range [-1,1] to [0,1]"
     return images.float().add(1).div(2).clamp(0,1)
 
-# %% ../nbs/00_core.ipynb #e36121ab
+# %% ../nbs/00_core.ipynb #510525cf
 def from_unit(
     images:Tensor, # any shape, [0,1]
 )->Tensor:         # same shape, [-1,1]
     "Pixels from [0,1] to the package's range [-1,1]"
     return images*2-1
 
-# %% ../nbs/00_core.ipynb #1a3f5735
+# %% ../nbs/00_core.ipynb #757f1c0c
 def from_uint8(
     pixels:np.ndarray, # (b,h,w,3) or (h,w,3) uint8
 )->Tensor:             # (b,3,h,w) or (3,h,w) float32 in [-1,1]
     "Channels-last bytes to the package's image tensor"
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, -3))).float().div(127.5).sub(1)
 
-# %% ../nbs/00_core.ipynb #0f362ba6
+# %% ../nbs/00_core.ipynb #87f4d37a
 def to_uint8(
     images:Tensor, # (b,3,h,w) or (3,h,w), [-1,1]
 )->np.ndarray:     # (b,h,w,3) or (h,w,3) uint8
     "The package's image tensor to channels-last bytes"
     return np.moveaxis(to_unit(images).mul(255).round().byte().cpu().numpy(), -3, -1)
 
-# %% ../nbs/00_core.ipynb #76e5c17c
+# %% ../nbs/00_core.ipynb #f3873b10
 def to_pil(
     images:Tensor, # (b,3,h,w), [-1,1]
 )->list[Image.Image]: # b pictures, RGB
     "Image tensors to PIL pictures"
     return [Image.fromarray(p) for p in to_uint8(images)]
 
-# %% ../nbs/00_core.ipynb #d9ed8af9
+# %% ../nbs/00_core.ipynb #d564fe62
 def from_pil(
     pictures:Image.Image|list[Image.Image], # one picture or several of one size; converted to RGB
 )->Tensor: # (b,3,h,w) float32 in [-1,1]
@@ -88,7 +88,7 @@ def from_pil(
     if isinstance(pictures, Image.Image): pictures = [pictures]
     return from_uint8(np.stack([np.asarray(p.convert("RGB")) for p in pictures]))
 
-# %% ../nbs/00_core.ipynb #be8a3ab3
+# %% ../nbs/00_core.ipynb #5a66e34f
 def image_grid(
     images:Tensor|list[Image.Image], # (b,3,h,w) in [-1,1], or pictures of one size
     columns:int|None=None,           # pictures in a row; None makes the grid about square
@@ -105,7 +105,7 @@ def image_grid(
         sheet.paste(p.resize((w,h), Image.NEAREST), (i%columns*(w+gap), i//columns*(h+gap)))
     return sheet
 
-# %% ../nbs/00_core.ipynb #da7b407d
+# %% ../nbs/00_core.ipynb #99114d69
 def fsync_path(
     path:Path, # a file or a folder
 ):
@@ -114,7 +114,7 @@ def fsync_path(
     try: os.fsync(fd)
     finally: os.close(fd)
 
-# %% ../nbs/00_core.ipynb #ee14fdb9
+# %% ../nbs/00_core.ipynb #4e05a63c
 @contextmanager
 def atomic_path(
     path:str|Path, # the file or folder to write
@@ -133,7 +133,7 @@ def atomic_path(
         if temporary.is_dir(): shutil.rmtree(temporary, ignore_errors=True)
         else: temporary.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #d5f62cc1
+# %% ../nbs/00_core.ipynb #7321e9e4
 def save_png(
     picture:Image.Image, # the picture
     path:str|Path,       # where to; the folder is made
@@ -144,7 +144,7 @@ def save_png(
     for k,v in about.items(): info.add_itxt(k, str(v))
     with atomic_path(path) as p: picture.save(p, format="PNG", pnginfo=info)
 
-# %% ../nbs/00_core.ipynb #1b645956
+# %% ../nbs/00_core.ipynb #40aa8af0
 def data_home()->Path: # $T2I_HOME; else data/ of a checkout; else the user's cache folder
     "Where downloads and caches live"
     if home:=os.environ.get("T2I_HOME"): return Path(home).expanduser()
@@ -153,7 +153,7 @@ def data_home()->Path: # $T2I_HOME; else data/ of a checkout; else the user's ca
     base = os.environ.get("XDG_CACHE_HOME") or ("~/Library/Caches" if sys.platform=="darwin" else "~/.cache")
     return Path(base).expanduser()/"t2i"
 
-# %% ../nbs/00_core.ipynb #2124a1be
+# %% ../nbs/00_core.ipynb #4189da96
 def dataclass_from(
     cls:type,     # a dataclass
     values:dict,  # field values
@@ -165,7 +165,7 @@ def dataclass_from(
         raise T2IError(f"{what}: unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}")
     return cls(**values)
 
-# %% ../nbs/00_core.ipynb #9838713f
+# %% ../nbs/00_core.ipynb #0fb936e2
 def bundled_folder(
     name:str|Path, # an existing folder, or the name of a bundled model
 )->Path:

@@ -7,7 +7,7 @@ __all__ = ['DIGIT_NAMES', 'IMAGE_SUFFIXES', 'ShapesDataset', 'digit_arrays', 'Di
            'readable', 'fit_square', 'DataConfig', 'load_dataset', 'Stream', 'stream_loader', 'Batches', 'fingerprint',
            'build_token_cache', 'TokenDataset']
 
-# %% ../nbs/02_data.ipynb #7a149628
+# %% ../nbs/02_data.ipynb #8dbfc210
 import hashlib,json
 from dataclasses import asdict,dataclass
 from functools import lru_cache
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .core import T2IError,atomic_path,data_home,from_pil,from_uint8,keyed_generator,log,best_device
 from .shapes import SIDE,Scene,render,sample_scene
 
-# %% ../nbs/02_data.ipynb #b6a3a1cc
+# %% ../nbs/02_data.ipynb #39960af7
 class ShapesDataset(Dataset):
     "Scenes of the shapes world; picture i is the scene of seed `start+i`"
     endless = True # every index is a fresh scene, so no order is better than the natural one
@@ -39,10 +39,10 @@ class ShapesDataset(Dataset):
     def scene(self, i)->Scene: return sample_scene(self.start+i)
     def caption(self, i)->str: return self.scene(i).caption
 
-# %% ../nbs/02_data.ipynb #73aadb4a
+# %% ../nbs/02_data.ipynb #559160f6
 DIGIT_NAMES = ("zero","one","two","three","four","five","six","seven","eight","nine")
 
-# %% ../nbs/02_data.ipynb #1ee5719a
+# %% ../nbs/02_data.ipynb #42d56875
 @lru_cache(maxsize=1)
 def digit_arrays()->tuple[np.ndarray,np.ndarray]: # (1797,32,32) uint8 and (1797,) labels
     "scikit-learn's handwritten digits, 8x8 with 17 gray levels, enlarged to 32x32"
@@ -52,7 +52,7 @@ def digit_arrays()->tuple[np.ndarray,np.ndarray]: # (1797,32,32) uint8 and (1797
     small = (data.images*(255/16)).round().astype(np.uint8)
     return np.stack([np.asarray(Image.fromarray(p).resize((32,32), Image.BICUBIC)) for p in small]),data.target
 
-# %% ../nbs/02_data.ipynb #6ad02a15
+# %% ../nbs/02_data.ipynb #ef0c811b
 class DigitsDataset(Dataset):
     "Real handwritten digits, captioned; every fifth is held out and never trains anything"
     def __init__(self,
@@ -66,10 +66,10 @@ class DigitsDataset(Dataset):
     def __getitem__(self, i)->dict: # image (3,32,32) in [-1,1], caption
         return dict(image=from_uint8(np.repeat(self.pixels[i][...,None], 3, -1)), caption=f"a handwritten {DIGIT_NAMES[self.labels[i]]}")
 
-# %% ../nbs/02_data.ipynb #bacd44ea
+# %% ../nbs/02_data.ipynb #22423686
 IMAGE_SUFFIXES = (".png",".jpg",".jpeg",".webp",".bmp")
 
-# %% ../nbs/02_data.ipynb #8e5c1082
+# %% ../nbs/02_data.ipynb #e4ef20f0
 def folder_captions(
     folder:Path, # with captions.jsonl or metadata.jsonl ({"file_name":…,"text":…} a line), or name.txt beside name.png
 )->dict[str,str]: # file name -> caption
@@ -84,7 +84,7 @@ def folder_captions(
             return out
     return {p.with_suffix("").name: p.read_text(encoding="utf-8").strip() for p in folder.glob("*.txt")}
 
-# %% ../nbs/02_data.ipynb #aced2d18
+# %% ../nbs/02_data.ipynb #ad66e250
 class FolderDataset(Dataset):
     "A folder of captioned pictures; what cannot be read or has no caption is skipped, counted and named"
     def __init__(self,
@@ -105,7 +105,7 @@ class FolderDataset(Dataset):
         path,caption = self.items[i]
         return dict(image=from_pil(fit_square(Image.open(path), self.resolution))[0], caption=caption)
 
-# %% ../nbs/02_data.ipynb #b3646e67
+# %% ../nbs/02_data.ipynb #b3be2007
 def readable(
     path:Path,
 )->bool:
@@ -115,7 +115,7 @@ def readable(
         return True
     except (OSError,SyntaxError,ValueError,Image.DecompressionBombError): return False
 
-# %% ../nbs/02_data.ipynb #caa7fab1
+# %% ../nbs/02_data.ipynb #52043c50
 def fit_square(
     picture:Image.Image,
     side:int, # pixels
@@ -131,7 +131,7 @@ def fit_square(
     picture = picture.resize((w,h), Image.LANCZOS)
     return picture.crop(((w-side)//2, (h-side)//2, (w-side)//2+side, (h-side)//2+side))
 
-# %% ../nbs/02_data.ipynb #c1d47c8d
+# %% ../nbs/02_data.ipynb #89ce6dba
 @dataclass
 class DataConfig:
     "Which pictures to train on"
@@ -141,7 +141,7 @@ class DataConfig:
     resolution:int=64         # pixels; folders only, the others have their own
     cache:int=0               # encode this many pictures once, ahead of training (all of a finite dataset if fewer); 0: on the fly
 
-# %% ../nbs/02_data.ipynb #407ba142
+# %% ../nbs/02_data.ipynb #4e818664
 def load_dataset(
     config:DataConfig,
     split:str="train", # or "val"
@@ -158,7 +158,7 @@ def load_dataset(
         return torch.utils.data.Subset(whole, keep)
     raise T2IError(f"unknown dataset {config.name!r}; known are shapes, digits, folder")
 
-# %% ../nbs/02_data.ipynb #f685bf37
+# %% ../nbs/02_data.ipynb #5837ca8e
 class Stream(Dataset):
     "A dataset repeated for ever, shuffled anew each epoch; what stands at a position depends on (seed, position) alone"
     def __init__(self,
@@ -181,7 +181,7 @@ class Stream(Dataset):
         draw = torch.rand((), generator=keyed_generator(self.seed, -1, position))
         return self.dataset[self.index(position)] | dict(draw=draw)
 
-# %% ../nbs/02_data.ipynb #9848923b
+# %% ../nbs/02_data.ipynb #5fa2df6d
 def stream_loader(
     stream:Stream,
     batch_size:int,  # over all processes and micro-batches
@@ -196,16 +196,17 @@ def stream_loader(
     if batch_size%(world*accumulate): raise T2IError(f"train.batch_size={batch_size} is not divisible by {world} processes x {accumulate} accumulated micro-batches")
     m = batch_size//(world*accumulate)
     starts = (s*batch_size + (a*world+rank)*m for s in steps for a in range(accumulate))
-    return DataLoader(stream, batch_sampler=Batches(starts, m), num_workers=workers, pin_memory=pin_memory, persistent_workers=workers>0)
+    return DataLoader(stream, batch_sampler=Batches(starts, m), num_workers=workers, pin_memory=pin_memory,
+                      generator=torch.Generator()) # its own: the loader must not draw from the model's random numbers
 
-# %% ../nbs/02_data.ipynb #6991b1c0
+# %% ../nbs/02_data.ipynb #0da9ef14
 class Batches:
     "Runs of positions, one list a micro-batch"
     def __init__(self, starts, size:int): self.starts,self.size = starts,size
     def __iter__(self):
         for s in self.starts: yield list(range(s, s+self.size))
 
-# %% ../nbs/02_data.ipynb #ff2108e8
+# %% ../nbs/02_data.ipynb #2404a8cb
 def fingerprint(
     *parts, # what the cache depends on: strings, numbers, dicts, tensors
 )->str:     # 16 hexadecimal digits
@@ -214,7 +215,7 @@ def fingerprint(
     for p in parts: h.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if isinstance(p, Tensor) else repr(p).encode())
     return h.hexdigest()
 
-# %% ../nbs/02_data.ipynb #0f412d2d
+# %% ../nbs/02_data.ipynb #97b5be5f
 @torch.no_grad()
 def build_token_cache(
     dataset:Dataset,     # of dicts with image and caption
@@ -240,7 +241,7 @@ def build_token_cache(
         with atomic_path(path) as p: save_file(dict(tokens=torch.cat(ids)), p, metadata=dict(captions=json.dumps(captions)))
     return folder
 
-# %% ../nbs/02_data.ipynb #5ee2c7ed
+# %% ../nbs/02_data.ipynb #c64e5270
 class TokenDataset(Dataset):
     "Cached tokens with their captions"
     def __init__(self,

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['COLORS', 'BACKGROUNDS', 'SHAPES', 'RADII', 'UNSEEN_PAIRS', 'SIDE', 'GAP', 'TASKS', 'NUMBERS', 'RELATIONS', 'inside',
            'coverage', 'Obj', 'Group', 'Spec', 'Scene', 'render', 'pick_pair', 'sample_spec', 'noun_phrase', 'caption',
-           'parse_caption', 'parse_noun_phrase', 'place', 'realize', 'sample_scene', 'Found', 'templates',
-           'centre_crop', 'components', 'find_objects', 'identify', 'components_margin', 'best_template', 'Verdict',
-           'check', 'mismatches', 'shapes_bench']
+           'parse_noun_phrase', 'parse_caption', 'place', 'realize', 'sample_scene', 'components', 'components_margin',
+           'centre_crop', 'templates', 'best_template', 'Found', 'identify', 'find_objects', 'Verdict', 'mismatches',
+           'check', 'shapes_bench']
 
-# %% ../nbs/01_shapes.ipynb #765bc65c
+# %% ../nbs/01_shapes.ipynb #66a85184
 import itertools,random
 from dataclasses import dataclass,replace
 from functools import lru_cache
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from .core import T2IError
 
-# %% ../nbs/01_shapes.ipynb #6624062b
+# %% ../nbs/01_shapes.ipynb #7a56249b
 COLORS = dict(red=(220,50,47), orange=(245,140,30), yellow=(240,210,50), green=(40,160,70),
               blue=(45,90,220), purple=(140,60,180), white=(250,250,250), black=(20,20,20))
 BACKGROUNDS = dict(gray=(128,128,128), pink=(250,200,210), teal=(120,190,190), tan=(210,180,140))
@@ -28,7 +28,7 @@ RADII = dict(small=(7,8,9), large=(13,14,15)) # in pixels
 UNSEEN_PAIRS = (("red","heart"),("blue","ring"),("green","star"),("yellow","cross"),("purple","triangle"),("white","diamond"))
 SIDE,GAP = 64,3 # pixels: the picture's side, the least distance between two objects' boxes
 
-# %% ../nbs/01_shapes.ipynb #3ac1016e
+# %% ../nbs/01_shapes.ipynb #bff26f73
 def inside(
     shape:str,    # one of `SHAPES`
     x:np.ndarray, # to the right of the centre, in radii
@@ -51,7 +51,7 @@ def inside(
         return (x**2 + y**2 - 1)**3 - x**2*y**3 <= 0
     raise T2IError(f"unknown shape {shape!r}; known are {', '.join(SHAPES)}")
 
-# %% ../nbs/01_shapes.ipynb #07a42307
+# %% ../nbs/01_shapes.ipynb #ae7054a3
 @lru_cache(maxsize=None)
 def coverage(
     shape:str,  # one of `SHAPES`
@@ -63,7 +63,7 @@ def coverage(
     points = inside(shape, ticks[None], ticks[:,None])       # (fine*(2r+1), fine*(2r+1))
     return points.reshape(2*radius+1, fine, 2*radius+1, fine).mean((1,3), dtype=np.float32)
 
-# %% ../nbs/01_shapes.ipynb #3ff60576
+# %% ../nbs/01_shapes.ipynb #cc72449b
 @dataclass(frozen=True)
 class Obj:
     "One object of a scene"
@@ -81,7 +81,7 @@ class Obj:
         left,top = self.x-self.radius, self.y-self.radius
         return int(left+cols[0]), int(top+rows[0]), int(left+cols[-1]+1), int(top+rows[-1]+1)
 
-# %% ../nbs/01_shapes.ipynb #c25a7cf0
+# %% ../nbs/01_shapes.ipynb #8fad686d
 @dataclass(frozen=True)
 class Group:
     "What a caption says of one kind of object; None is left open"
@@ -90,7 +90,7 @@ class Group:
     size:str|None=None
     count:int=1        # how many of them
 
-# %% ../nbs/01_shapes.ipynb #04a07018
+# %% ../nbs/01_shapes.ipynb #d3d1e62a
 @dataclass(frozen=True)
 class Spec:
     "What a caption demands of a picture: exactly these objects, and nothing else"
@@ -98,7 +98,7 @@ class Spec:
     relation:str|None=None   # where the first group is, seen from the second: "left", "right", "above", "below"
     background:str|None=None # a key of `BACKGROUNDS`
 
-# %% ../nbs/01_shapes.ipynb #95e287ea
+# %% ../nbs/01_shapes.ipynb #964ce67e
 @dataclass(frozen=True)
 class Scene:
     "A picture before it is drawn"
@@ -108,7 +108,7 @@ class Scene:
     spec:Spec      # what the caption demands
     task:str       # the benchmark task that the caption belongs to
 
-# %% ../nbs/01_shapes.ipynb #3eb58e69
+# %% ../nbs/01_shapes.ipynb #498d1c7b
 def render(
     scene:Scene, # what to draw
 )->np.ndarray:   # (64,64,3) uint8
@@ -120,13 +120,13 @@ def render(
         patch += coverage(o.shape, o.radius)[...,None]*(np.float32(COLORS[o.color])-patch)
     return (canvas+.5).astype(np.uint8)
 
-# %% ../nbs/01_shapes.ipynb #bf3711d0
+# %% ../nbs/01_shapes.ipynb #47799adc
 TASKS = ("single_object","two_objects","counting","colors","position","color_attribution")
 NUMBERS = {"two":2, "three":3, "four":4}
 RELATIONS = {"left of":"left", "to the left of":"left", "right of":"right", "to the right of":"right",
              "above":"above", "over":"above", "below":"below", "under":"below"}
 
-# %% ../nbs/01_shapes.ipynb #3c6bcdc7
+# %% ../nbs/01_shapes.ipynb #d799ed63
 def pick_pair(
     rng:random.Random,
     unseen:bool=False, # one of the six pairs that training never shows, or any of the others
@@ -136,7 +136,7 @@ def pick_pair(
     while (pair:=(rng.choice(list(COLORS)), rng.choice(SHAPES))) in UNSEEN_PAIRS: pass
     return pair
 
-# %% ../nbs/01_shapes.ipynb #a168685d
+# %% ../nbs/01_shapes.ipynb #79dadfed
 def sample_spec(
     task:str,          # one of `TASKS`
     rng:random.Random, # decides everything
@@ -158,7 +158,7 @@ def sample_spec(
     while second.shape==first.shape or (task=="color_attribution" and second.color==first.color): second = group(.25)
     return Spec((first,second), rng.choice(["left","right","above","below"]) if task=="position" else None, background)
 
-# %% ../nbs/01_shapes.ipynb #42551f8a
+# %% ../nbs/01_shapes.ipynb #0b6872b5
 def noun_phrase(
     group:Group,
     article:bool=True, # "a red circle", else "red circle"
@@ -169,7 +169,7 @@ def noun_phrase(
     if group.count>1: return f"{next(w for w,n in NUMBERS.items() if n==group.count)} {words}"
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}" if article else words
 
-# %% ../nbs/01_shapes.ipynb #0d1a4f8d
+# %% ../nbs/01_shapes.ipynb #8f4cab5c
 def caption(
     spec:Spec,
     task:str,          # one of `TASKS`; each has its own phrasings
@@ -194,21 +194,7 @@ def caption(
                            f"{bare[0]} that is {a.color} and {bare[1]} that is {rest[0].color}"])
     return text + (f" on a {spec.background} background" if spec.background else "")
 
-# %% ../nbs/01_shapes.ipynb #17281901
-def parse_caption(
-    text:str, # a caption of the shapes world, in any of its phrasings
-)->Spec:
-    "What a caption demands; a `T2IError` names the word that is not of the shapes world"
-    text = text.lower().strip().rstrip(".!")
-    background = next((b for b in BACKGROUNDS if text.endswith(f" {b} background")), None)
-    if background: text = text.rsplit(" on ", 1)[0]
-    relation = next((r for r in sorted(RELATIONS, key=len, reverse=True) if f" {r} " in text), None)
-    for joint in (relation, "and", "with", "beside"):
-        if joint and f" {joint} " in text: parts = text.split(f" {joint} ", 1); break
-    else: parts = [text]
-    return Spec(tuple(map(parse_noun_phrase, parts)), RELATIONS.get(relation), background)
-
-# %% ../nbs/01_shapes.ipynb #c068a560
+# %% ../nbs/01_shapes.ipynb #7d33e590
 def parse_noun_phrase(
     text:str, # such as "a small red circle" or "three stars that are blue"
 )->Group:
@@ -227,7 +213,21 @@ def parse_noun_phrase(
     if "shape" not in found: raise T2IError(f"no shape in {text[:60]!r}; known are {', '.join(SHAPES)}")
     return Group(**found)
 
-# %% ../nbs/01_shapes.ipynb #e7e5c0bd
+# %% ../nbs/01_shapes.ipynb #69e52d7d
+def parse_caption(
+    text:str, # a caption of the shapes world, in any of its phrasings
+)->Spec:
+    "What a caption demands; a `T2IError` names the word that is not of the shapes world"
+    text = text.lower().strip().rstrip(".!")
+    background = next((b for b in BACKGROUNDS if text.endswith(f" {b} background")), None)
+    if background: text = text.rsplit(" on ", 1)[0]
+    relation = next((r for r in sorted(RELATIONS, key=len, reverse=True) if f" {r} " in text), None)
+    for joint in (relation, "and", "with", "beside"):
+        if joint and f" {joint} " in text: parts = text.split(f" {joint} ", 1); break
+    else: parts = [text]
+    return Spec(tuple(map(parse_noun_phrase, parts)), RELATIONS.get(relation), background)
+
+# %% ../nbs/01_shapes.ipynb #17a18c4f
 def place(
     radii:list[int],    # of the objects, pixels
     relation:str|None,  # between the first two
@@ -245,7 +245,7 @@ def place(
         (x,y),(u,v) = at[:2]
         if {"left":u-x, "right":x-u, "above":v-y, "below":y-v}[relation] >= 8: return at
 
-# %% ../nbs/01_shapes.ipynb #2a20966e
+# %% ../nbs/01_shapes.ipynb #736bff74
 def realize(
     spec:Spec,
     task:str,          # for the phrasing of the caption
@@ -264,7 +264,7 @@ def realize(
     objects = tuple(Obj(shape, color, size, x, y, r) for (shape,color,size,r),(x,y) in zip(kinds, at))
     return Scene(objects, spec.background or rng.choice(list(BACKGROUNDS)), text, spec, task)
 
-# %% ../nbs/01_shapes.ipynb #68836f02
+# %% ../nbs/01_shapes.ipynb #1ad3af53
 def sample_scene(
     seed:int,           # the same seed gives the same scene
     task:str|None=None, # one of `TASKS`; None draws one
@@ -274,39 +274,7 @@ def sample_scene(
     task = task or rng.choice(TASKS)
     return realize(sample_spec(task, rng), task, rng)
 
-# %% ../nbs/01_shapes.ipynb #7a8d3360
-@dataclass(frozen=True)
-class Found:
-    "An object that the checker sees in a picture"
-    shape:str|None # None: like none of the shapes
-    color:str|None # None: like none of the colours
-    size:str       # "small" or "large"
-    x:float        # centre of the box, pixels
-    y:float
-    score:float    # overlap with the best template, in [0,1]
-
-# %% ../nbs/01_shapes.ipynb #46bd9ceb
-@lru_cache(maxsize=1)
-def templates()->tuple[list[tuple[str,int]],np.ndarray]: # (shape, radius) of each, and (n,37,37) masks with the box in the middle
-    "Every shape at every radius from 5 to 17"
-    names,masks = list(itertools.product(SHAPES, range(5,18))),[]
-    for shape,r in names:
-        m = np.pad(coverage(shape, r), 19-r)[:38,:38]
-        masks.append(centre_crop(m, 37))
-    return names,np.stack(masks)
-
-# %% ../nbs/01_shapes.ipynb #142194e6
-def centre_crop(
-    mask:np.ndarray, # (h,w) in [0,1], something above one half in it
-    side:int,        # of the result
-)->np.ndarray:       # (side,side)
-    "Cut a square around the middle of the box of what is above one half, filling with zeros"
-    rows,cols = (np.flatnonzero((mask > .5).any(a)) for a in (1,0))
-    top,left = (rows[0]+rows[-1])//2-side//2,(cols[0]+cols[-1])//2-side//2
-    padded = np.pad(mask, side)
-    return padded[top+side:top+2*side, left+side:left+2*side]
-
-# %% ../nbs/01_shapes.ipynb #c6a57ebd
+# %% ../nbs/01_shapes.ipynb #a1c50f14
 def components(
     mask:np.ndarray, # (h,w) bool
 )->list[np.ndarray]: # (h,w) bool each, largest first
@@ -321,21 +289,60 @@ def components(
     parts = [labels==i for i in np.unique(labels[mask])]
     return sorted(parts, key=lambda p: -p.sum())
 
-# %% ../nbs/01_shapes.ipynb #37fc1174
-def find_objects(
-    image:np.ndarray, # (64,64,3) uint8
-)->tuple[str|None,list[Found]]: # the background's colour (None: none of the four fills the picture), and the objects
-    "Parse a picture of the shapes world: background, then connected parts, then colour and template of each"
-    pixels = image.astype(np.float32)
-    names,values = list(BACKGROUNDS),np.float32(list(BACKGROUNDS.values()))
-    distance = np.linalg.norm(pixels[:,:,None]-values, axis=-1)       # (64,64,4)
-    share = (distance < 30).mean((0,1))
-    if share.max() < .25: return None,[]
-    b = int(share.argmax())
-    parts = [p for p in components(distance[...,b] > 50) if p.sum() >= 12] # smaller specks are noise
-    return names[b],[identify(pixels, p, values[b]) for p in parts]
+# %% ../nbs/01_shapes.ipynb #350ded1b
+def components_margin(
+    part:np.ndarray, # (h,w) bool
+)->np.ndarray:       # (h,w) bool
+    "A part and the pixels around it, where its antialiased edge fades out"
+    return F.max_pool2d(torch.from_numpy(part)[None].float(), 3, 1, 1)[0].numpy() > 0
 
-# %% ../nbs/01_shapes.ipynb #f573ee69
+# %% ../nbs/01_shapes.ipynb #92974351
+def centre_crop(
+    mask:np.ndarray, # (h,w) in [0,1], something above one half in it
+    side:int,        # of the result
+)->np.ndarray:       # (side,side)
+    "Cut a square around the middle of the box of what is above one half, filling with zeros"
+    rows,cols = (np.flatnonzero((mask > .5).any(a)) for a in (1,0))
+    top,left = (rows[0]+rows[-1])//2-side//2,(cols[0]+cols[-1])//2-side//2
+    padded = np.pad(mask, side)
+    return padded[top+side:top+2*side, left+side:left+2*side]
+
+# %% ../nbs/01_shapes.ipynb #e4eeb502
+@lru_cache(maxsize=1)
+def templates()->tuple[list[tuple[str,int]],np.ndarray]: # (shape, radius) of each, and (n,37,37) masks with the box in the middle
+    "Every shape at every radius from 5 to 17"
+    names,masks = list(itertools.product(SHAPES, range(5,18))),[]
+    for shape,r in names:
+        m = np.pad(coverage(shape, r), 19-r)[:38,:38]
+        masks.append(centre_crop(m, 37))
+    return names,np.stack(masks)
+
+# %% ../nbs/01_shapes.ipynb #5e6b8abb
+def best_template(
+    patch:np.ndarray, # (39,39) coverage, its box in the middle
+)->tuple[tuple[str,int],float]: # shape and radius, and the overlap in [0,1]
+    "The template with the greatest intersection over union, allowing one pixel of shift"
+    names,masks = templates()
+    best = np.zeros(len(names), np.float32)
+    for dy,dx in itertools.product(range(3), range(3)):
+        p = patch[dy:dy+37, dx:dx+37]
+        shared = np.minimum(masks, p).sum((1,2))
+        best = np.maximum(best, shared/(masks.sum((1,2)) + p.sum() - shared))
+    i = int(best.argmax())
+    return names[i],float(best[i])
+
+# %% ../nbs/01_shapes.ipynb #1ed9c94c
+@dataclass(frozen=True)
+class Found:
+    "An object that the checker sees in a picture"
+    shape:str|None # None: like none of the shapes
+    color:str|None # None: like none of the colours
+    size:str       # "small" or "large"
+    x:float        # centre of the box, pixels
+    y:float
+    score:float    # overlap with the best template, in [0,1]
+
+# %% ../nbs/01_shapes.ipynb #d9056216
 def identify(
     pixels:np.ndarray,     # (64,64,3) float32 in [0,255]
     part:np.ndarray,       # (64,64) bool, the pixels of one object
@@ -356,28 +363,21 @@ def identify(
     return Found(shape if score >= .7 else None, list(COLORS)[k] if known else None, size,
                  (cols[0]+cols[-1])/2, (rows[0]+rows[-1])/2, score)
 
-# %% ../nbs/01_shapes.ipynb #7b865845
-def components_margin(
-    part:np.ndarray, # (h,w) bool
-)->np.ndarray:       # (h,w) bool
-    "A part and the pixels around it, where its antialiased edge fades out"
-    return F.max_pool2d(torch.from_numpy(part)[None].float(), 3, 1, 1)[0].numpy() > 0
+# %% ../nbs/01_shapes.ipynb #e69a8df0
+def find_objects(
+    image:np.ndarray, # (64,64,3) uint8
+)->tuple[str|None,list[Found]]: # the background's colour (None: none of the four fills the picture), and the objects
+    "Parse a picture of the shapes world: background, then connected parts, then colour and template of each"
+    pixels = image.astype(np.float32)
+    names,values = list(BACKGROUNDS),np.float32(list(BACKGROUNDS.values()))
+    distance = np.linalg.norm(pixels[:,:,None]-values, axis=-1)       # (64,64,4)
+    share = (distance < 30).mean((0,1))
+    if share.max() < .25: return None,[]
+    b = int(share.argmax())
+    parts = [p for p in components(distance[...,b] > 50) if p.sum() >= 12] # smaller specks are noise
+    return names[b],[identify(pixels, p, values[b]) for p in parts]
 
-# %% ../nbs/01_shapes.ipynb #3fc32f20
-def best_template(
-    patch:np.ndarray, # (39,39) coverage, its box in the middle
-)->tuple[tuple[str,int],float]: # shape and radius, and the overlap in [0,1]
-    "The template with the greatest intersection over union, allowing one pixel of shift"
-    names,masks = templates()
-    best = np.zeros(len(names), np.float32)
-    for dy,dx in itertools.product(range(3), range(3)):
-        p = patch[dy:dy+37, dx:dx+37]
-        shared = np.minimum(masks, p).sum((1,2))
-        best = np.maximum(best, shared/(masks.sum((1,2)) + p.sum() - shared))
-    i = int(best.argmax())
-    return names[i],float(best[i])
-
-# %% ../nbs/01_shapes.ipynb #cac18d88
+# %% ../nbs/01_shapes.ipynb #3ec53a01
 @dataclass(frozen=True)
 class Verdict:
     "What the checker says of a picture"
@@ -385,7 +385,22 @@ class Verdict:
     failures:tuple[str,...]   # which are not, in words
     objects:tuple[Found,...]  # what it saw
 
-# %% ../nbs/01_shapes.ipynb #0152a5b8
+# %% ../nbs/01_shapes.ipynb #6e9803a9
+def mismatches(
+    wanted:list[Group],     # one an object
+    objects:tuple[Found,...], # in the order of `wanted`
+    relation:str|None,      # between the first two
+)->list[str]:
+    "In which demands these objects fail, taken in this order"
+    out = [f"{key} is {getattr(o,key)}, not {getattr(g,key)}" for g,o in zip(wanted, objects)
+           for key in ("shape","color","size") if getattr(g,key) not in (None, getattr(o,key))]
+    out += [f"a {o.shape} of no known color" for o in objects if o.color is None]
+    if relation:
+        a,b = objects[:2]
+        if {"left":b.x-a.x, "right":a.x-b.x, "above":b.y-a.y, "below":a.y-b.y}[relation] <= 3: out.append(f"not {relation}")
+    return out
+
+# %% ../nbs/01_shapes.ipynb #506aaf22
 def check(
     image,              # (64,64,3) uint8 array or a PIL picture of that size
     want:str|Spec|Scene, # a caption, what it demands, or the scene it belongs to
@@ -403,22 +418,7 @@ def check(
     else: failures += min((mismatches(wanted, p, spec.relation) for p in itertools.permutations(objects)), key=len)
     return Verdict(not failures, tuple(failures), tuple(objects))
 
-# %% ../nbs/01_shapes.ipynb #9eeffad9
-def mismatches(
-    wanted:list[Group],     # one an object
-    objects:tuple[Found,...], # in the order of `wanted`
-    relation:str|None,      # between the first two
-)->list[str]:
-    "In which demands these objects fail, taken in this order"
-    out = [f"{key} is {getattr(o,key)}, not {getattr(g,key)}" for g,o in zip(wanted, objects)
-           for key in ("shape","color","size") if getattr(g,key) not in (None, getattr(o,key))]
-    out += [f"a {o.shape} of no known color" for o in objects if o.color is None]
-    if relation:
-        a,b = objects[:2]
-        if {"left":b.x-a.x, "right":a.x-b.x, "above":b.y-a.y, "below":a.y-b.y}[relation] <= 3: out.append(f"not {relation}")
-    return out
-
-# %% ../nbs/01_shapes.ipynb #04289888
+# %% ../nbs/01_shapes.ipynb #114cdd63
 def shapes_bench(
     seed:int=0,       # the list; the published scores use 0
     per_task:int=100, # prompts a task

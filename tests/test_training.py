@@ -1,0 +1,96 @@
+"Exact resume after kills, several processes, full disks, bad recipes."
+import json, os, resource, subprocess, sys
+from pathlib import Path
+
+import pytest, torch
+from safetensors.torch import load_file
+
+from t2i.core import T2IError
+from t2i.training import last_checkpoint, load_recipe, read_metrics, train
+
+here = Path(__file__).resolve().parent
+RECIPE = """
+task: t2i.tokenizer_training.TokenizerTask
+model: {resolution: 32, scales: [1, 2, 4], codebook_size: 32, code_dim: 4, channels: 32, multipliers: [1, 2], blocks: 1, attention: false, patch: 4}
+data: {name: digits}
+train: {steps: 50, batch_size: 8, precision: 32-true, warmup: 3, log_every: 1, val_every: 0, val_batches: 1, sample_every: 0, save_every: 0}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path/"tiny.yaml").write_text(RECIPE)
+    return tmp_path/"tiny.yaml"
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+    subprocess.run([sys.executable, here/"faults.py", tmp_path], check=True, env=os.environ | dict(OMP_NUM_THREADS="1"), stdin=subprocess.DEVNULL)
+    a, b = (last_checkpoint(tmp_path/n) for n in ("whole", "killed"))
+    assert a.name == b.name == "step-12"
+    for name in ("model.safetensors", "ema.safetensors"):
+        x, y = load_file(a/name), load_file(b/name)
+        assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x), name
+    s, t = (torch.load(p/"state.pt", weights_only=True) for p in (a, b))
+    for o, p in zip(s["optimizers"], t["optimizers"]):
+        for k in o["state"]: assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(p["state"][k][n])) for n, v in o["state"][k].items())
+    assert torch.equal(s["rng"], t["rng"])
+    timeless = lambda run: [{k: v for k, v in l.items() if k != "images_per_second"} for l in read_metrics(tmp_path/run)]
+    assert timeless("whole") == timeless("killed")   # every step once, in order
+    assert not list((tmp_path/"killed").rglob("*.tmp"))
+
+
+def test_two_processes_equal_one(recipe, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    for run, prefix, extra in (("one", [sys.executable], []), ("two", torchrun, ["train.accumulate=2"])):
+        subprocess.run([*prefix, "-m", "t2i.cli", "train", recipe, *extra, "-o", tmp_path/run], check=True, stdin=subprocess.DEVNULL,
+                       env=os.environ | dict(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES=""))
+    losses = [[l["loss"] for l in read_metrics(tmp_path/run)] for run in ("one", "two")]
+    assert len(losses[0]) == len(losses[1]) == 50
+    assert max(abs(a-b) for a, b in zip(*losses)) < 1e-4
+
+
+def test_full_disk_keeps_the_last_whole_checkpoint(recipe, tmp_path):
+    run = train(recipe, tmp_path/"run", ("train.steps=2",))
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    p = subprocess.run([sys.executable, "-m", "t2i.cli", "train", recipe, "train.steps=4", "-o", run, "--resume"],
+                       preexec_fn=limit, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert p.returncode == 1
+    last = p.stderr.strip().splitlines()[-1]
+    assert last.startswith("t2i: could not save") and "Traceback" not in p.stderr, p.stderr
+    assert last_checkpoint(run).name == "step-2" and load_file(last_checkpoint(run)/"model.safetensors")
+    assert [q.name for q in (run/"checkpoints").iterdir()] == ["step-2"]
+
+
+def test_loss_that_is_no_number(recipe, tmp_path):
+    with pytest.raises(T2IError, match=r"loss became (nan|inf) at step \d+; the last good checkpoint is step-1"):
+        train(recipe, tmp_path/"run", ("train.lr=1e30", "train.warmup=0", "train.save_every=1", "train.clip=0"))
+    assert all(torch.isfinite(v).all() for v in load_file(tmp_path/"run"/"checkpoints"/"step-1"/"model.safetensors").values())
+
+
+@pytest.mark.parametrize("override, names", [("train.stepz=3", "stepz"), ("train.steps=many", "steps"), ("modle.depth=3", "modle"), ("train.steps", "key=value"),
+                                             ("train.precision=8-bit", "precision"), ("train.optimizer=sgd", "optimizer"), ("train.batch_size=7", "batch_size"),
+                                             ("data.name=mnist", "mnist"), ("train.init_from=/nowhere", "/nowhere")])
+def test_bad_recipes_name_the_key(recipe, tmp_path, override, names):
+    extra = ("train.accumulate=2",) if "batch" in override else ()
+    with pytest.raises(T2IError, match=names): train(recipe, tmp_path/"run", (override, *extra))
+    assert not (tmp_path/"run"/"last").exists()
+
+
+def test_bad_recipe_files(tmp_path):
+    with pytest.raises(T2IError, match="no recipe"): load_recipe("no-such-recipe")
+    for text, says in (("[1, 2", "no YAML"), ("train: {}", "task"), ("task: t2i.nothing.Task", "no task")):
+        (tmp_path/"bad.yaml").write_text(text)
+        with pytest.raises(T2IError, match=says): load_recipe(tmp_path/"bad.yaml")
+
+
+def test_a_run_is_not_overwritten(recipe, tmp_path):
+    run = train(recipe, tmp_path/"run", ("train.steps=1",))
+    with pytest.raises(T2IError, match="--resume"): train(recipe, run, ("train.steps=1",))
+    with pytest.raises(T2IError, match="no checkpoint"): train(recipe, tmp_path/"other", resume=True)
+
+
+def test_truncated_checkpoint(recipe, tmp_path):
+    run = train(recipe, tmp_path/"run", ("train.steps=1",))
+    path = last_checkpoint(run)/"model.safetensors"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(T2IError, match="cannot read .*model.safetensors"): train(recipe, run, ("train.steps=2",), resume=True)
