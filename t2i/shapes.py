@@ -9,7 +9,7 @@ __all__ = ['COLORS', 'BACKGROUNDS', 'SHAPES', 'RADII', 'UNSEEN_PAIRS', 'SIDE', '
            'centre_crop', 'templates', 'best_template', 'Found', 'identify', 'find_objects', 'Verdict', 'mismatches',
            'check', 'shapes_bench']
 
-# %% ../nbs/01_shapes.ipynb #66a85184
+# %% ../nbs/01_shapes.ipynb #9baf12da
 import itertools,random
 from dataclasses import dataclass,replace
 from functools import lru_cache
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from .core import T2IError
 
-# %% ../nbs/01_shapes.ipynb #7a56249b
+# %% ../nbs/01_shapes.ipynb #bb34d104
 COLORS = dict(red=(220,50,47), orange=(245,140,30), yellow=(240,210,50), green=(40,160,70),
               blue=(45,90,220), purple=(140,60,180), white=(250,250,250), black=(20,20,20))
 BACKGROUNDS = dict(gray=(128,128,128), pink=(250,200,210), teal=(120,190,190), tan=(210,180,140))
@@ -28,7 +28,7 @@ RADII = dict(small=(7,8,9), large=(13,14,15)) # in pixels
 UNSEEN_PAIRS = (("red","heart"),("blue","ring"),("green","star"),("yellow","cross"),("purple","triangle"),("white","diamond"))
 SIDE,GAP = 64,3 # pixels: the picture's side, the least distance between two objects' boxes
 
-# %% ../nbs/01_shapes.ipynb #bff26f73
+# %% ../nbs/01_shapes.ipynb #4ba17f27
 def inside(
     shape:str,    # one of `SHAPES`
     x:np.ndarray, # to the right of the centre, in radii
@@ -51,7 +51,7 @@ def inside(
         return (x**2 + y**2 - 1)**3 - x**2*y**3 <= 0
     raise T2IError(f"unknown shape {shape!r}; known are {', '.join(SHAPES)}")
 
-# %% ../nbs/01_shapes.ipynb #ae7054a3
+# %% ../nbs/01_shapes.ipynb #21dd35dd
 @lru_cache(maxsize=None)
 def coverage(
     shape:str,  # one of `SHAPES`
@@ -63,7 +63,7 @@ def coverage(
     points = inside(shape, ticks[None], ticks[:,None])       # (fine*(2r+1), fine*(2r+1))
     return points.reshape(2*radius+1, fine, 2*radius+1, fine).mean((1,3), dtype=np.float32)
 
-# %% ../nbs/01_shapes.ipynb #cc72449b
+# %% ../nbs/01_shapes.ipynb #6e69be15
 @dataclass(frozen=True)
 class Obj:
     "One object of a scene"
@@ -81,7 +81,7 @@ class Obj:
         left,top = self.x-self.radius, self.y-self.radius
         return int(left+cols[0]), int(top+rows[0]), int(left+cols[-1]+1), int(top+rows[-1]+1)
 
-# %% ../nbs/01_shapes.ipynb #8fad686d
+# %% ../nbs/01_shapes.ipynb #97a4e0c8
 @dataclass(frozen=True)
 class Group:
     "What a caption says of one kind of object; None is left open"
@@ -90,7 +90,7 @@ class Group:
     size:str|None=None
     count:int=1        # how many of them
 
-# %% ../nbs/01_shapes.ipynb #d3d1e62a
+# %% ../nbs/01_shapes.ipynb #93df17a0
 @dataclass(frozen=True)
 class Spec:
     "What a caption demands of a picture: exactly these objects, and nothing else"
@@ -98,7 +98,7 @@ class Spec:
     relation:str|None=None   # where the first group is, seen from the second: "left", "right", "above", "below"
     background:str|None=None # a key of `BACKGROUNDS`
 
-# %% ../nbs/01_shapes.ipynb #964ce67e
+# %% ../nbs/01_shapes.ipynb #8a13d544
 @dataclass(frozen=True)
 class Scene:
     "A picture before it is drawn"
@@ -108,7 +108,7 @@ class Scene:
     spec:Spec      # what the caption demands
     task:str       # the benchmark task that the caption belongs to
 
-# %% ../nbs/01_shapes.ipynb #498d1c7b
+# %% ../nbs/01_shapes.ipynb #25a549f7
 def render(
     scene:Scene, # what to draw
 )->np.ndarray:   # (64,64,3) uint8
@@ -120,13 +120,13 @@ def render(
         patch += coverage(o.shape, o.radius)[...,None]*(np.float32(COLORS[o.color])-patch)
     return (canvas+.5).astype(np.uint8)
 
-# %% ../nbs/01_shapes.ipynb #47799adc
+# %% ../nbs/01_shapes.ipynb #00a26244
 TASKS = ("single_object","two_objects","counting","colors","position","color_attribution")
 NUMBERS = {"two":2, "three":3, "four":4}
 RELATIONS = {"left of":"left", "to the left of":"left", "right of":"right", "to the right of":"right",
              "above":"above", "over":"above", "below":"below", "under":"below"}
 
-# %% ../nbs/01_shapes.ipynb #d799ed63
+# %% ../nbs/01_shapes.ipynb #5fc7ba79
 def pick_pair(
     rng:random.Random,
     unseen:bool=False, # one of the six pairs that training never shows, or any of the others
@@ -136,7 +136,7 @@ def pick_pair(
     while (pair:=(rng.choice(list(COLORS)), rng.choice(SHAPES))) in UNSEEN_PAIRS: pass
     return pair
 
-# %% ../nbs/01_shapes.ipynb #79dadfed
+# %% ../nbs/01_shapes.ipynb #0417463c
 def sample_spec(
     task:str,          # one of `TASKS`
     rng:random.Random, # decides everything
@@ -158,7 +158,7 @@ def sample_spec(
     while second.shape==first.shape or (task=="color_attribution" and second.color==first.color): second = group(.25)
     return Spec((first,second), rng.choice(["left","right","above","below"]) if task=="position" else None, background)
 
-# %% ../nbs/01_shapes.ipynb #0b6872b5
+# %% ../nbs/01_shapes.ipynb #89eba7ad
 def noun_phrase(
     group:Group,
     article:bool=True, # "a red circle", else "red circle"
@@ -169,7 +169,7 @@ def noun_phrase(
     if group.count>1: return f"{next(w for w,n in NUMBERS.items() if n==group.count)} {words}"
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}" if article else words
 
-# %% ../nbs/01_shapes.ipynb #8f4cab5c
+# %% ../nbs/01_shapes.ipynb #dbfb0283
 def caption(
     spec:Spec,
     task:str,          # one of `TASKS`; each has its own phrasings
@@ -194,7 +194,7 @@ def caption(
                            f"{bare[0]} that is {a.color} and {bare[1]} that is {rest[0].color}"])
     return text + (f" on a {spec.background} background" if spec.background else "")
 
-# %% ../nbs/01_shapes.ipynb #7d33e590
+# %% ../nbs/01_shapes.ipynb #644d8e23
 def parse_noun_phrase(
     text:str, # such as "a small red circle" or "three stars that are blue"
 )->Group:
@@ -213,7 +213,7 @@ def parse_noun_phrase(
     if "shape" not in found: raise T2IError(f"no shape in {text[:60]!r}; known are {', '.join(SHAPES)}")
     return Group(**found)
 
-# %% ../nbs/01_shapes.ipynb #69e52d7d
+# %% ../nbs/01_shapes.ipynb #f3f88a2f
 def parse_caption(
     text:str, # a caption of the shapes world, in any of its phrasings
 )->Spec:
@@ -227,7 +227,7 @@ def parse_caption(
     else: parts = [text]
     return Spec(tuple(map(parse_noun_phrase, parts)), RELATIONS.get(relation), background)
 
-# %% ../nbs/01_shapes.ipynb #17a18c4f
+# %% ../nbs/01_shapes.ipynb #0d932c6e
 def place(
     radii:list[int],    # of the objects, pixels
     relation:str|None,  # between the first two
@@ -245,7 +245,7 @@ def place(
         (x,y),(u,v) = at[:2]
         if {"left":u-x, "right":x-u, "above":v-y, "below":y-v}[relation] >= 8: return at
 
-# %% ../nbs/01_shapes.ipynb #736bff74
+# %% ../nbs/01_shapes.ipynb #1eae12ae
 def realize(
     spec:Spec,
     task:str,          # for the phrasing of the caption
@@ -264,7 +264,7 @@ def realize(
     objects = tuple(Obj(shape, color, size, x, y, r) for (shape,color,size,r),(x,y) in zip(kinds, at))
     return Scene(objects, spec.background or rng.choice(list(BACKGROUNDS)), text, spec, task)
 
-# %% ../nbs/01_shapes.ipynb #1ad3af53
+# %% ../nbs/01_shapes.ipynb #f6ddf0c7
 def sample_scene(
     seed:int,           # the same seed gives the same scene
     task:str|None=None, # one of `TASKS`; None draws one
@@ -274,7 +274,7 @@ def sample_scene(
     task = task or rng.choice(TASKS)
     return realize(sample_spec(task, rng), task, rng)
 
-# %% ../nbs/01_shapes.ipynb #a1c50f14
+# %% ../nbs/01_shapes.ipynb #8a557efd
 def components(
     mask:np.ndarray, # (h,w) bool
 )->list[np.ndarray]: # (h,w) bool each, largest first
@@ -289,14 +289,14 @@ def components(
     parts = [labels==i for i in np.unique(labels[mask])]
     return sorted(parts, key=lambda p: -p.sum())
 
-# %% ../nbs/01_shapes.ipynb #350ded1b
+# %% ../nbs/01_shapes.ipynb #dda28c14
 def components_margin(
     part:np.ndarray, # (h,w) bool
 )->np.ndarray:       # (h,w) bool
     "A part and the pixels around it, where its antialiased edge fades out"
     return F.max_pool2d(torch.from_numpy(part)[None].float(), 3, 1, 1)[0].numpy() > 0
 
-# %% ../nbs/01_shapes.ipynb #92974351
+# %% ../nbs/01_shapes.ipynb #b0956713
 def centre_crop(
     mask:np.ndarray, # (h,w) in [0,1], something above one half in it
     side:int,        # of the result
@@ -307,7 +307,7 @@ def centre_crop(
     padded = np.pad(mask, side)
     return padded[top+side:top+2*side, left+side:left+2*side]
 
-# %% ../nbs/01_shapes.ipynb #e4eeb502
+# %% ../nbs/01_shapes.ipynb #8cc9c0fd
 @lru_cache(maxsize=1)
 def templates()->tuple[list[tuple[str,int]],np.ndarray]: # (shape, radius) of each, and (n,37,37) masks with the box in the middle
     "Every shape at every radius from 5 to 17"
@@ -317,7 +317,7 @@ def templates()->tuple[list[tuple[str,int]],np.ndarray]: # (shape, radius) of ea
         masks.append(centre_crop(m, 37))
     return names,np.stack(masks)
 
-# %% ../nbs/01_shapes.ipynb #5e6b8abb
+# %% ../nbs/01_shapes.ipynb #294a8463
 def best_template(
     patch:np.ndarray, # (39,39) coverage, its box in the middle
 )->tuple[tuple[str,int],float]: # shape and radius, and the overlap in [0,1]
@@ -331,7 +331,7 @@ def best_template(
     i = int(best.argmax())
     return names[i],float(best[i])
 
-# %% ../nbs/01_shapes.ipynb #1ed9c94c
+# %% ../nbs/01_shapes.ipynb #0d6bd877
 @dataclass(frozen=True)
 class Found:
     "An object that the checker sees in a picture"
@@ -342,7 +342,7 @@ class Found:
     y:float
     score:float    # overlap with the best template, in [0,1]
 
-# %% ../nbs/01_shapes.ipynb #d9056216
+# %% ../nbs/01_shapes.ipynb #36a558bc
 def identify(
     pixels:np.ndarray,     # (64,64,3) float32 in [0,255]
     part:np.ndarray,       # (64,64) bool, the pixels of one object
@@ -363,7 +363,7 @@ def identify(
     return Found(shape if score >= .7 else None, list(COLORS)[k] if known else None, size,
                  (cols[0]+cols[-1])/2, (rows[0]+rows[-1])/2, score)
 
-# %% ../nbs/01_shapes.ipynb #e69a8df0
+# %% ../nbs/01_shapes.ipynb #07da9ba1
 def find_objects(
     image:np.ndarray, # (64,64,3) uint8
 )->tuple[str|None,list[Found]]: # the background's colour (None: none of the four fills the picture), and the objects
@@ -377,7 +377,7 @@ def find_objects(
     parts = [p for p in components(distance[...,b] > 50) if p.sum() >= 12] # smaller specks are noise
     return names[b],[identify(pixels, p, values[b]) for p in parts]
 
-# %% ../nbs/01_shapes.ipynb #3ec53a01
+# %% ../nbs/01_shapes.ipynb #4eee3ac3
 @dataclass(frozen=True)
 class Verdict:
     "What the checker says of a picture"
@@ -385,7 +385,7 @@ class Verdict:
     failures:tuple[str,...]   # which are not, in words
     objects:tuple[Found,...]  # what it saw
 
-# %% ../nbs/01_shapes.ipynb #6e9803a9
+# %% ../nbs/01_shapes.ipynb #96c90bc9
 def mismatches(
     wanted:list[Group],     # one an object
     objects:tuple[Found,...], # in the order of `wanted`
@@ -400,7 +400,7 @@ def mismatches(
         if {"left":b.x-a.x, "right":a.x-b.x, "above":b.y-a.y, "below":a.y-b.y}[relation] <= 3: out.append(f"not {relation}")
     return out
 
-# %% ../nbs/01_shapes.ipynb #506aaf22
+# %% ../nbs/01_shapes.ipynb #e473afa3
 def check(
     image,              # (64,64,3) uint8 array or a PIL picture of that size
     want:str|Spec|Scene, # a caption, what it demands, or the scene it belongs to
@@ -418,7 +418,7 @@ def check(
     else: failures += min((mismatches(wanted, p, spec.relation) for p in itertools.permutations(objects)), key=len)
     return Verdict(not failures, tuple(failures), tuple(objects))
 
-# %% ../nbs/01_shapes.ipynb #114cdd63
+# %% ../nbs/01_shapes.ipynb #e58f46c8
 def shapes_bench(
     seed:int=0,       # the list; the published scores use 0
     per_task:int=100, # prompts a task

@@ -8,7 +8,7 @@ __all__ = ['TrainConfig', 'lr_factor', 'build_optimizers', 'EMA', 'Task', 'Recip
            'make_fabric', 'prepare_run', 'stop_signal', 'averaged', 'TrainingState', 'batches', 'mean_logs', 'lost',
            'optimize', 'validate', 'draw_samples', 'stopped', 'fit', 'train']
 
-# %% ../nbs/03_training.ipynb #e67a2feb
+# %% ../nbs/03_training.ipynb #3757ef54
 import contextlib,importlib,json,logging,math,os,shutil,signal,threading,time,warnings
 from copy import deepcopy
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from .core import T2IError,atomic_path,best_device,fsync_path,image_grid,keyed_generator,log
 from .data import Stream,stream_loader
 
-# %% ../nbs/03_training.ipynb #3496f0f3
+# %% ../nbs/03_training.ipynb #468f0c63
 @dataclass
 class TrainConfig:
     "How to train, whatever the model"
@@ -57,7 +57,7 @@ class TrainConfig:
     compile:bool=False        # torch.compile the model
     init_from:str|None=None   # start from the weights of a run or folder, at step 0
 
-# %% ../nbs/03_training.ipynb #17834f8f
+# %% ../nbs/03_training.ipynb #eaceca00
 def lr_factor(
     step:int,  # from 0
     config:TrainConfig,
@@ -67,7 +67,7 @@ def lr_factor(
     progress = (step-config.warmup)/max(1, config.steps-config.warmup)
     return config.final_lr + (1-config.final_lr)*.5*(1+math.cos(math.pi*min(1., progress)))
 
-# %% ../nbs/03_training.ipynb #493ce1ae
+# %% ../nbs/03_training.ipynb #970f77cc
 def build_optimizers(
     model:nn.Module,
     config:TrainConfig,
@@ -87,7 +87,7 @@ def build_optimizers(
         for g in o.param_groups: g["peak_lr"] = g["lr"]
     return out
 
-# %% ../nbs/03_training.ipynb #7272ef9e
+# %% ../nbs/03_training.ipynb #b469f388
 class EMA:
     "A moving average of a model's weights, warming up: the decay is min(ema, (1+t)/(10+t))"
     def __init__(self,
@@ -105,7 +105,7 @@ class EMA:
         torch._foreach_lerp_(list(self.module.parameters()), [p.detach() for p in model.parameters()], 1-d)
         for a,b in zip(self.module.buffers(), model.buffers()): a.copy_(b)
 
-# %% ../nbs/03_training.ipynb #f4e7257e
+# %% ../nbs/03_training.ipynb #e6febcb4
 class Task:
     "What the loop needs to know of a model: subclasses fill in `Config`, `model`, the data and the steps"
     Config:type = None     # a dataclass with a field `train:TrainConfig`
@@ -131,7 +131,7 @@ class Task:
     def after_step(self, generator:torch.Generator): "Called after every optimiser step (codebook averages)"
     def sample(self)->Tensor|None: "Pictures (b,3,h,w) to look at while training"
 
-# %% ../nbs/03_training.ipynb #db7da0a7
+# %% ../nbs/03_training.ipynb #d2de3544
 @dataclass
 class Recipe:
     "A task and its configuration, as a YAML file gives them"
@@ -139,7 +139,7 @@ class Recipe:
     config:object # its dataclass `Config`, filled
     tree:dict    # the same as plain values, for recipe.yaml
 
-# %% ../nbs/03_training.ipynb #b98fe4db
+# %% ../nbs/03_training.ipynb #0c8461ee
 def find_recipe(
     name:str|Path, # a YAML file, or the name of a bundled recipe
 )->Path:
@@ -149,7 +149,7 @@ def find_recipe(
         if p.is_file(): return p
     raise T2IError(f"no recipe {str(name)!r}; bundled are {', '.join(sorted(p.stem for p in bundled.glob('*.yaml')))}")
 
-# %% ../nbs/03_training.ipynb #824f7242
+# %% ../nbs/03_training.ipynb #f70598e8
 def load_recipe(
     path:str|Path,              # YAML: `task`, the dotted name of a class, and fields of the class's `Config`
     overrides:tuple[str,...]=(), # "train.steps=100", ...
@@ -168,14 +168,14 @@ def load_recipe(
     except OmegaConfBaseException as e: raise T2IError(f"{path}: {str(e).splitlines()[0]}" + (f" (at {e.full_key})" if getattr(e, "full_key", None) else "")) from None
     return Recipe(task, OmegaConf.to_object(tree), {"task":name} | OmegaConf.to_container(tree))
 
-# %% ../nbs/03_training.ipynb #51c3dbc5
+# %% ../nbs/03_training.ipynb #8b6c5c92
 def plain_state(
     model:nn.Module,
 )->dict[str,Tensor]: # on the CPU, contiguous, no two entries sharing memory
     "A state dict that safetensors can write"
     return {k: v.detach().cpu().contiguous().clone() for k,v in model.state_dict().items()}
 
-# %% ../nbs/03_training.ipynb #f9b6a392
+# %% ../nbs/03_training.ipynb #10314f77
 def save_checkpoint(
     folder:Path,   # the run
     step:int,      # steps done
@@ -197,7 +197,7 @@ def save_checkpoint(
         raise T2IError(f"could not save {target}: {str(e).splitlines()[0]}; the checkpoints before it are whole") from None
     for old in sorted(target.parent.glob("step-*"), key=lambda p: int(p.name[5:]))[:-keep]: shutil.rmtree(old)
 
-# %% ../nbs/03_training.ipynb #60840937
+# %% ../nbs/03_training.ipynb #220b67f1
 def last_checkpoint(
     folder:str|Path, # a run
 )->Path:
@@ -206,7 +206,7 @@ def last_checkpoint(
     if not (folder/"last").is_file(): raise T2IError(f"no checkpoint in {folder}")
     return folder/"checkpoints"/(folder/"last").read_text().strip()
 
-# %% ../nbs/03_training.ipynb #b536e3f1
+# %% ../nbs/03_training.ipynb #aefcaf8e
 def weights_file(
     path:str|Path, # a run, a checkpoint, a saved model's folder, or a .safetensors file
 )->Path:
@@ -218,7 +218,7 @@ def weights_file(
     if path.is_file(): return path
     raise T2IError(f"no weights in {path}")
 
-# %% ../nbs/03_training.ipynb #c3191b99
+# %% ../nbs/03_training.ipynb #c97dfa51
 def load_weights(
     model:nn.Module,
     path:Path, # a .safetensors file
@@ -231,7 +231,7 @@ def load_weights(
     if bad: raise T2IError(f"{path} does not fit the model: {len(bad)} keys missing, misshapen or unknown, such as {', '.join(bad[:3])}")
     model.load_state_dict(state)
 
-# %% ../nbs/03_training.ipynb #1893ea23
+# %% ../nbs/03_training.ipynb #8751bdbb
 def read_metrics(
     folder:str|Path, # a run
 )->list[dict]:
@@ -241,7 +241,7 @@ def read_metrics(
         with contextlib.suppress(ValueError): out.append(json.loads(line))
     return out
 
-# %% ../nbs/03_training.ipynb #a1ef03c3
+# %% ../nbs/03_training.ipynb #7a8c3e9b
 class MetricLog:
     "metrics.jsonl, one line a logged step, and TensorBoard where it is installed"
     def __init__(self,
@@ -265,14 +265,14 @@ class MetricLog:
         if self.board:
             for k,v in values.items(): self.board.add_scalar(k, v, step)
 
-# %% ../nbs/03_training.ipynb #72fe5c72
+# %% ../nbs/03_training.ipynb #159ae6a2
 def make_fabric(
     config:TrainConfig,
 ):                 # lightning.fabric.Fabric
     "The engine: device, processes, precision"
     warnings.filterwarnings("ignore", module="lightning")
     from lightning.fabric import Fabric
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING) # its import sets INFO
+    for name in ("lightning.fabric","lightning.pytorch"): logging.getLogger(name).setLevel(logging.WARNING) # the import sets INFO
     device = best_device()
     precision = config.precision
     if precision=="auto": precision = "16-mixed" if device.type=="cuda" and not torch.cuda.is_bf16_supported() else "bf16-mixed"
@@ -282,7 +282,7 @@ def make_fabric(
     try: return Fabric(accelerator=device.type, devices=devices, num_nodes=max(1, world//devices), strategy=strategy, precision=precision)
     except ValueError as e: raise T2IError(f"train.precision={config.precision} or train.strategy={config.strategy}: {str(e).splitlines()[0]}") from None
 
-# %% ../nbs/03_training.ipynb #00b1d031
+# %% ../nbs/03_training.ipynb #a8f4614f
 def prepare_run(
     folder:Path,
     recipe:Recipe,
@@ -295,7 +295,7 @@ def prepare_run(
     for torn in folder.rglob(".*.tmp"): shutil.rmtree(torn, ignore_errors=True) if torn.is_dir() else torn.unlink()
     with atomic_path(folder/"recipe.yaml") as p: OmegaConf.save(OmegaConf.create(recipe.tree), p)
 
-# %% ../nbs/03_training.ipynb #78b95b8b
+# %% ../nbs/03_training.ipynb #d66132e7
 @contextlib.contextmanager
 def stop_signal():
     "Yields an event that Ctrl-C or a terminate signal sets, so that a loop can end tidily; a second Ctrl-C interrupts at once"
@@ -309,7 +309,7 @@ def stop_signal():
     finally:
         for s,h in old.items(): signal.signal(s, h)
 
-# %% ../nbs/03_training.ipynb #9b2d315e
+# %% ../nbs/03_training.ipynb #13641ed5
 @contextlib.contextmanager
 def averaged(
     task:Task,
@@ -321,7 +321,7 @@ def averaged(
         with torch.no_grad(): yield task
     finally: task.model = live
 
-# %% ../nbs/03_training.ipynb #b1f20567
+# %% ../nbs/03_training.ipynb #205b8833
 class TrainingState:
     "All that a run consists of between two steps; everything that decides the outcome is a function of the recipe and the step"
     def __init__(self,
@@ -370,7 +370,7 @@ class TrainingState:
         if state["cuda_rng"] and self.fabric.device.type=="cuda": torch.cuda.set_rng_state(state["cuda_rng"][0])
         if state["scaler"]: self.fabric.strategy.precision.load_state_dict(state["scaler"])
 
-# %% ../nbs/03_training.ipynb #03fa829c
+# %% ../nbs/03_training.ipynb #ab24781c
 def batches(
     state:TrainingState,
     split:str,   # "train" or "val"
@@ -382,7 +382,7 @@ def batches(
                            c.accumulate if training else 1, c.workers if training else 0, pin_memory=f.device.type=="cuda")
     return iter(f.setup_dataloaders(loader, use_distributed_sampler=False))
 
-# %% ../nbs/03_training.ipynb #d2d8cc97
+# %% ../nbs/03_training.ipynb #1d3dffbb
 def mean_logs(
     state:TrainingState,
     logs:list[dict[str,Tensor]], # scalars, one dict a micro-batch
@@ -391,7 +391,7 @@ def mean_logs(
     means = {k: torch.stack([l[k].detach().float() for l in logs]).mean() for k in logs[0]}
     return {k: float(v) for k,v in state.fabric.all_reduce(means, reduce_op="mean").items()}
 
-# %% ../nbs/03_training.ipynb #11b4266f
+# %% ../nbs/03_training.ipynb #77a427d4
 def lost(
     state:TrainingState,
     loss:float,
@@ -401,7 +401,7 @@ def lost(
     good = f"the last good checkpoint is {last.read_text()}" if last.is_file() else "there is no checkpoint yet"
     return f"the loss became {loss} at step {state.step}; {good}. Lower train.lr, or use train.precision=32-true"
 
-# %% ../nbs/03_training.ipynb #5d44857a
+# %% ../nbs/03_training.ipynb #116c7cef
 def optimize(
     state:TrainingState,
     data, # iterator of micro-batches
@@ -424,7 +424,7 @@ def optimize(
     state.step += 1
     return logs
 
-# %% ../nbs/03_training.ipynb #8951685b
+# %% ../nbs/03_training.ipynb #975fe25d
 def validate(
     state:TrainingState,
 )->dict[str,float]: # names start with val_
@@ -433,7 +433,7 @@ def validate(
         logs = [state.task.validation_step(b) for b in batches(state, "val", range(state.config.val_batches))]
     return {f"val_{k}": v for k,v in mean_logs(state, logs).items()}
 
-# %% ../nbs/03_training.ipynb #90930ead
+# %% ../nbs/03_training.ipynb #7f3fe50b
 def draw_samples(
     state:TrainingState,
 ):
@@ -442,7 +442,7 @@ def draw_samples(
     if images is None: return
     with atomic_path(state.folder/"samples"/f"step-{state.step}.png") as p: image_grid(images).save(p, format="PNG")
 
-# %% ../nbs/03_training.ipynb #5e1648e8
+# %% ../nbs/03_training.ipynb #9ca21c7b
 def stopped(
     state:TrainingState,
     stop:threading.Event,
@@ -451,7 +451,7 @@ def stopped(
     if state.fabric.world_size==1: return stop.is_set()
     return bool(state.fabric.all_reduce(torch.tensor(float(stop.is_set()), device=state.fabric.device), reduce_op="max"))
 
-# %% ../nbs/03_training.ipynb #bae178d1
+# %% ../nbs/03_training.ipynb #0af8cbce
 def fit(
     state:TrainingState,
 )->Path: # the run
@@ -478,7 +478,7 @@ def fit(
             log.warning("stopped at step %d of %d; go on with --resume", state.step, c.steps)
     return state.folder
 
-# %% ../nbs/03_training.ipynb #f0fe5175
+# %% ../nbs/03_training.ipynb #15d7525c
 def train(
     recipe:str|Path|Recipe,       # a file, a bundled name, or loaded
     run:str|Path|None=None,       # the run folder; runs/NAME by default
