@@ -6,13 +6,13 @@
 __all__ = ['split_heads', 'join_heads', 'block_causal_mask', 'KVCache', 'Attention', 'CrossAttention', 'FeedForward', 'modulate',
            'Block']
 
-# %% ../nbs/04_attention.ipynb #9b4963d8
+# %% ../nbs/04_attention.ipynb #5e83277f
 import math
 
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/04_attention.ipynb #e70e8e25
+# %% ../nbs/04_attention.ipynb #d7934512
 def split_heads(
     x:Tensor,  # (b,l,d)
     heads:int, # n
@@ -20,14 +20,14 @@ def split_heads(
     "Cut vectors into heads"
     return x.unflatten(-1, (heads,-1)).transpose(1,2)
 
-# %% ../nbs/04_attention.ipynb #90bbbd45
+# %% ../nbs/04_attention.ipynb #d7603c13
 def join_heads(
     x:Tensor, # (b,n,l,d/n)
 )->Tensor:    # (b,l,d)
     "Undo `split_heads`"
     return x.transpose(1,2).flatten(2)
 
-# %% ../nbs/04_attention.ipynb #49e3ace7
+# %% ../nbs/04_attention.ipynb #3dc31f82
 def block_causal_mask(
     sizes:list[int], # tokens of each block, in order
 )->Tensor:           # (l,l) bool, True where a row may look at a column
@@ -35,7 +35,7 @@ def block_causal_mask(
     block = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)) # (l,) which block a token is in
     return block[:,None] >= block[None]
 
-# %% ../nbs/04_attention.ipynb #531fe04b
+# %% ../nbs/04_attention.ipynb #591751cf
 class KVCache:
     "Keys and values of the tokens so far, in memory taken once"
     def __init__(self,
@@ -55,13 +55,13 @@ class KVCache:
         self.used = end
         return self.k[:,:,:end],self.v[:,:,:end]
 
-# %% ../nbs/04_attention.ipynb #1a17ff22
+# %% ../nbs/04_attention.ipynb #11727a2c
 class Attention(nn.Module):
     "Multi-head attention of a sequence to itself"
     def __init__(self,
         width:int,          # d
         heads:int,          # n
-        l2_norm:bool=False, # cosine attention: unit queries and keys, a learned scale a head (VAR, section 4.3)
+        l2_norm:bool=False, # cosine attention: unit queries and keys, a learned scale a head, as in the released VAR models
         scale:float|None=None, # of the logits without `l2_norm`; None is 1/sqrt(d/n)
     ):
         super().__init__()
@@ -84,7 +84,7 @@ class Attention(nn.Module):
         if cache is not None: k,v = cache.append(k, v)
         return self.proj(join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)))
 
-# %% ../nbs/04_attention.ipynb #45779f74
+# %% ../nbs/04_attention.ipynb #5da4451a
 class CrossAttention(nn.Module):
     "Multi-head attention of a sequence to a condition"
     def __init__(self,
@@ -110,7 +110,7 @@ class CrossAttention(nn.Module):
         q = split_heads(self.q(x), self.heads)
         return self.proj(join_heads(F.scaled_dot_product_attention(q, *kv, attn_mask=mask[:,None,None])))
 
-# %% ../nbs/04_attention.ipynb #398be5a0
+# %% ../nbs/04_attention.ipynb #8ffdff97
 class FeedForward(nn.Module):
     "Two linear maps around a tanh-GELU"
     def __init__(self, width:int, hidden:int):
@@ -122,7 +122,7 @@ class FeedForward(nn.Module):
     )->Tensor:    # same shape
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
-# %% ../nbs/04_attention.ipynb #1dda000b
+# %% ../nbs/04_attention.ipynb #25c7cde5
 def modulate(
     x:Tensor,     # (b,l,d)
     scale:Tensor, # (b,1,d)
@@ -131,7 +131,7 @@ def modulate(
     "Adaptive norm: layer norm without weights of its own, then scale and shift by the condition (DiT, section 3.2)"
     return F.layer_norm(x.float(), x.shape[-1:], eps=1e-6).to(x.dtype)*(1+scale) + shift
 
-# %% ../nbs/04_attention.ipynb #21dd2f74
+# %% ../nbs/04_attention.ipynb #48b53ac4
 class Block(nn.Module):
     "A pre-norm transformer block"
     def __init__(self, width:int, heads:int, mlp_ratio:float=4.):

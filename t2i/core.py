@@ -126,8 +126,10 @@ def atomic_path(
     try:
         yield temporary
         for p in ([*temporary.rglob("*"), temporary] if temporary.is_dir() else [temporary]): fsync_path(p)
-        if path.is_dir(): shutil.rmtree(path)
+        old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+        if path.is_dir(): os.replace(path, old) # a folder cannot be replaced in one move
         os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
         fsync_path(path.parent)
     finally:
         if temporary.is_dir(): shutil.rmtree(temporary, ignore_errors=True)

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['DIGIT_NAMES', 'IMAGE_SUFFIXES', 'ShapesDataset', 'digit_arrays', 'DigitsDataset', 'folder_captions', 'readable',
-           'fit_square', 'FolderDataset', 'DataConfig', 'load_dataset', 'Stream', 'Batches', 'stream_loader',
-           'fingerprint', 'build_token_cache', 'TokenDataset']
+           'fit_square', 'FolderDataset', 'DataConfig', 'load_dataset', 'Stream', 'Batches', 'ignore_interrupt',
+           'stream_loader', 'fingerprint', 'build_token_cache', 'TokenDataset']
 
-# %% ../nbs/02_data.ipynb #8ae12a3c
-import hashlib,json
-from dataclasses import asdict,dataclass
+# %% ../nbs/02_data.ipynb #c1f0eeb9
+import hashlib,json,signal
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np, torch
-from PIL import Image
+from PIL import Image,ImageOps
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader,Dataset
 from tqdm.auto import tqdm
 
 from .core import T2IError,atomic_path,data_home,from_pil,from_uint8,keyed_generator,log,best_device
-from .shapes import SIDE,Scene,render,sample_scene
+from .shapes import Scene,render,sample_scene
 
-# %% ../nbs/02_data.ipynb #5c8ab763
+# %% ../nbs/02_data.ipynb #904707fc
 class ShapesDataset(Dataset):
     "Scenes of the shapes world; picture i is the scene of seed `start+i`"
     endless = True # every index is a fresh scene, so no order is better than the natural one
@@ -39,10 +39,10 @@ class ShapesDataset(Dataset):
     def scene(self, i)->Scene: return sample_scene(self.start+i)
     def caption(self, i)->str: return self.scene(i).caption
 
-# %% ../nbs/02_data.ipynb #b05ee588
+# %% ../nbs/02_data.ipynb #a128028e
 DIGIT_NAMES = ("zero","one","two","three","four","five","six","seven","eight","nine")
 
-# %% ../nbs/02_data.ipynb #bf40364f
+# %% ../nbs/02_data.ipynb #2bea326d
 @lru_cache(maxsize=1)
 def digit_arrays()->tuple[np.ndarray,np.ndarray]: # (1797,32,32) uint8 and (1797,) labels
     "scikit-learn's handwritten digits, 8x8 with 17 gray levels, enlarged to 32x32"
@@ -52,7 +52,7 @@ def digit_arrays()->tuple[np.ndarray,np.ndarray]: # (1797,32,32) uint8 and (1797
     small = (data.images*(255/16)).round().astype(np.uint8)
     return np.stack([np.asarray(Image.fromarray(p).resize((32,32), Image.BICUBIC)) for p in small]),data.target
 
-# %% ../nbs/02_data.ipynb #e87d4747
+# %% ../nbs/02_data.ipynb #2434e503
 class DigitsDataset(Dataset):
     "Real handwritten digits, captioned; every fifth is held out and never trains anything"
     def __init__(self,
@@ -66,13 +66,13 @@ class DigitsDataset(Dataset):
     def __getitem__(self, i)->dict: # image (3,32,32) in [-1,1], caption
         return dict(image=from_uint8(np.repeat(self.pixels[i][...,None], 3, -1)), caption=f"a handwritten {DIGIT_NAMES[self.labels[i]]}")
 
-# %% ../nbs/02_data.ipynb #830eda96
+# %% ../nbs/02_data.ipynb #f5e5cc3d
 IMAGE_SUFFIXES = (".png",".jpg",".jpeg",".webp",".bmp")
 
-# %% ../nbs/02_data.ipynb #b7488c15
+# %% ../nbs/02_data.ipynb #4ea50d79
 def folder_captions(
     folder:Path, # with captions.jsonl or metadata.jsonl ({"file_name":…,"text":…} a line), or name.txt beside name.png
-)->dict[str,str]: # file name -> caption
+)->dict[str,str]: # path within the folder (without its suffix where name.txt gave it) -> caption
     "The captions of a folder of pictures"
     for name in ("captions.jsonl","metadata.jsonl"):
         if (path:=folder/name).is_file():
@@ -82,9 +82,9 @@ def folder_captions(
                 try: row = json.loads(line); out[row["file_name"]] = row.get("text") or row["caption"]
                 except (ValueError,KeyError,TypeError): raise T2IError(f"{path} line {n} is not {{\"file_name\": …, \"text\": …}}") from None
             return out
-    return {p.with_suffix("").name: p.read_text(encoding="utf-8").strip() for p in folder.glob("*.txt")}
+    return {str(p.relative_to(folder).with_suffix("")): p.read_text(encoding="utf-8").strip() for p in folder.rglob("*.txt")}
 
-# %% ../nbs/02_data.ipynb #4b28e6f0
+# %% ../nbs/02_data.ipynb #eb59a247
 def readable(
     path:Path,
 )->bool:
@@ -94,7 +94,7 @@ def readable(
         return True
     except (OSError,SyntaxError,ValueError,Image.DecompressionBombError): return False
 
-# %% ../nbs/02_data.ipynb #529e1aff
+# %% ../nbs/02_data.ipynb #2b727ddf
 def fit_square(
     picture:Image.Image,
     side:int, # pixels
@@ -104,13 +104,13 @@ def fit_square(
     if picture.mode in ("RGBA","LA","PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB")
+    picture = ImageOps.exif_transpose(picture).convert("RGB") # a camera held sideways says so in the file
     k = side/min(picture.size)
     w,h = max(side, round(picture.width*k)),max(side, round(picture.height*k))
     picture = picture.resize((w,h), Image.LANCZOS)
     return picture.crop(((w-side)//2, (h-side)//2, (w-side)//2+side, (h-side)//2+side))
 
-# %% ../nbs/02_data.ipynb #ff6afea7
+# %% ../nbs/02_data.ipynb #8b289a2d
 class FolderDataset(Dataset):
     "A folder of captioned pictures; what cannot be read or has no caption is skipped, counted and named"
     def __init__(self,
@@ -121,7 +121,7 @@ class FolderDataset(Dataset):
         if not self.folder.is_dir(): raise T2IError(f"no folder {folder}")
         captions,self.items,skipped = folder_captions(self.folder),[],[]
         for p in sorted(q for q in self.folder.rglob("*") if q.suffix.lower() in IMAGE_SUFFIXES):
-            text = captions.get(str(p.relative_to(self.folder))) or captions.get(p.stem)
+            text = captions.get(str(p.relative_to(self.folder))) or captions.get(str(p.relative_to(self.folder).with_suffix("")))
             if text and readable(p): self.items.append((p,text))
             else: skipped.append(p.name + (" (unreadable)" if text else " (no caption)"))
         if skipped: log.warning("skipped %d of %d pictures in %s: %s", len(skipped), len(skipped)+len(self.items), folder, ", ".join(skipped[:10]) + (" …" if len(skipped)>10 else ""))
@@ -131,17 +131,17 @@ class FolderDataset(Dataset):
         path,caption = self.items[i]
         return dict(image=from_pil(fit_square(Image.open(path), self.resolution))[0], caption=caption)
 
-# %% ../nbs/02_data.ipynb #9ee06184
+# %% ../nbs/02_data.ipynb #059f7cca
 @dataclass
 class DataConfig:
     "Which pictures to train on"
     name:str="shapes"         # "shapes", "digits" or "folder"
     path:str|None=None        # the folder
-    val_path:str|None=None    # the held-out folder; None holds out every twentieth picture of `path`
+    val_path:str|None=None    # the held-out folder; None holds out every twentieth picture of `path` (at least one)
     resolution:int=64         # pixels; folders only, the others have their own
     cache:int=0               # encode this many pictures once, ahead of training (all of a finite dataset if fewer); 0: on the fly
 
-# %% ../nbs/02_data.ipynb #7fe6444f
+# %% ../nbs/02_data.ipynb #3ed23aff
 def load_dataset(
     config:DataConfig,
     split:str="train", # or "val"
@@ -153,12 +153,12 @@ def load_dataset(
         if not config.path: raise T2IError("data.name=folder needs data.path, the folder of captioned pictures")
         if config.val_path: return FolderDataset(config.path if split=="train" else config.val_path, config.resolution)
         whole = FolderDataset(config.path, config.resolution)
-        held_out = [i for i in range(len(whole)) if i%20==19 or len(whole)<20]
-        keep = held_out if split=="val" else [i for i in range(len(whole)) if i%20!=19 or len(whole)<20]
-        return torch.utils.data.Subset(whole, keep)
+        if len(whole) < 2: raise T2IError(f"{config.path} holds one picture; training and validation need one each")
+        every = min(20, len(whole))
+        return torch.utils.data.Subset(whole, [i for i in range(len(whole)) if (i%every==every-1) == (split=="val")])
     raise T2IError(f"unknown dataset {config.name!r}; known are shapes, digits, folder")
 
-# %% ../nbs/02_data.ipynb #553b1a86
+# %% ../nbs/02_data.ipynb #8430226d
 class Stream(Dataset):
     "A dataset repeated for ever, shuffled anew each epoch; what stands at a position depends on (seed, position) alone"
     def __init__(self,
@@ -181,14 +181,21 @@ class Stream(Dataset):
         draw = torch.rand((), generator=keyed_generator(self.seed, -1, position))
         return self.dataset[self.index(position)] | dict(draw=draw)
 
-# %% ../nbs/02_data.ipynb #e082f6c8
+# %% ../nbs/02_data.ipynb #db36f1dd
 class Batches:
     "Runs of positions, one list a micro-batch"
     def __init__(self, starts, size:int): self.starts,self.size = starts,size
     def __iter__(self):
         for s in self.starts: yield list(range(s, s+self.size))
 
-# %% ../nbs/02_data.ipynb #bba02da4
+# %% ../nbs/02_data.ipynb #105aee30
+def ignore_interrupt(
+    worker:int, # its number
+):
+    "Ctrl-C reaches every process of a terminal; loader workers leave it to the main one, which ends them in good order"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+# %% ../nbs/02_data.ipynb #72a8d430
 def stream_loader(
     stream:Stream,
     batch_size:int,  # over all processes and micro-batches
@@ -203,10 +210,10 @@ def stream_loader(
     if batch_size%(world*accumulate): raise T2IError(f"train.batch_size={batch_size} is not divisible by {world} processes x {accumulate} accumulated micro-batches")
     m = batch_size//(world*accumulate)
     starts = (s*batch_size + (a*world+rank)*m for s in steps for a in range(accumulate))
-    return DataLoader(stream, batch_sampler=Batches(starts, m), num_workers=workers, pin_memory=pin_memory,
+    return DataLoader(stream, batch_sampler=Batches(starts, m), num_workers=workers, pin_memory=pin_memory, worker_init_fn=ignore_interrupt,
                       generator=torch.Generator()) # its own: the loader must not draw from the model's random numbers
 
-# %% ../nbs/02_data.ipynb #6769bd11
+# %% ../nbs/02_data.ipynb #0ee2f301
 def fingerprint(
     *parts, # what the cache depends on: strings, numbers, dicts, tensors
 )->str:     # 16 hexadecimal digits
@@ -215,7 +222,7 @@ def fingerprint(
     for p in parts: h.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if isinstance(p, Tensor) else repr(p).encode())
     return h.hexdigest()
 
-# %% ../nbs/02_data.ipynb #24b08401
+# %% ../nbs/02_data.ipynb #97325e93
 @torch.no_grad()
 def build_token_cache(
     dataset:Dataset,     # of dicts with image and caption
@@ -241,7 +248,7 @@ def build_token_cache(
         with atomic_path(path) as p: save_file(dict(tokens=torch.cat(ids)), p, metadata=dict(captions=json.dumps(captions)))
     return folder
 
-# %% ../nbs/02_data.ipynb #37d5c589
+# %% ../nbs/02_data.ipynb #55a0b44e
 class TokenDataset(Dataset):
     "Cached tokens with their captions"
     def __init__(self,

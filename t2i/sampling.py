@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['top_k_filter', 'top_p_filter', 'sample_codes', 'guide', 'guidance_ramp', 'picture_generators', 'draw_uniform']
 
-# %% ../nbs/06_sampling.ipynb #5bee2715
-import torch, torch.nn.functional as F
+# %% ../nbs/06_sampling.ipynb #943ec3e1
+import torch
 from torch import Tensor
 
 from .core import T2IError,keyed_generator
 
-# %% ../nbs/06_sampling.ipynb #3846688b
+# %% ../nbs/06_sampling.ipynb #a666af12
 def top_k_filter(
     logits:Tensor, # (...,v)
     k:int,         # how many to keep; 0, or at least v, keeps all
@@ -20,7 +20,7 @@ def top_k_filter(
     if not 0 < k < logits.shape[-1]: return logits
     return logits.masked_fill(logits < logits.topk(k, -1).values[...,-1:], -torch.inf)
 
-# %% ../nbs/06_sampling.ipynb #410c6e33
+# %% ../nbs/06_sampling.ipynb #50d7dcb3
 def top_p_filter(
     logits:Tensor, # (...,v)
     p:float,       # the probability to keep; 0 or 1 keeps all
@@ -32,7 +32,7 @@ def top_p_filter(
     drop = probs.cumsum(-1)-probs >= p # what stood before a code reached p already
     return logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -torch.inf)
 
-# %% ../nbs/06_sampling.ipynb #cc02e7ac
+# %% ../nbs/06_sampling.ipynb #76674189
 def sample_codes(
     logits:Tensor,        # (b,l,v)
     uniform:Tensor,       # (b,l) in [0,1): one draw a token
@@ -47,7 +47,7 @@ def sample_codes(
     # searching at draw x total keeps rounding of the sum from running past the last code that is possible
     return torch.searchsorted(cdf, uniform[...,None]*cdf[...,-1:], right=True)[...,0].clamp(max=logits.shape[-1]-1)
 
-# %% ../nbs/06_sampling.ipynb #ac985ed0
+# %% ../nbs/06_sampling.ipynb #a7afa5ce
 def guide(
     cond:Tensor,   # logits with the condition
     uncond:Tensor, # logits without it, same shape
@@ -56,7 +56,7 @@ def guide(
     "Classifier-free guidance (Ho & Salimans 2022): uncond + w (cond - uncond)"
     return uncond + scale*(cond-uncond)
 
-# %% ../nbs/06_sampling.ipynb #087d4e67
+# %% ../nbs/06_sampling.ipynb #25b6c404
 def guidance_ramp(
     scale:float, # w at the last scale
     k:int,       # scales
@@ -64,7 +64,7 @@ def guidance_ramp(
     "Linear from 1 at the first scale to w at the last, as VAR does it"
     return [1+(scale-1)*s/max(1, k-1) for s in range(k)]
 
-# %% ../nbs/06_sampling.ipynb #5fbfd786
+# %% ../nbs/06_sampling.ipynb #703234d5
 def picture_generators(
     seed:int|None,   # one for all; None picks one
     generator:torch.Generator|list[torch.Generator]|None, # instead of a seed: one, or one a picture
@@ -80,7 +80,7 @@ def picture_generators(
     if seed is None: seed = torch.seed() >> 1
     return [keyed_generator(seed, j) for _ in range(prompts) for j in range(per_prompt)]
 
-# %% ../nbs/06_sampling.ipynb #1c4aa1bd
+# %% ../nbs/06_sampling.ipynb #e932a4b7
 def draw_uniform(
     generators:list[torch.Generator], # one a picture
     l:int,                            # draws a picture

@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['TextTokenizer', 'TextFeatures', 'TextEncoderConfig', 'TextEncoder']
 
-# %% ../nbs/05_text.ipynb #12f2eabc
+# %% ../nbs/05_text.ipynb #2616f58d
 import json,re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch, torch.nn as nn
 from huggingface_hub import PyTorchModelHubMixin
-from tokenizers import Tokenizer,models,normalizers,pre_tokenizers,trainers
+from tokenizers import Regex,Tokenizer,models,normalizers,pre_tokenizers,trainers
 from torch import Tensor
 
 from .attention import Block
-from .core import T2IError,atomic_path,log
+from .core import T2IError,atomic_path
 
-# %% ../nbs/05_text.ipynb #6865f5cd
+# %% ../nbs/05_text.ipynb #15a62c7e
 class TextTokenizer:
     "Byte-pair encoding trained on captions; it remembers which tokens the captions used"
     def __init__(self,
@@ -35,7 +35,7 @@ class TextTokenizer:
     )->"TextTokenizer":
         "Learn the merges (Sennrich et al. 2016)"
         t = Tokenizer(models.BPE(unk_token="[unk]"))
-        t.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        t.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"[.,;:!?\"]+"), " ")]) # punctuation says nothing here
         t.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         t.train_from_iterator(captions, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["[pad]","[unk]","[end]"], show_progress=False))
         return cls(t, {i for c in captions for i in t.encode(c).ids}, length)
@@ -77,7 +77,7 @@ class TextTokenizer:
             return cls(Tokenizer.from_file(str(Path(folder)/"tokenizer.json")), set(config["used"]), config["length"])
         except Exception as e: raise T2IError(f"cannot read the text tokenizer in {folder}: {str(e).splitlines()[0]}") from None
 
-# %% ../nbs/05_text.ipynb #1eeeca16
+# %% ../nbs/05_text.ipynb #7836a216
 @dataclass(frozen=True)
 class TextFeatures:
     "What a generator reads of its captions"
@@ -91,7 +91,7 @@ class TextFeatures:
         "Some of the captions, in this order"
         return TextFeatures(self.tokens[rows], self.mask[rows], self.pooled[rows])
 
-# %% ../nbs/05_text.ipynb #b27830d1
+# %% ../nbs/05_text.ipynb #08de0254
 @dataclass
 class TextEncoderConfig:
     "Everything that shapes the text encoder"
@@ -103,7 +103,7 @@ class TextEncoderConfig:
     model_type:str="text_encoder"
     format:int=1
 
-# %% ../nbs/05_text.ipynb #4c6d7cf7
+# %% ../nbs/05_text.ipynb #7649b26d
 class TextEncoder(nn.Module, PyTorchModelHubMixin):
     "A transformer that reads a caption in both directions"
     def __init__(self, config:TextEncoderConfig):

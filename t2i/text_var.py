@@ -16,10 +16,10 @@ from torch import Tensor
 
 from .core import T2IError,bundled_folder
 from .data import DataConfig,TokenDataset,build_token_cache,load_dataset
-from .multiscale import MultiScaleVQVAE
+from .multiscale import MultiScaleVQVAE,MultiScaleVQVAEConfig
 from .sampling import guidance_ramp,picture_generators
 from .text import TextEncoder,TextEncoderConfig,TextFeatures,TextTokenizer
-from .training import Task,TrainConfig
+from .training import Task,TrainConfig,load_model
 from .var import Condition,NextScaleTransformer,VARConfig,stream_scales
 
 # %% ../nbs/32_text_var.ipynb #4e248157
@@ -98,7 +98,7 @@ class TextVARTaskConfig:
     sample_guidance:float=3.
     train:TrainConfig=field(default_factory=TrainConfig)
 
-# %% ../nbs/32_text_var.ipynb #4cff415b
+# %% ../nbs/32_text_var.ipynb #44976e4b
 class TextVARTask(Task):
     "Cross-entropy of every token of every map, given the caption and the coarser maps"
     Config = TextVARTaskConfig
@@ -107,7 +107,7 @@ class TextVARTask(Task):
         folder:Path|None=None, # the run: the text tokenizer is kept there
     ):
         super().__init__(config, folder)
-        self.tokenizer = MultiScaleVQVAE.from_pretrained(bundled_folder(config.tokenizer)).eval().requires_grad_(False)
+        self.tokenizer = load_model(MultiScaleVQVAE, MultiScaleVQVAEConfig, bundled_folder(config.tokenizer))
         self.text_tokenizer = self.load_text_tokenizer()
         t = self.tokenizer
         model = replace(config.model, scales=t.scales, codebook_size=t.codebook_size, code_dim=t.config.code_dim, text_width=config.text.width)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'lr_factor', 'build_optimizers', 'EMA', 'Task', 'Recipe', 'find_recipe', 'load_recipe', 'plain_state',
-           'save_checkpoint', 'last_checkpoint', 'weights_file', 'load_weights', 'read_metrics', 'MetricLog',
-           'make_fabric', 'prepare_run', 'stop_signal', 'averaged', 'TrainingState', 'batches', 'mean_logs', 'lost',
-           'optimize', 'validate', 'draw_samples', 'stopped', 'fit', 'train']
+           'save_checkpoint', 'last_checkpoint', 'weights_file', 'load_weights', 'load_model', 'read_metrics',
+           'MetricLog', 'make_fabric', 'prepare_run', 'stop_signal', 'averaged', 'TrainingState', 'batches',
+           'mean_logs', 'lost', 'optimize', 'validate', 'draw_samples', 'stopped', 'fit', 'train']
 
-# %% ../nbs/03_training.ipynb #3757ef54
+# %% ../nbs/03_training.ipynb #1e6c187a
 import contextlib,importlib,json,logging,math,os,shutil,signal,threading,time,warnings
 from copy import deepcopy
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend,sdpa_kernel
 from tqdm.auto import tqdm
 
-from .core import T2IError,atomic_path,best_device,fsync_path,image_grid,keyed_generator,log
+from .core import T2IError,atomic_path,best_device,dataclass_from,image_grid,keyed_generator,log
 from .data import Stream,stream_loader
 
-# %% ../nbs/03_training.ipynb #468f0c63
+# %% ../nbs/03_training.ipynb #c6b0a8ad
 @dataclass
 class TrainConfig:
     "How to train, whatever the model"
@@ -46,10 +46,10 @@ class TrainConfig:
     ema:float=.999            # decay of the moving average of the weights
     seed:int=0
     log_every:int=20          # steps between lines of metrics.jsonl
-    val_every:int=500
+    val_every:int=500         # 0: only at the end
     val_batches:int=4
-    sample_every:int=500      # steps between grids of samples
-    save_every:int=500
+    sample_every:int=500      # steps between grids of samples; 0: only at the end
+    save_every:int=500        # 0: only at the end
     keep:int=3                # newest checkpoints kept
     devices:int=1             # processes on this machine; torchrun overrides
     strategy:str="auto"       # a Lightning Fabric strategy: "ddp", ...
@@ -57,7 +57,7 @@ class TrainConfig:
     compile:bool=False        # torch.compile the model
     init_from:str|None=None   # start from the weights of a run or folder, at step 0
 
-# %% ../nbs/03_training.ipynb #eaceca00
+# %% ../nbs/03_training.ipynb #5bed94e3
 def lr_factor(
     step:int,  # from 0
     config:TrainConfig,
@@ -67,7 +67,7 @@ def lr_factor(
     progress = (step-config.warmup)/max(1, config.steps-config.warmup)
     return config.final_lr + (1-config.final_lr)*.5*(1+math.cos(math.pi*min(1., progress)))
 
-# %% ../nbs/03_training.ipynb #970f77cc
+# %% ../nbs/03_training.ipynb #5f33ab91
 def build_optimizers(
     model:nn.Module,
     config:TrainConfig,
@@ -87,7 +87,7 @@ def build_optimizers(
         for g in o.param_groups: g["peak_lr"] = g["lr"]
     return out
 
-# %% ../nbs/03_training.ipynb #b469f388
+# %% ../nbs/03_training.ipynb #d6faf182
 class EMA:
     "A moving average of a model's weights, warming up: the decay is min(ema, (1+t)/(10+t))"
     def __init__(self,
@@ -105,7 +105,7 @@ class EMA:
         torch._foreach_lerp_(list(self.module.parameters()), [p.detach() for p in model.parameters()], 1-d)
         for a,b in zip(self.module.buffers(), model.buffers()): a.copy_(b)
 
-# %% ../nbs/03_training.ipynb #e6febcb4
+# %% ../nbs/03_training.ipynb #1a14955b
 class Task:
     "What the loop needs to know of a model: subclasses fill in `Config`, `model`, the data and the steps"
     Config:type = None     # a dataclass with a field `train:TrainConfig`
@@ -131,7 +131,7 @@ class Task:
     def after_step(self, generator:torch.Generator): "Called after every optimiser step (codebook averages)"
     def sample(self)->Tensor|None: "Pictures (b,3,h,w) to look at while training"
 
-# %% ../nbs/03_training.ipynb #d2de3544
+# %% ../nbs/03_training.ipynb #0a4e6ecb
 @dataclass
 class Recipe:
     "A task and its configuration, as a YAML file gives them"
@@ -139,7 +139,7 @@ class Recipe:
     config:object # its dataclass `Config`, filled
     tree:dict    # the same as plain values, for recipe.yaml
 
-# %% ../nbs/03_training.ipynb #0c8461ee
+# %% ../nbs/03_training.ipynb #dffd452f
 def find_recipe(
     name:str|Path, # a YAML file, or the name of a bundled recipe
 )->Path:
@@ -149,7 +149,7 @@ def find_recipe(
         if p.is_file(): return p
     raise T2IError(f"no recipe {str(name)!r}; bundled are {', '.join(sorted(p.stem for p in bundled.glob('*.yaml')))}")
 
-# %% ../nbs/03_training.ipynb #f70598e8
+# %% ../nbs/03_training.ipynb #6be58855
 def load_recipe(
     path:str|Path,              # YAML: `task`, the dotted name of a class, and fields of the class's `Config`
     overrides:tuple[str,...]=(), # "train.steps=100", ...
@@ -168,14 +168,14 @@ def load_recipe(
     except OmegaConfBaseException as e: raise T2IError(f"{path}: {str(e).splitlines()[0]}" + (f" (at {e.full_key})" if getattr(e, "full_key", None) else "")) from None
     return Recipe(task, OmegaConf.to_object(tree), {"task":name} | OmegaConf.to_container(tree))
 
-# %% ../nbs/03_training.ipynb #8b6c5c92
+# %% ../nbs/03_training.ipynb #629fd02f
 def plain_state(
     model:nn.Module,
 )->dict[str,Tensor]: # on the CPU, contiguous, no two entries sharing memory
     "A state dict that safetensors can write"
     return {k: v.detach().cpu().contiguous().clone() for k,v in model.state_dict().items()}
 
-# %% ../nbs/03_training.ipynb #10314f77
+# %% ../nbs/03_training.ipynb #1c412958
 def save_checkpoint(
     folder:Path,   # the run
     step:int,      # steps done
@@ -197,7 +197,7 @@ def save_checkpoint(
         raise T2IError(f"could not save {target}: {str(e).splitlines()[0]}; the checkpoints before it are whole") from None
     for old in sorted(target.parent.glob("step-*"), key=lambda p: int(p.name[5:]))[:-keep]: shutil.rmtree(old)
 
-# %% ../nbs/03_training.ipynb #220b67f1
+# %% ../nbs/03_training.ipynb #50468923
 def last_checkpoint(
     folder:str|Path, # a run
 )->Path:
@@ -206,7 +206,7 @@ def last_checkpoint(
     if not (folder/"last").is_file(): raise T2IError(f"no checkpoint in {folder}")
     return folder/"checkpoints"/(folder/"last").read_text().strip()
 
-# %% ../nbs/03_training.ipynb #aefcaf8e
+# %% ../nbs/03_training.ipynb #01dce39b
 def weights_file(
     path:str|Path, # a run, a checkpoint, a saved model's folder, or a .safetensors file
 )->Path:
@@ -218,7 +218,7 @@ def weights_file(
     if path.is_file(): return path
     raise T2IError(f"no weights in {path}")
 
-# %% ../nbs/03_training.ipynb #c97dfa51
+# %% ../nbs/03_training.ipynb #baa174eb
 def load_weights(
     model:nn.Module,
     path:Path, # a .safetensors file
@@ -231,7 +231,22 @@ def load_weights(
     if bad: raise T2IError(f"{path} does not fit the model: {len(bad)} keys missing, misshapen or unknown, such as {', '.join(bad[:3])}")
     model.load_state_dict(state)
 
-# %% ../nbs/03_training.ipynb #8751bdbb
+# %% ../nbs/03_training.ipynb #e171972d
+def load_model(
+    cls:type,        # a model, made from a config
+    config:type,     # the config's dataclass
+    folder:str|Path, # config.json and model.safetensors
+    **kw,            # for the constructor
+)->nn.Module:        # in evaluation mode, without gradients
+    "Read a saved model"
+    path = Path(folder)/"config.json"
+    try: values = json.loads(path.read_text())
+    except (OSError,ValueError) as e: raise T2IError(f"cannot read {path}: {str(e).splitlines()[0]}") from None
+    model = cls(dataclass_from(config, values, str(path)), **kw)
+    load_weights(model, Path(folder)/"model.safetensors")
+    return model.eval().requires_grad_(False)
+
+# %% ../nbs/03_training.ipynb #682d4ddb
 def read_metrics(
     folder:str|Path, # a run
 )->list[dict]:
@@ -241,7 +256,7 @@ def read_metrics(
         with contextlib.suppress(ValueError): out.append(json.loads(line))
     return out
 
-# %% ../nbs/03_training.ipynb #7a8c3e9b
+# %% ../nbs/03_training.ipynb #e07ea5c8
 class MetricLog:
     "metrics.jsonl, one line a logged step, and TensorBoard where it is installed"
     def __init__(self,
@@ -265,7 +280,7 @@ class MetricLog:
         if self.board:
             for k,v in values.items(): self.board.add_scalar(k, v, step)
 
-# %% ../nbs/03_training.ipynb #159ae6a2
+# %% ../nbs/03_training.ipynb #a88d1461
 def make_fabric(
     config:TrainConfig,
 ):                 # lightning.fabric.Fabric
@@ -282,7 +297,7 @@ def make_fabric(
     try: return Fabric(accelerator=device.type, devices=devices, num_nodes=max(1, world//devices), strategy=strategy, precision=precision)
     except ValueError as e: raise T2IError(f"train.precision={config.precision} or train.strategy={config.strategy}: {str(e).splitlines()[0]}") from None
 
-# %% ../nbs/03_training.ipynb #a8f4614f
+# %% ../nbs/03_training.ipynb #1ddd94cd
 def prepare_run(
     folder:Path,
     recipe:Recipe,
@@ -295,7 +310,7 @@ def prepare_run(
     for torn in folder.rglob(".*.tmp"): shutil.rmtree(torn, ignore_errors=True) if torn.is_dir() else torn.unlink()
     with atomic_path(folder/"recipe.yaml") as p: OmegaConf.save(OmegaConf.create(recipe.tree), p)
 
-# %% ../nbs/03_training.ipynb #d66132e7
+# %% ../nbs/03_training.ipynb #d1dcecf6
 @contextlib.contextmanager
 def stop_signal():
     "Yields an event that Ctrl-C or a terminate signal sets, so that a loop can end tidily; a second Ctrl-C interrupts at once"
@@ -309,7 +324,7 @@ def stop_signal():
     finally:
         for s,h in old.items(): signal.signal(s, h)
 
-# %% ../nbs/03_training.ipynb #13641ed5
+# %% ../nbs/03_training.ipynb #b982f425
 @contextlib.contextmanager
 def averaged(
     task:Task,
@@ -321,7 +336,7 @@ def averaged(
         with torch.no_grad(): yield task
     finally: task.model = live
 
-# %% ../nbs/03_training.ipynb #205b8833
+# %% ../nbs/03_training.ipynb #569aeaf1
 class TrainingState:
     "All that a run consists of between two steps; everything that decides the outcome is a function of the recipe and the step"
     def __init__(self,
@@ -329,7 +344,7 @@ class TrainingState:
         folder:str|Path,   # the run
         resume:bool=False, # go on from the run's last checkpoint
     ):
-        self.folder,self.config,self.step = Path(folder),recipe.config.train,0
+        self.folder,self.config,self.step,self.streams = Path(folder),recipe.config.train,0,{}
         self.fabric = make_fabric(self.config)
         self.fabric.launch()
         self.zero = self.fabric.is_global_zero # this process writes
@@ -365,12 +380,12 @@ class TrainingState:
         try: state = torch.load(path/"state.pt", weights_only=True, map_location="cpu")
         except Exception as e: raise T2IError(f"cannot read {path/'state.pt'}: {str(e).splitlines()[0]}") from None
         self.step = state["step"]
-        for o,s in zip(self.optimizers, state["optimizers"]): o.load_state_dict(s)
+        for o,s in zip(self.optimizers, state["optimizers"]): o.load_state_dict(s | dict(param_groups=o.state_dict()["param_groups"])) # rates follow the recipe, which may have changed
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] and self.fabric.device.type=="cuda": torch.cuda.set_rng_state(state["cuda_rng"][0])
         if state["scaler"]: self.fabric.strategy.precision.load_state_dict(state["scaler"])
 
-# %% ../nbs/03_training.ipynb #ab24781c
+# %% ../nbs/03_training.ipynb #8864e0f9
 def batches(
     state:TrainingState,
     split:str,   # "train" or "val"
@@ -378,11 +393,12 @@ def batches(
 ):
     "This process's micro-batches of some steps, on the device"
     f,c,training = state.fabric,state.config,split=="train"
-    loader = stream_loader(Stream(state.task.dataset(split), c.seed), c.batch_size, steps, f.global_rank, f.world_size,
+    if split not in state.streams: state.streams[split] = Stream(state.task.dataset(split), c.seed)
+    loader = stream_loader(state.streams[split], c.batch_size, steps, f.global_rank, f.world_size,
                            c.accumulate if training else 1, c.workers if training else 0, pin_memory=f.device.type=="cuda")
     return iter(f.setup_dataloaders(loader, use_distributed_sampler=False))
 
-# %% ../nbs/03_training.ipynb #1d3dffbb
+# %% ../nbs/03_training.ipynb #703c0bf9
 def mean_logs(
     state:TrainingState,
     logs:list[dict[str,Tensor]], # scalars, one dict a micro-batch
@@ -391,17 +407,18 @@ def mean_logs(
     means = {k: torch.stack([l[k].detach().float() for l in logs]).mean() for k in logs[0]}
     return {k: float(v) for k,v in state.fabric.all_reduce(means, reduce_op="mean").items()}
 
-# %% ../nbs/03_training.ipynb #77a427d4
+# %% ../nbs/03_training.ipynb #8047114d
 def lost(
     state:TrainingState,
-    loss:float,
+    value:float,
+    what:str="loss", # or "gradient"
 )->str:
-    "What to say of a loss that is no number any more"
+    "What to say of a loss or a gradient that is no number any more"
     last = state.folder/"last"
     good = f"the last good checkpoint is {last.read_text()}" if last.is_file() else "there is no checkpoint yet"
-    return f"the loss became {loss} at step {state.step}; {good}. Lower train.lr, or use train.precision=32-true"
+    return f"the {what} became {value} at step {state.step}; {good}. Lower train.lr, or use train.precision=32-true"
 
-# %% ../nbs/03_training.ipynb #116c7cef
+# %% ../nbs/03_training.ipynb #4de115da
 def optimize(
     state:TrainingState,
     data, # iterator of micro-batches
@@ -417,14 +434,16 @@ def optimize(
     if not math.isfinite(logs["loss"]): raise T2IError(lost(state, logs["loss"]))
     for o in state.optimizers:
         for g in o.param_groups: g["lr"] = g["peak_lr"]*lr_factor(state.step, c)
-        if c.clip: state.fabric.clip_gradients(task.model, o, max_norm=c.clip, error_if_nonfinite=False)
+        norm = state.fabric.clip_gradients(task.model, o, max_norm=c.clip or math.inf, error_if_nonfinite=False)
+        # a finite loss can have an infinite gradient; float16's scaler skips such a step by itself
+        if not norm.isfinite() and getattr(state.fabric.strategy.precision, "scaler", None) is None: raise T2IError(lost(state, float(norm), "gradient"))
     for o in state.optimizers: o.step(); o.zero_grad()
     task.after_step(keyed_generator(c.seed, -2, state.step))
     state.ema.update(state.model, state.step)
     state.step += 1
     return logs
 
-# %% ../nbs/03_training.ipynb #975fe25d
+# %% ../nbs/03_training.ipynb #42de9c0f
 def validate(
     state:TrainingState,
 )->dict[str,float]: # names start with val_
@@ -433,7 +452,7 @@ def validate(
         logs = [state.task.validation_step(b) for b in batches(state, "val", range(state.config.val_batches))]
     return {f"val_{k}": v for k,v in mean_logs(state, logs).items()}
 
-# %% ../nbs/03_training.ipynb #7f3fe50b
+# %% ../nbs/03_training.ipynb #9f92b803
 def draw_samples(
     state:TrainingState,
 ):
@@ -442,7 +461,7 @@ def draw_samples(
     if images is None: return
     with atomic_path(state.folder/"samples"/f"step-{state.step}.png") as p: image_grid(images).save(p, format="PNG")
 
-# %% ../nbs/03_training.ipynb #9ca21c7b
+# %% ../nbs/03_training.ipynb #79186f0b
 def stopped(
     state:TrainingState,
     stop:threading.Event,
@@ -451,7 +470,7 @@ def stopped(
     if state.fabric.world_size==1: return stop.is_set()
     return bool(state.fabric.all_reduce(torch.tensor(float(stop.is_set()), device=state.fabric.device), reduce_op="max"))
 
-# %% ../nbs/03_training.ipynb #0af8cbce
+# %% ../nbs/03_training.ipynb #4915b3c0
 def fit(
     state:TrainingState,
 )->Path: # the run
@@ -478,7 +497,7 @@ def fit(
             log.warning("stopped at step %d of %d; go on with --resume", state.step, c.steps)
     return state.folder
 
-# %% ../nbs/03_training.ipynb #15d7525c
+# %% ../nbs/03_training.ipynb #2e88b31b
 def train(
     recipe:str|Path|Recipe,       # a file, a bundled name, or loaded
     run:str|Path|None=None,       # the run folder; runs/NAME by default

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['group_norm', 'ResnetBlock', 'AttnBlock', 'Downsample', 'Upsample', 'Middle', 'Level', 'Encoder', 'Decoder']
 
-# %% ../nbs/11_vqgan.ipynb #a426c8a4
-import torch, torch.nn as nn, torch.nn.functional as F
+# %% ../nbs/11_vqgan.ipynb #fcc759b9
+import torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/11_vqgan.ipynb #35d19e87
+# %% ../nbs/11_vqgan.ipynb #714700ce
 def group_norm(
     channels:int, # divisible by 32
 )->nn.GroupNorm:
     "32 groups, as taming-transformers has it"
     return nn.GroupNorm(32, channels, eps=1e-6)
 
-# %% ../nbs/11_vqgan.ipynb #81412997
+# %% ../nbs/11_vqgan.ipynb #56cdbd2c
 class ResnetBlock(nn.Module):
     "x + conv(silu(norm(conv(silu(norm(x))))))"
     def __init__(self,
@@ -35,7 +35,7 @@ class ResnetBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
 
-# %% ../nbs/11_vqgan.ipynb #63f4042d
+# %% ../nbs/11_vqgan.ipynb #ab101763
 class AttnBlock(nn.Module):
     "x + attention over all positions of the map, one head as wide as the channels"
     def __init__(self, channels:int):
@@ -52,7 +52,7 @@ class AttnBlock(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v)                       # (b,1,h*w,c)
         return x + self.proj_out(out.squeeze(1).transpose(1,2).reshape(b, c, h, w))
 
-# %% ../nbs/11_vqgan.ipynb #99eb601e
+# %% ../nbs/11_vqgan.ipynb #9da98a0d
 class Downsample(nn.Module):
     "Halve the sides by a convolution of stride 2, padded at the right and bottom alone"
     def __init__(self, channels:int):
@@ -64,7 +64,7 @@ class Downsample(nn.Module):
     )->Tensor:    # (b,c,h/2,w/2)
         return self.conv(F.pad(x, (0,1,0,1)))
 
-# %% ../nbs/11_vqgan.ipynb #6e5d632a
+# %% ../nbs/11_vqgan.ipynb #4d644c4d
 class Upsample(nn.Module):
     "Double the sides by repeating pixels, then smooth with a convolution"
     def __init__(self, channels:int):
@@ -76,7 +76,7 @@ class Upsample(nn.Module):
     )->Tensor:    # (b,c,2h,2w)
         return self.conv(F.interpolate(x, scale_factor=2., mode="nearest"))
 
-# %% ../nbs/11_vqgan.ipynb #d0bb745b
+# %% ../nbs/11_vqgan.ipynb #7c6daf06
 class Middle(nn.Module):
     "Two residual blocks around attention, at the lowest resolution"
     def __init__(self, channels:int):
@@ -88,7 +88,7 @@ class Middle(nn.Module):
     )->Tensor:    # same shape
         return self.block_2(self.attn_1(self.block_1(x)))
 
-# %% ../nbs/11_vqgan.ipynb #e0829be5
+# %% ../nbs/11_vqgan.ipynb #2f553155
 class Level(nn.Module):
     "The blocks of one resolution and the step to the next"
     def __init__(self,
@@ -107,7 +107,7 @@ class Level(nn.Module):
         for block,attn in zip(self.block, self.attn): x = attn(block(x))
         return self.resample(x)
 
-# %% ../nbs/11_vqgan.ipynb #933fad6b
+# %% ../nbs/11_vqgan.ipynb #e5d492e7
 class Encoder(nn.Module):
     "Pictures to a map of vectors"
     def __init__(self,
@@ -136,7 +136,7 @@ class Encoder(nn.Module):
         for level in self.down: x = level(x)
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
-# %% ../nbs/11_vqgan.ipynb #b2c87eb7
+# %% ../nbs/11_vqgan.ipynb #95b95bc5
 class Decoder(nn.Module):
     "A map of vectors to pictures: the encoder's mirror, with one block more a level"
     def __init__(self,
