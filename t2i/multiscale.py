@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Phi', 'phi_index', 'MultiScaleQuantizer', 'MultiScaleVQVAEConfig', 'MultiScaleAutoencoder', 'MultiScaleVQVAE']
 
-# %% ../nbs/13_multiscale.ipynb #2871d9db
+# %% ../nbs/13_multiscale.ipynb #14c35b4a
 from dataclasses import dataclass
 
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
@@ -16,7 +16,7 @@ from .core import T2IError
 from .quantize import Codebook,EMACodebook,code_counts,perplexity,straight_through,usage
 from .vqgan import Decoder,Encoder
 
-# %% ../nbs/13_multiscale.ipynb #510e33e1
+# %% ../nbs/13_multiscale.ipynb #caa84331
 class Phi(nn.Module):
     "A convolution mixed half and half with the identity: it mends what upsampling a token map blurs"
     def __init__(self,
@@ -32,7 +32,7 @@ class Phi(nn.Module):
     )->Tensor:    # same shape
         return x*(1-self.strength) + self.conv(x)*self.strength
 
-# %% ../nbs/13_multiscale.ipynb #bfba4ffd
+# %% ../nbs/13_multiscale.ipynb #a64bc3a4
 def phi_index(
     scales:int, # how many scales there are, k
     phis:int,   # how many convolutions they share
@@ -42,7 +42,7 @@ def phi_index(
     ticks = np.linspace(margin, 1-margin, phis) # float64 decides the two ties of the published schedule
     return [int(np.argmin(abs(ticks - (s/(scales-1) if scales>1 else 0)))) for s in range(scales)]
 
-# %% ../nbs/13_multiscale.ipynb #ff6873f9
+# %% ../nbs/13_multiscale.ipynb #8ff67394
 class MultiScaleQuantizer(nn.Module):
     "One codebook, many scales: each quantises what the coarser scales have not explained (VAR, algorithms 1 and 2)"
     def __init__(self,
@@ -101,7 +101,7 @@ class MultiScaleQuantizer(nn.Module):
         sums = self.sums(ids[:-1])
         return torch.cat([self.downscale(s, k+1).flatten(2).transpose(1,2) for k,s in enumerate(sums)], 1)
 
-# %% ../nbs/13_multiscale.ipynb #6809d89b
+# %% ../nbs/13_multiscale.ipynb #c64df23e
 @dataclass
 class MultiScaleVQVAEConfig:
     "Everything that shapes a multi-scale tokenizer"
@@ -122,7 +122,7 @@ class MultiScaleVQVAEConfig:
     format:int=1
     def __post_init__(self): self.scales,self.multipliers = tuple(self.scales),tuple(self.multipliers)
 
-# %% ../nbs/13_multiscale.ipynb #2fa0ff1d
+# %% ../nbs/13_multiscale.ipynb #8072270b
 class MultiScaleAutoencoder(nn.Module):
     "Encoder, multi-scale quantiser, decoder: the training pass"
     def __init__(self, config:MultiScaleVQVAEConfig):
@@ -175,7 +175,7 @@ class MultiScaleAutoencoder(nn.Module):
         zq,_,losses = self.quantize(self.features(images))
         return self.decode_features(zq),losses
 
-# %% ../nbs/13_multiscale.ipynb #32bbc478
+# %% ../nbs/13_multiscale.ipynb #2a1565d6
 class MultiScaleVQVAE(MultiScaleAutoencoder, PyTorchModelHubMixin):
     "VAR's tokenizer (Tian et al. 2024, section 3.2): the tokenizer protocol and saving"
     @property
