@@ -31,7 +31,8 @@ def main():
     except KeyboardInterrupt: sys.exit(130)
     except Exception as e:
         if debug: raise
-        print(f"t2i: {' '.join(str(e).split()) or type(e).__name__}", file=sys.stderr)
+        what = f"cannot use {e.filename}: {e.strerror}" if isinstance(e, OSError) and e.filename else str(e) or type(e).__name__
+        print(f"t2i: {' '.join(what.split())}", file=sys.stderr)
         sys.exit(1)
 
 # %% ../nbs/52_cli.ipynb #d87d192a
@@ -89,7 +90,7 @@ def generate(
     frames = list(pipe.stream(texts, num_images_per_prompt, seed=seed, **settings)) if process else None
     pictures = frames[-1].images if process else pipe(texts, num_images_per_prompt, seed=seed, **settings).images
     rows = [[f.images[i] for f in frames] if process else [p] for i,p in enumerate(pictures)]
-    about = dict(model=model, seed=seed, **{k: v for k,v in settings.items() if v is not None})
+    about = settings | dict(model=model, seed=seed, guidance_scale=pipe.defaults["guidance_scale"] if guidance_scale is None else guidance_scale)
     scale = max(1, 128//pictures[0].width) # small pictures are enlarged by whole pixels in a grid
     if output.suffix:
         columns = len(frames) if process else num_images_per_prompt if len(texts)>1 else None

@@ -159,6 +159,7 @@ class TextVARPipeline(Pipeline):
         **settings,        # see `settings`
     )->Output:
         "Draw"
+        if batch_size < 1: raise T2IError(f"batch_size is {batch_size}; it must be at least 1")
         prompts,generators,seed,rest = self.settings(prompt, num_images_per_prompt, **settings)
         images = []
         for i in range(0, len(prompts), batch_size):
