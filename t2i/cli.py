@@ -132,7 +132,7 @@ def evaluate(
 ):
     "Score a model."
     from t2i.core import T2IError
-    from t2i.data import DataConfig,load_dataset
+    from t2i.data import DataConfig,FolderDataset,load_dataset
     from t2i.evaluation import digit_scores,reconstruction_scores,shapes_scores
     from t2i.pipeline import Pipeline,load
     loaded = load(model, device)
@@ -152,8 +152,8 @@ def evaluate(
     if benchmark=="shapes": scores = shapes_scores(draw(num_images_per_prompt), seed, per_task)
     elif benchmark=="digits": scores = digit_scores(digits, count or 500)
     else:
-        config = DataConfig(data) if data in ("shapes","digits") else DataConfig("folder", path=data, resolution=tokenizer.config.resolution)
-        scores = reconstruction_scores(tokenizer, load_dataset(config, "val"), count or 2000)
+        dataset = load_dataset(DataConfig(data), "val") if data in ("shapes","digits") else FolderDataset(data, tokenizer.config.resolution)
+        scores = reconstruction_scores(tokenizer, dataset, count or 2000)
     if as_json: typer.echo(json.dumps(dict(model=model, benchmark=benchmark, seed=seed, **scores)))
     else:
         for k,v in scores.items(): typer.echo(f"{k:20} {v:.3f}" if isinstance(v, float) else f"{k:20} {v}")
