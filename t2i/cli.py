@@ -6,14 +6,14 @@
 __all__ = ['app', 'data_app', 'bench_app', 'Model', 'Device', 'main', 'slug', 'read_prompts', 'generate', 'train', 'evaluate',
            'info', 'convert', 'write_folder', 'data_shapes', 'data_digits', 'bench_generate']
 
-# %% ../nbs/52_cli.ipynb #722e936c
+# %% ../nbs/52_cli.ipynb #3b7d1807
 import json,logging,os,re,sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-# %% ../nbs/52_cli.ipynb #1d6aed77
+# %% ../nbs/52_cli.ipynb #ee40a709
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings=dict(help_option_names=["-h","--help"]),
                   help="Learn, train and use token-based text-to-image models.", epilog="Add --debug to any command for a full traceback.")
 data_app = typer.Typer(no_args_is_help=True, help="Write data sets as folders of captioned pictures.")
@@ -21,7 +21,7 @@ bench_app = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios wit
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 
-# %% ../nbs/52_cli.ipynb #ed9936bc
+# %% ../nbs/52_cli.ipynb #e5711dc1
 def main():
     "The command `t2i`: errors of the user's making in one line, exit 1; wrong usage, exit 2; a traceback only with --debug"
     debug = "--debug" in sys.argv
@@ -35,18 +35,18 @@ def main():
         print(f"t2i: {' '.join(what.split())}", file=sys.stderr)
         sys.exit(1)
 
-# %% ../nbs/52_cli.ipynb #d87d192a
+# %% ../nbs/52_cli.ipynb #9b68c7cc
 Model = Annotated[str, typer.Option("--model","-m", help="A bundled name, a folder, a run, or a hub id.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps; by default the best there is.")]
 
-# %% ../nbs/52_cli.ipynb #9cf76dfa
+# %% ../nbs/52_cli.ipynb #8567cc15
 def slug(
     text:str,
 )->str: # at most 40 letters, digits and dashes
     "A file name for a prompt"
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-") or "picture"
 
-# %% ../nbs/52_cli.ipynb #6602d5ad
+# %% ../nbs/52_cli.ipynb #a57d58c6
 def read_prompts(
     prompts:list[str]|None, # from the command line
     file:Path|None,         # one a line; "-" is standard input
@@ -60,7 +60,7 @@ def read_prompts(
     if not found: raise T2IError('no prompt: give one in quotes, as "a red circle", or a file with --prompts')
     return found
 
-# %% ../nbs/52_cli.ipynb #06049661
+# %% ../nbs/52_cli.ipynb #c5e4bb52
 @app.command()
 def generate(
     prompts:Annotated[list[str], typer.Argument(help="What to draw; several prompts in quotes.", show_default=False)] = None,
@@ -103,7 +103,7 @@ def generate(
             save_png(image_grid(row, len(row), scale) if process else row[0], path, prompt=text, index=j, **about)
             typer.echo(path)
 
-# %% ../nbs/52_cli.ipynb #3eb16bc0
+# %% ../nbs/52_cli.ipynb #7d500ce2
 @app.command()
 def train(
     recipe:Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled recipe.")],
@@ -116,7 +116,7 @@ def train(
     folder = t2i.training.train(recipe, output, tuple(overrides or ()), resume)
     if os.environ.get("RANK", "0")=="0": typer.echo(folder) # of several processes, one speaks
 
-# %% ../nbs/52_cli.ipynb #1002d3c2
+# %% ../nbs/52_cli.ipynb #55f13745
 @app.command()
 def evaluate(
     model:Annotated[str, typer.Argument(help="A bundled name, a folder, a run, or a hub id.")],
@@ -158,7 +158,7 @@ def evaluate(
     else:
         for k,v in scores.items(): typer.echo(f"{k:20} {v:.3f}" if isinstance(v, float) else f"{k:20} {v}")
 
-# %% ../nbs/52_cli.ipynb #4ea026e6
+# %% ../nbs/52_cli.ipynb #1f7fed44
 @app.command()
 def info(
     model:Annotated[str, typer.Argument(help="A bundled name, a folder, a run, or a hub id; all bundled models if left out.", show_default=False)] = None,
@@ -180,7 +180,7 @@ def info(
         typer.echo(f"{k}  {values.pop('parameters')/1e6:.2f}M parameters")
         for f,v in values.items(): typer.echo(f"    {f:16} {v}")
 
-# %% ../nbs/52_cli.ipynb #13560cc1
+# %% ../nbs/52_cli.ipynb #f52b9873
 @app.command()
 def convert(
     source:Annotated[str, typer.Argument(help="A run, or any model that `load` takes.")],
@@ -199,7 +199,7 @@ def convert(
         if (Path(source)/name).is_file(): shutil.copy(Path(source)/name, folder/name)
     typer.echo(folder)
 
-# %% ../nbs/52_cli.ipynb #57542fa0
+# %% ../nbs/52_cli.ipynb #6de18658
 def write_folder(
     dataset, # of dicts with image and caption
     folder:Path,
@@ -218,7 +218,7 @@ def write_folder(
                 f.write(json.dumps(dict(file_name=f"{i:06d}.png", text=item["caption"]))+"\n")
     typer.echo(folder)
 
-# %% ../nbs/52_cli.ipynb #4776b3dc
+# %% ../nbs/52_cli.ipynb #7f505fb4
 @data_app.command("shapes")
 def data_shapes(
     folder:Annotated[Path, typer.Argument(help="A new folder.")],
@@ -229,7 +229,7 @@ def data_shapes(
     from t2i.data import ShapesDataset
     write_folder(ShapesDataset(start), folder, count)
 
-# %% ../nbs/52_cli.ipynb #fdb8d539
+# %% ../nbs/52_cli.ipynb #d971294c
 @data_app.command("digits")
 def data_digits(
     folder:Annotated[Path, typer.Argument(help="A new folder.")],
@@ -241,7 +241,7 @@ def data_digits(
     if split not in ("train","val"): raise T2IError(f"unknown split {split!r}; known are train, val")
     write_folder(DigitsDataset(split), folder, 10**6)
 
-# %% ../nbs/52_cli.ipynb #e0afa49c
+# %% ../nbs/52_cli.ipynb #6a08b29e
 @bench_app.command("generate")
 def bench_generate(
     model:Model = "shapes-var",
@@ -254,5 +254,5 @@ def bench_generate(
     from t2i.pipeline import load
     for k,v in cache_speed(load(model, device), batch_size, repeat).items(): typer.echo(f"{k:28} {v:.3f}")
 
-# %% ../nbs/52_cli.ipynb #c03f12f6
+# %% ../nbs/52_cli.ipynb #65e80c79
 if __name__=="__main__" and Path(sys.argv[0]).name=="cli.py": main() # python -m t2i.cli; a notebook's kernel is a main program too

@@ -7,7 +7,7 @@ __all__ = ['DIGIT_NAMES', 'IMAGE_SUFFIXES', 'ShapesDataset', 'digit_arrays', 'Di
            'fit_square', 'FolderDataset', 'DataConfig', 'load_dataset', 'Stream', 'Batches', 'ignore_interrupt',
            'stream_loader', 'fingerprint', 'build_token_cache', 'TokenDataset']
 
-# %% ../nbs/02_data.ipynb #c1f0eeb9
+# %% ../nbs/02_data.ipynb #963fe7f1
 import hashlib,json,signal
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .core import T2IError,atomic_path,data_home,from_pil,from_uint8,keyed_generator,log,best_device
 from .shapes import Scene,render,sample_scene
 
-# %% ../nbs/02_data.ipynb #904707fc
+# %% ../nbs/02_data.ipynb #08fadbbd
 class ShapesDataset(Dataset):
     "Scenes of the shapes world; picture i is the scene of seed `start+i`"
     endless = True # every index is a fresh scene, so no order is better than the natural one
@@ -39,10 +39,10 @@ class ShapesDataset(Dataset):
     def scene(self, i)->Scene: return sample_scene(self.start+i)
     def caption(self, i)->str: return self.scene(i).caption
 
-# %% ../nbs/02_data.ipynb #a128028e
+# %% ../nbs/02_data.ipynb #6946a9d8
 DIGIT_NAMES = ("zero","one","two","three","four","five","six","seven","eight","nine")
 
-# %% ../nbs/02_data.ipynb #2bea326d
+# %% ../nbs/02_data.ipynb #873bad49
 @lru_cache(maxsize=1)
 def digit_arrays()->tuple[np.ndarray,np.ndarray]: # (1797,32,32) uint8 and (1797,) labels
     "scikit-learn's handwritten digits, 8x8 with 17 gray levels, enlarged to 32x32"
@@ -52,7 +52,7 @@ def digit_arrays()->tuple[np.ndarray,np.ndarray]: # (1797,32,32) uint8 and (1797
     small = (data.images*(255/16)).round().astype(np.uint8)
     return np.stack([np.asarray(Image.fromarray(p).resize((32,32), Image.BICUBIC)) for p in small]),data.target
 
-# %% ../nbs/02_data.ipynb #2434e503
+# %% ../nbs/02_data.ipynb #5ea6dfaa
 class DigitsDataset(Dataset):
     "Real handwritten digits, captioned; every fifth is held out and never trains anything"
     def __init__(self,
@@ -66,10 +66,10 @@ class DigitsDataset(Dataset):
     def __getitem__(self, i)->dict: # image (3,32,32) in [-1,1], caption
         return dict(image=from_uint8(np.repeat(self.pixels[i][...,None], 3, -1)), caption=f"a handwritten {DIGIT_NAMES[self.labels[i]]}")
 
-# %% ../nbs/02_data.ipynb #f5e5cc3d
+# %% ../nbs/02_data.ipynb #fdbab82d
 IMAGE_SUFFIXES = (".png",".jpg",".jpeg",".webp",".bmp")
 
-# %% ../nbs/02_data.ipynb #4ea50d79
+# %% ../nbs/02_data.ipynb #cc55a41d
 def folder_captions(
     folder:Path, # with captions.jsonl or metadata.jsonl ({"file_name":…,"text":…} a line), or name.txt beside name.png
 )->dict[str,str]: # path within the folder (without its suffix where name.txt gave it) -> caption
@@ -84,7 +84,7 @@ def folder_captions(
             return out
     return {str(p.relative_to(folder).with_suffix("")): p.read_text(encoding="utf-8").strip() for p in folder.rglob("*.txt")}
 
-# %% ../nbs/02_data.ipynb #eb59a247
+# %% ../nbs/02_data.ipynb #0b1264e8
 def readable(
     path:Path,
 )->bool:
@@ -94,7 +94,7 @@ def readable(
         return True
     except (OSError,SyntaxError,ValueError,Image.DecompressionBombError): return False
 
-# %% ../nbs/02_data.ipynb #2b727ddf
+# %% ../nbs/02_data.ipynb #c36e28b8
 def fit_square(
     picture:Image.Image,
     side:int, # pixels
@@ -110,7 +110,7 @@ def fit_square(
     picture = picture.resize((w,h), Image.LANCZOS)
     return picture.crop(((w-side)//2, (h-side)//2, (w-side)//2+side, (h-side)//2+side))
 
-# %% ../nbs/02_data.ipynb #8b289a2d
+# %% ../nbs/02_data.ipynb #38dcab68
 class FolderDataset(Dataset):
     "A folder of captioned pictures; what cannot be read or has no caption is skipped, counted and named"
     def __init__(self,
@@ -131,7 +131,7 @@ class FolderDataset(Dataset):
         path,caption = self.items[i]
         return dict(image=from_pil(fit_square(Image.open(path), self.resolution))[0], caption=caption)
 
-# %% ../nbs/02_data.ipynb #059f7cca
+# %% ../nbs/02_data.ipynb #5d1ce5ff
 @dataclass
 class DataConfig:
     "Which pictures to train on"
@@ -141,7 +141,7 @@ class DataConfig:
     resolution:int=64         # pixels; folders only, the others have their own
     cache:int=0               # encode this many pictures once, ahead of training (all of a finite dataset if fewer); 0: on the fly
 
-# %% ../nbs/02_data.ipynb #3ed23aff
+# %% ../nbs/02_data.ipynb #6da6f23b
 def load_dataset(
     config:DataConfig,
     split:str="train", # or "val"
@@ -158,7 +158,7 @@ def load_dataset(
         return torch.utils.data.Subset(whole, [i for i in range(len(whole)) if (i%every==every-1) == (split=="val")])
     raise T2IError(f"unknown dataset {config.name!r}; known are shapes, digits, folder")
 
-# %% ../nbs/02_data.ipynb #8430226d
+# %% ../nbs/02_data.ipynb #a279cad9
 class Stream(Dataset):
     "A dataset repeated for ever, shuffled anew each epoch; what stands at a position depends on (seed, position) alone"
     def __init__(self,
@@ -181,21 +181,21 @@ class Stream(Dataset):
         draw = torch.rand((), generator=keyed_generator(self.seed, -1, position))
         return self.dataset[self.index(position)] | dict(draw=draw)
 
-# %% ../nbs/02_data.ipynb #db36f1dd
+# %% ../nbs/02_data.ipynb #43818596
 class Batches:
     "Runs of positions, one list a micro-batch"
     def __init__(self, starts, size:int): self.starts,self.size = starts,size
     def __iter__(self):
         for s in self.starts: yield list(range(s, s+self.size))
 
-# %% ../nbs/02_data.ipynb #105aee30
+# %% ../nbs/02_data.ipynb #cab943dc
 def ignore_interrupt(
     worker:int, # its number
 ):
     "Ctrl-C reaches every process of a terminal; loader workers leave it to the main one, which ends them in good order"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-# %% ../nbs/02_data.ipynb #72a8d430
+# %% ../nbs/02_data.ipynb #71461511
 def stream_loader(
     stream:Stream,
     batch_size:int,  # over all processes and micro-batches
@@ -213,7 +213,7 @@ def stream_loader(
     return DataLoader(stream, batch_sampler=Batches(starts, m), num_workers=workers, pin_memory=pin_memory, worker_init_fn=ignore_interrupt,
                       generator=torch.Generator()) # its own: the loader must not draw from the model's random numbers
 
-# %% ../nbs/02_data.ipynb #0ee2f301
+# %% ../nbs/02_data.ipynb #088b530b
 def fingerprint(
     *parts, # what the cache depends on: strings, numbers, dicts, tensors
 )->str:     # 16 hexadecimal digits
@@ -222,7 +222,7 @@ def fingerprint(
     for p in parts: h.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if isinstance(p, Tensor) else repr(p).encode())
     return h.hexdigest()
 
-# %% ../nbs/02_data.ipynb #97325e93
+# %% ../nbs/02_data.ipynb #8668e04a
 @torch.no_grad()
 def build_token_cache(
     dataset:Dataset,     # of dicts with image and caption
@@ -248,7 +248,7 @@ def build_token_cache(
         with atomic_path(path) as p: save_file(dict(tokens=torch.cat(ids)), p, metadata=dict(captions=json.dumps(captions)))
     return folder
 
-# %% ../nbs/02_data.ipynb #55a0b44e
+# %% ../nbs/02_data.ipynb #d7c735f2
 class TokenDataset(Dataset):
     "Cached tokens with their captions"
     def __init__(self,

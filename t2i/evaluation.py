@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['reconstruction_scores', 'shapes_scores', 'digit_features', 'digit_classifier', 'digit_scores', 'cache_speed']
 
-# %% ../nbs/50_evaluation.ipynb #277d91df
+# %% ../nbs/50_evaluation.ipynb #982601f5
 import timeit
 from collections.abc import Callable
 from functools import lru_cache
@@ -23,7 +23,7 @@ from .shapes import TASKS,check,shapes_bench
 from .tokenizer_training import psnr
 from .var import stream_scales
 
-# %% ../nbs/50_evaluation.ipynb #efc7653e
+# %% ../nbs/50_evaluation.ipynb #a15bde24
 @torch.no_grad()
 def reconstruction_scores(
     tokenizer,           # with encode, decode and codebook_size
@@ -45,7 +45,7 @@ def reconstruction_scores(
     scores = dict(psnr=float(torch.cat(ratios).mean()), usage=float(usage(counts)), perplexity=float(perplexity(counts)), pictures=count)
     return scores | (dict(checked=float(np.mean(passed))) if passed else {})
 
-# %% ../nbs/50_evaluation.ipynb #a4b35d37
+# %% ../nbs/50_evaluation.ipynb #bfe70702
 def shapes_scores(
     generate:Callable[[list[str]], list[list[Image.Image]]], # prompts -> pictures of each
     seed:int=0,       # of the prompts
@@ -58,14 +58,14 @@ def shapes_scores(
         scores[task] = float(np.mean(verdicts)); pictures += len(verdicts)
     return scores | dict(mean=float(np.mean([scores[t] for t in TASKS])), seen_pairs=(scores["single_object"]+scores["two_objects"])/2, pictures=pictures)
 
-# %% ../nbs/50_evaluation.ipynb #ac81f2a9
+# %% ../nbs/50_evaluation.ipynb #44a7c11a
 def digit_features(
     pixels:np.ndarray, # (n,32,32) uint8
 )->np.ndarray:         # (n,64) in [0,16]
     "Back to the 8x8 pictures of 17 gray levels that the digits came as"
     return pixels.reshape(-1, 8, 4, 8, 4).mean((2,4)).reshape(-1, 64)*(16/255)
 
-# %% ../nbs/50_evaluation.ipynb #453d3456
+# %% ../nbs/50_evaluation.ipynb #364b6e41
 @lru_cache(maxsize=1)
 def digit_classifier():
     "A support vector machine fitted to the real training digits alone: it has never seen a generated one"
@@ -74,7 +74,7 @@ def digit_classifier():
     train = DigitsDataset()
     return SVC(gamma=.001, C=10).fit(digit_features(train.pixels), train.labels)
 
-# %% ../nbs/50_evaluation.ipynb #f3b3cef2
+# %% ../nbs/50_evaluation.ipynb #9d3f5be3
 def digit_scores(
     generate:Callable[[list[str]], list[list[Image.Image]]], # prompts -> pictures of each, 32x32
     count:int=500, # pictures, in equal parts of the ten digits
@@ -88,7 +88,7 @@ def digit_scores(
     return dict(accuracy=float((digit_classifier().predict(features)==np.arange(count)%10).mean()),
                 novelty=float(nearest(features)/nearest(digit_features(held_out.pixels))), pictures=count)
 
-# %% ../nbs/50_evaluation.ipynb #3ac1f9d5
+# %% ../nbs/50_evaluation.ipynb #05b1069f
 @torch.no_grad()
 def cache_speed(
     pipe,             # a `Pipeline` of next-scale prediction

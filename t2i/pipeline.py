@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'load_part', 'save_part', 'Output', 'Frame', 'check_settings', 'Pipeline', 'TextVARPipeline', 'load_pipeline',
            'load_run', 'download', 'load', 'list_models']
 
-# %% ../nbs/51_pipeline.ipynb #cb44d703
+# %% ../nbs/51_pipeline.ipynb #9e4a592d
 import json,os
 from collections.abc import Iterator
 from copy import deepcopy
@@ -25,10 +25,10 @@ from .tokenizer_training import TokenizerTask
 from .training import load_model,load_recipe,load_weights,weights_file
 from .var import VARConfig
 
-# %% ../nbs/51_pipeline.ipynb #51048bd2
+# %% ../nbs/51_pipeline.ipynb #2475b149
 PARTS = dict(multi_scale_vqvae=(MultiScaleVQVAE,MultiScaleVQVAEConfig), var=(TextVAR,VARConfig), text_encoder=(TextEncoder,TextEncoderConfig))
 
-# %% ../nbs/51_pipeline.ipynb #75749fdf
+# %% ../nbs/51_pipeline.ipynb #77a4c3e1
 def load_part(
     folder:Path, # config.json and model.safetensors
     **kw,        # for the constructor
@@ -39,7 +39,7 @@ def load_part(
     if kind not in PARTS: raise T2IError(f"{folder/'config.json'}: unknown model_type {kind!r}; known are {', '.join(PARTS)}")
     return load_model(*PARTS[kind], folder, **kw)
 
-# %% ../nbs/51_pipeline.ipynb #6dcccf93
+# %% ../nbs/51_pipeline.ipynb #c01f883c
 def save_part(
     model:nn.Module, # with save_pretrained
     folder:Path,
@@ -49,7 +49,7 @@ def save_part(
     deepcopy(model).to(dtype).save_pretrained(folder)
     (folder/"README.md").unlink(missing_ok=True) # the hub's empty model card
 
-# %% ../nbs/51_pipeline.ipynb #906ec609
+# %% ../nbs/51_pipeline.ipynb #ed9687d1
 @dataclass
 class Output:
     "What a pipeline returns"
@@ -57,7 +57,7 @@ class Output:
     prompts:list[str]        # the prompt of each picture
     seed:int|None            # the seed that was used; None if generators were given
 
-# %% ../nbs/51_pipeline.ipynb #095848c7
+# %% ../nbs/51_pipeline.ipynb #2fdcb3a9
 @dataclass
 class Frame:
     "A picture in the making"
@@ -68,7 +68,7 @@ class Frame:
     @property
     def image(self)->Image.Image: "The first picture"; return self.images[0]
 
-# %% ../nbs/51_pipeline.ipynb #d0d2dea2
+# %% ../nbs/51_pipeline.ipynb #482b40bf
 def check_settings(
     n:int, guidance_scale:float, temperature:float, top_k:int, top_p:float, # as in `Pipeline.frames`
 ):
@@ -79,7 +79,7 @@ def check_settings(
     if not 0 <= top_p <= 1: raise T2IError(f"top_p is {top_p}; it must be between 0 and 1 (both are off)")
     if guidance_scale!=guidance_scale or abs(guidance_scale)==float("inf"): raise T2IError("guidance_scale must be a number")
 
-# %% ../nbs/51_pipeline.ipynb #27141139
+# %% ../nbs/51_pipeline.ipynb #c6ae9ea9
 class Pipeline(nn.Module):
     "A text encoder, a generator and a tokenizer: prompts in, pictures out"
     def __init__(self,
@@ -127,7 +127,7 @@ class Pipeline(nn.Module):
         return self.generator.stream(self.encode(prompts), self.encode([negative_prompt]*len(prompts)), generators,
                                      guidance_scale, temperature, top_k, top_p)
 
-# %% ../nbs/51_pipeline.ipynb #930b01f0
+# %% ../nbs/51_pipeline.ipynb #ddacf9c6
 class TextVARPipeline(Pipeline):
     "Text VAR, ready to draw"
     def settings(self,
@@ -174,8 +174,7 @@ class TextVARPipeline(Pipeline):
     )->Iterator[Frame]:
         "The picture after every scale"
         prompts,generators,_,rest = self.settings(prompt, num_images_per_prompt, **settings)
-        steps = len(self.tokenizer.scales)
-        for k,ids in enumerate(self.frames(prompts, generators, **rest), 1): yield Frame(to_pil(self.tokenizer.decode(ids)), k, steps)
+        for k,ids in enumerate(self.frames(prompts, generators, **rest), 1): yield Frame(to_pil(self.tokenizer.decode(ids)), k, len(self.tokenizer.scales))
 
     def save_pretrained(self,
         folder:str|Path,
@@ -189,7 +188,7 @@ class TextVARPipeline(Pipeline):
             self.text_tokenizer.save_pretrained(p/"text_tokenizer")
             (p/"model_index.json").write_text(json.dumps(dict(model_type="text_var", format=1, parts=parts, defaults=self.defaults), indent=2)+"\n")
 
-# %% ../nbs/51_pipeline.ipynb #eddcbd0d
+# %% ../nbs/51_pipeline.ipynb #111f601b
 def load_pipeline(
     folder:Path, # with model_index.json
     name:str,
@@ -204,7 +203,7 @@ def load_pipeline(
     return TextVARPipeline(load_part(parts["generator"], tokenizer=tokenizer), tokenizer, load_part(parts["text_encoder"]),
                            TextTokenizer.from_pretrained(parts["text_tokenizer"]), name, named, index.get("defaults"))
 
-# %% ../nbs/51_pipeline.ipynb #225cbc33
+# %% ../nbs/51_pipeline.ipynb #d23d4ebe
 def load_run(
     folder:Path, # of a run
 )->TextVARPipeline|MultiScaleVQVAE:
@@ -220,7 +219,7 @@ def load_run(
                                dict(guidance_scale=recipe.config.sample_guidance))
     raise T2IError(f"{folder}: a {recipe.task.__name__} makes no pipeline")
 
-# %% ../nbs/51_pipeline.ipynb #e0fabcb5
+# %% ../nbs/51_pipeline.ipynb #c0d9ad83
 def download(
     name:str, # a hub id, "owner/model"
 )->Path:
@@ -232,7 +231,7 @@ def download(
         why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else type(e).__name__
         raise T2IError(f"cannot fetch {name!r} from the hub ({why}): is the name right and the network up? A folder with its files can be loaded by its path") from None
 
-# %% ../nbs/51_pipeline.ipynb #dac16ebd
+# %% ../nbs/51_pipeline.ipynb #54a9213e
 def load(
     name:str|Path,         # an existing folder (saved model or run), a bundled name, or a hub id with a "/"
     device:str|None=None,  # None: CUDA, then MPS, then the CPU
@@ -245,7 +244,7 @@ def load(
     else: raise T2IError(f"{folder} holds neither a saved model (model_index.json or config.json) nor a run (recipe.yaml and last)")
     return model.to(best_device(device))
 
-# %% ../nbs/51_pipeline.ipynb #ea508485
+# %% ../nbs/51_pipeline.ipynb #96926689
 def list_models()->list[dict]: # name, kind, parameters, resolution, megabytes, scores
     "The bundled models"
     out = []

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['psnr', 'TokenizerTaskConfig', 'TokenizerTask']
 
-# %% ../nbs/14_tokenizer_training.ipynb #6f3e4306
+# %% ../nbs/14_tokenizer_training.ipynb #79a0369b
 from dataclasses import dataclass,field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from .data import DataConfig,Stream,load_dataset
 from .multiscale import MultiScaleVQVAE,MultiScaleVQVAEConfig
 from .training import Task,TrainConfig
 
-# %% ../nbs/14_tokenizer_training.ipynb #719e9c13
+# %% ../nbs/14_tokenizer_training.ipynb #c5e9afbd
 def psnr(
     recon:Tensor,  # (b,3,h,w), [-1,1]; clamped here
     images:Tensor, # same shape
@@ -25,7 +25,7 @@ def psnr(
     "Peak signal-to-noise ratio of each picture: -10 log10 of the mean squared error of pixels in [0,1]"
     return -10*(to_unit(recon)-to_unit(images)).pow(2).mean((1,2,3)).clamp(min=1e-10).log10()
 
-# %% ../nbs/14_tokenizer_training.ipynb #2a88b15e
+# %% ../nbs/14_tokenizer_training.ipynb #9ee3a13d
 @dataclass
 class TokenizerTaskConfig:
     "A recipe for a tokenizer"
@@ -37,7 +37,7 @@ class TokenizerTaskConfig:
     commitment:float=.25  # of the pull of vectors to codes
     train:TrainConfig=field(default_factory=TrainConfig)
 
-# %% ../nbs/14_tokenizer_training.ipynb #37cb16b2
+# %% ../nbs/14_tokenizer_training.ipynb #355615d7
 class TokenizerTask(Task):
     "Reconstruction and codebook losses"
     Config = TokenizerTaskConfig

@@ -6,7 +6,7 @@
 __all__ = ['VARConfig', 'ScaleEmbedding', 'VARBlock', 'Condition', 'init_transformer', 'NextScaleTransformer', 'stream_scales',
            'per_picture', 'VAR']
 
-# %% ../nbs/31_var.ipynb #bac8fad2
+# %% ../nbs/31_var.ipynb #4dcbf072
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from .core import T2IError
 from .multiscale import MultiScaleVQVAE
 from .sampling import draw_uniform,guidance_ramp,guide,sample_codes
 
-# %% ../nbs/31_var.ipynb #db730337
+# %% ../nbs/31_var.ipynb #3f66890f
 @dataclass
 class VARConfig:
     "Everything that shapes a next-scale transformer"
@@ -38,7 +38,7 @@ class VARConfig:
     format:int=1
     def __post_init__(self): self.scales = tuple(self.scales)
 
-# %% ../nbs/31_var.ipynb #1cee9ec1
+# %% ../nbs/31_var.ipynb #999f7b21
 class ScaleEmbedding(nn.Module):
     "Vectors for the transformer: what a token's map is so far, where it is, and in which map"
     def __init__(self, config:VARConfig):
@@ -69,7 +69,7 @@ class ScaleEmbedding(nn.Module):
     )->Tensor:         # (b,l,d)
         return self.word(inputs) + self.place(begin, begin+inputs.shape[1])
 
-# %% ../nbs/31_var.ipynb #3b4f1b13
+# %% ../nbs/31_var.ipynb #94391021
 class VARBlock(nn.Module):
     "Self-attention, perhaps cross-attention to a text, feed-forward; adaptive norms by the condition"
     def __init__(self, config:VARConfig):
@@ -100,7 +100,7 @@ class VARBlock(nn.Module):
         if text is not None: x = x + self.cross(self.cross_norm(x), *text)
         return x + (1+gain2)*self.ffn(modulate(x, scale2, shift2))
 
-# %% ../nbs/31_var.ipynb #47979626
+# %% ../nbs/31_var.ipynb #20df9d88
 @dataclass
 class Condition:
     "What the transformer is told about the pictures"
@@ -114,7 +114,7 @@ class Condition:
         join = lambda name: None if getattr(parts[0], name) is None else torch.cat([getattr(p, name) for p in parts])
         return Condition(join("vector"), join("text"), join("mask"))
 
-# %% ../nbs/31_var.ipynb #12915941
+# %% ../nbs/31_var.ipynb #000ac640
 def init_transformer(
     net:nn.Module, # with `blocks`
 ):
@@ -128,7 +128,7 @@ def init_transformer(
     for m in net.modules():
         if isinstance(m, nn.Embedding): nn.init.normal_(m.weight, std=.02)
 
-# %% ../nbs/31_var.ipynb #34e35e98
+# %% ../nbs/31_var.ipynb #1a2cc7f1
 class NextScaleTransformer(nn.Module):
     "Logits for every token of every map, given the condition and all coarser maps (VAR, section 3)"
     def __init__(self, config:VARConfig):
@@ -172,7 +172,7 @@ class NextScaleTransformer(nn.Module):
         x = torch.cat([self.embed.first(condition.vector), self.embed(inputs, 1)], 1)
         return self.run(x, self.prepare(condition), self.mask)
 
-# %% ../nbs/31_var.ipynb #52a20e97
+# %% ../nbs/31_var.ipynb #427e42d2
 @torch.no_grad()
 def stream_scales(
     net:NextScaleTransformer,
@@ -207,7 +207,7 @@ def stream_scales(
         x = net.embed(nxt, done)
         if guided: x = torch.cat([x, x])
 
-# %% ../nbs/31_var.ipynb #54e1c635
+# %% ../nbs/31_var.ipynb #72e2f37f
 def per_picture(
     generator:torch.Generator|None, # None: a fresh random one
     n:int,                          # pictures
@@ -216,7 +216,7 @@ def per_picture(
     draw = torch.randint(2**62, (n,), generator=generator)
     return [torch.Generator().manual_seed(int(s)) for s in draw]
 
-# %% ../nbs/31_var.ipynb #087a445f
+# %% ../nbs/31_var.ipynb #7b8686cd
 class VAR(nn.Module, PyTorchModelHubMixin):
     "Class-conditional VAR; it refers to its tokenizer but does not contain or save it"
     def __init__(self,

@@ -39,10 +39,13 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     assert not list((tmp_path/"killed").rglob("*.tmp"))
 
 
-def test_two_processes_equal_one(recipe, tmp_path):
+@pytest.mark.parametrize("name, overrides", [("tiny", ["model.ema_decay=null"]), ("digits-var", ["train.steps=50", "train.batch_size=8", "train.warmup=3",
+    "train.precision=32-true", "train.log_every=1", "train.val_batches=1", "train.sample_every=0", "data.cache=0"])], ids=["tokenizer", "generator"])
+def test_two_processes_equal_one(recipe, tmp_path, name, overrides):
+    recipe = recipe if name == "tiny" else name
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     for run, prefix, extra in (("one", [sys.executable], []), ("two", torchrun, ["train.accumulate=2"])):
-        subprocess.run([*prefix, "-m", "t2i.cli", "train", recipe, *extra, "-o", tmp_path/run], check=True, stdin=subprocess.DEVNULL,
+        subprocess.run([*prefix, "-m", "t2i.cli", "train", recipe, *overrides, *extra, "-o", tmp_path/run], check=True, stdin=subprocess.DEVNULL,
                        env=os.environ | dict(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES=""))
     losses = [[l["loss"] for l in read_metrics(tmp_path/run) if "loss" in l] for run in ("one", "two")]
     assert len(losses[0]) == len(losses[1]) == 50
