@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TextVAR', 'TextVARWithEncoder', 'TextVARTaskConfig', 'TextVARTask']
 
-# %% ../nbs/32_text_var.ipynb #3e34701e
+# %% ../nbs/32_text_var.ipynb #d69e3719
 from collections.abc import Iterator
 from dataclasses import dataclass,field,replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from .text import TextEncoder,TextEncoderConfig,TextFeatures,TextTokenizer
 from .training import Task,TrainConfig,load_model
 from .var import Condition,NextScaleTransformer,VARConfig,stream_scales
 
-# %% ../nbs/32_text_var.ipynb #4240590f
+# %% ../nbs/32_text_var.ipynb #657e7de6
 class TextVAR(nn.Module, PyTorchModelHubMixin):
     "VAR told by a text: the pooled vector starts and modulates, the token vectors are attended to"
     def __init__(self,
@@ -71,7 +71,7 @@ class TextVAR(nn.Module, PyTorchModelHubMixin):
         for ids in self.stream(features, unconditional, generators, guidance_scale, **kw): pass
         return ids
 
-# %% ../nbs/32_text_var.ipynb #76cc4b3b
+# %% ../nbs/32_text_var.ipynb #2c861ed4
 class TextVARWithEncoder(nn.Module):
     "A generator and the text encoder that is trained along with it"
     def __init__(self, generator:TextVAR, text_encoder:TextEncoder):
@@ -85,7 +85,7 @@ class TextVARWithEncoder(nn.Module):
     )->Tensor:               # (b,L,v) logits
         return self.generator(self.text_encoder(ids, mask), tokens)
 
-# %% ../nbs/32_text_var.ipynb #4c3b3077
+# %% ../nbs/32_text_var.ipynb #8d5f4da6
 @dataclass
 class TextVARTaskConfig:
     "A recipe for a text-conditioned VAR"
@@ -98,7 +98,7 @@ class TextVARTaskConfig:
     sample_guidance:float=3.
     train:TrainConfig=field(default_factory=TrainConfig)
 
-# %% ../nbs/32_text_var.ipynb #7b1e6f49
+# %% ../nbs/32_text_var.ipynb #a092c506
 class TextVARTask(Task):
     "Cross-entropy of every token of every map, given the caption and the coarser maps"
     Config = TextVARTaskConfig
