@@ -155,7 +155,7 @@ class TextVARPipeline(Pipeline):
     def __call__(self,
         prompt:str|list[str],
         num_images_per_prompt:int=1,
-        batch_size:int=64, # pictures drawn at a time; changes nothing but memory and speed
+        batch_size:int=64, # pictures drawn at a time; the draws do not depend on it, though rounding can tip one now and then
         **settings,        # see `settings`
     )->Output:
         "Draw"

@@ -118,7 +118,7 @@ class TextVARTask(Task):
     def load_text_tokenizer(self)->TextTokenizer:
         "The run's, or one learned from the captions"
         path = self.folder and self.folder/"text_tokenizer"
-        if path and path.is_dir(): return TextTokenizer.from_pretrained(path)
+        if path and (path/"config.json").is_file(): return TextTokenizer.from_pretrained(path) # written last: another process may be at it
         data = load_dataset(self.config.data)
         captions = [data.caption(i) if hasattr(data, "caption") else data[i]["caption"] for i in range(min(self.config.vocabulary_captions, len(data)))]
         tokenizer = TextTokenizer.train(captions, self.config.text.vocab_size, self.config.text.length)
@@ -140,7 +140,7 @@ class TextVARTask(Task):
         batch:dict, # caption, draw, and image (b,3,h,w) or tokens (b,L)
     )->tuple[Tensor,dict[str,Tensor]]:
         dropped = ["" if self.model.training and d < self.config.condition_dropout else c for c,d in zip(batch["caption"], batch["draw"].tolist())]
-        sizes = self.model.generator.net.sizes if hasattr(self.model, "generator") else [s*s for s in self.tokenizer.scales]
+        sizes = [s*s for s in self.tokenizer.scales]
         device = batch["draw"].device
         maps = list(batch["tokens"].split(sizes, 1)) if "tokens" in batch else self.tokenizer.encode(batch["image"])
         target = torch.cat(maps, 1)                                                # (b,L)
