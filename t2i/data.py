@@ -243,7 +243,7 @@ def build_token_cache(
         subset = torch.utils.data.Subset(dataset, range(start, min(count,start+shard)))
         ids,captions = [],[]
         for batch in DataLoader(subset, batch_size=128, num_workers=workers):
-            with torch.autocast(device.type, torch.bfloat16): t = tokenizer.encode(batch["image"].to(device))
+            t = tokenizer.encode(batch["image"].to(device))
             ids.append((torch.cat(t, 1) if isinstance(t, list) else t).to("cpu", torch.int32)); captions += batch["caption"]
         with atomic_path(path) as p: save_file(dict(tokens=torch.cat(ids)), p, metadata=dict(captions=json.dumps(captions)))
     return folder

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend,sdpa_kernel
 from tqdm.auto import tqdm
 
-from .core import T2IError,atomic_path,best_device,dataclass_from,image_grid,keyed_generator,log
+from .core import T2IError,atomic_path,best_device,dataclass_from,half_dtype,image_grid,keyed_generator,log
 from .data import Stream,stream_loader
 
 # %% ../nbs/03_training.ipynb #c6b0a8ad
@@ -34,7 +34,7 @@ class TrainConfig:
     steps:int=1000            # optimiser steps
     batch_size:int=64         # pictures a step, over all processes and micro-batches
     accumulate:int=1          # micro-batches a step
-    precision:str="auto"      # "32-true", "bf16-mixed", "16-mixed"; auto is bf16 where the device has it, else fp16 on a GPU
+    precision:str="auto"      # "32-true", "bf16-mixed", "16-mixed"; auto is the 16-bit type that is fast on the device, if one is
     optimizer:str="adamw"     # "muon": Muon for the matrices of the blocks, AdamW for the rest
     lr:float=1e-3             # of AdamW
     muon_lr:float=2e-2
@@ -290,7 +290,7 @@ def make_fabric(
     for name in ("lightning.fabric","lightning.pytorch"): logging.getLogger(name).setLevel(logging.WARNING) # the import sets INFO
     device = best_device()
     precision = config.precision
-    if precision=="auto": precision = "16-mixed" if device.type=="cuda" and not torch.cuda.is_bf16_supported() else "bf16-mixed"
+    if precision=="auto": precision = {torch.bfloat16:"bf16-mixed", torch.float16:"16-mixed", None:"32-true"}[half_dtype(device)]
     world = int(os.environ.get("WORLD_SIZE", 1)) # set by torchrun
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
     strategy = "ddp" if config.strategy=="auto" and max(world, devices)>1 else config.strategy
