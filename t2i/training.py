@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'lr_factor', 'orthogonalize', 'Muon', 'build_optimizers', 'EMA', 'Task', 'Recipe', 'find_recipe',
-           'load_recipe', 'plain_state', 'save_checkpoint', 'last_checkpoint', 'weights_file', 'load_weights',
-           'load_model', 'read_metrics', 'MetricLog', 'make_fabric', 'prepare_run', 'stop_signal', 'averaged',
-           'TrainingState', 'batches', 'mean_logs', 'lost', 'optimize', 'validate', 'draw_samples', 'stopped', 'fit',
-           'train']
+           'load_recipe', 'plain_state', 'save_checkpoint', 'last_checkpoint', 'weights_file', 'fill_model',
+           'load_weights', 'load_model', 'read_metrics', 'MetricLog', 'make_fabric', 'prepare_run', 'stop_signal',
+           'averaged', 'TrainingState', 'batches', 'mean_logs', 'lost', 'optimize', 'validate', 'draw_samples',
+           'stopped', 'fit', 'train']
 
 # %% ../nbs/03_training.ipynb #1e6c187a
 import contextlib,importlib,json,logging,math,os,shutil,signal,threading,time,warnings
@@ -256,17 +256,27 @@ def weights_file(
     raise T2IError(f"no weights in {path}")
 
 # %% ../nbs/03_training.ipynb #baa174eb
+def fill_model(
+    model:nn.Module,
+    state:dict[str,Tensor],
+    what, # where the weights come from, for the error
+):
+    "Give a model its weights; missing, misshapen or unknown ones, or numbers that are none, are errors of one line"
+    own = model.state_dict()
+    bad = [k for k in own if k not in state or state[k].shape!=own[k].shape] + [k for k in state if k not in own]
+    if bad: raise T2IError(f"{what} does not fit the model: {len(bad)} keys missing, misshapen or unknown, such as {', '.join(bad[:3])}")
+    if lost:=[k for k,v in state.items() if v.is_floating_point() and not v.isfinite().all()]: raise T2IError(f"{what} is damaged: {lost[0]} holds numbers that are not finite")
+    model.load_state_dict(state)
+
+# %% ../nbs/03_training.ipynb #758d5967
 def load_weights(
     model:nn.Module,
     path:Path, # a .safetensors file
 ):
-    "Fill a model; a file cut short, or missing and misshapen keys, are errors of one line"
+    "Fill a model from a file; one cut short is an error of one line"
     try: state = load_file(path)
     except (SafetensorError,OSError) as e: raise T2IError(f"cannot read {path}: {str(e).splitlines()[0]}") from None
-    own = model.state_dict()
-    bad = [k for k in own if k not in state or state[k].shape!=own[k].shape] + [k for k in state if k not in own]
-    if bad: raise T2IError(f"{path} does not fit the model: {len(bad)} keys missing, misshapen or unknown, such as {', '.join(bad[:3])}")
-    model.load_state_dict(state)
+    fill_model(model, state, path)
 
 # %% ../nbs/03_training.ipynb #e171972d
 def load_model(
