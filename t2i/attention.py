@@ -63,20 +63,22 @@ class Attention(nn.Module):
         heads:int,          # n
         l2_norm:bool=False, # cosine attention: unit queries and keys, a learned scale a head, as in the released VAR models
         scale:float|None=None, # of the logits without `l2_norm`; None is 1/sqrt(d/n)
+        head_dim:int|None=None, # d/n where heads are not simply the width cut up, as in the published ViT-VQGANs
+        bias:bool=True,     # of queries and values
     ):
         super().__init__()
-        self.heads,self.l2_norm,self.scale = heads,l2_norm,1. if l2_norm else scale
-        self.qkv = nn.Linear(width, 3*width, bias=False)
-        self.q_bias,self.v_bias = nn.Parameter(torch.zeros(width)),nn.Parameter(torch.zeros(width)) # a key bias would cancel in the softmax
+        self.heads,self.l2_norm,self.scale,inner = heads,l2_norm,1. if l2_norm else scale,heads*head_dim if head_dim else width
+        self.qkv = nn.Linear(width, 3*inner, bias=False)
+        self.q_bias,self.v_bias = (nn.Parameter(torch.zeros(inner)) if bias else None for _ in range(2)) # a key bias would cancel in the softmax
         if l2_norm: self.log_scale = nn.Parameter(torch.full((1,heads,1,1), math.log(4)))
-        self.proj = nn.Linear(width, width)
+        self.proj = nn.Linear(inner, width)
 
     def forward(self,
         x:Tensor,                # (b,l,d)
         mask:Tensor|None=None,   # (l,l) bool, True = may look; None: all may look at all
         cache:KVCache|None=None, # of the tokens before these
     )->Tensor:                   # (b,l,d)
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        bias = None if self.q_bias is None else torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         q,k,v = (split_heads(t, self.heads) for t in F.linear(x, self.qkv.weight, bias).chunk(3, -1)) # (b,n,l,d/n)
         if self.l2_norm:
             q = F.normalize(q.float(), dim=-1)*self.log_scale.clamp(max=math.log(100)).exp()

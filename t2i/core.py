@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'STORAGES', 'PUBLISHED', 'T2IError', 'best_device', 'half_dtype', 'keyed_generator', 'to_unit', 'from_unit',
-           'from_uint8', 'to_uint8', 'to_pil', 'from_pil', 'image_grid', 'fsync_path', 'atomic_path', 'save_png',
-           'data_home', 'dataclass_from', 'bundled_folder', 'Inert', 'TensorUnpickler', 'read_checkpoint', 'looks_like',
-           'rename_weights']
+           'from_uint8', 'to_uint8', 'to_pil', 'from_pil', 'check_images', 'image_grid', 'fsync_path', 'atomic_path',
+           'save_png', 'data_home', 'dataclass_from', 'bundled_folder', 'Inert', 'TensorUnpickler', 'read_checkpoint',
+           'looks_like', 'rename_weights']
 
 # %% ../nbs/00_core.ipynb #fd0f7b57
 import hashlib,logging,os,pickle,re,shutil,sys,zipfile
@@ -100,6 +100,19 @@ def from_pil(
     "PIL pictures to one image tensor"
     if isinstance(pictures, Image.Image): pictures = [pictures]
     return from_uint8(np.stack([np.asarray(p.convert("RGB")) for p in pictures]))
+
+# %% ../nbs/00_core.ipynb #58242be2
+def check_images(
+    images:Tensor, # should be (b,3,h,w), [-1,1]
+)->Tensor:         # the same
+    "Refuse what is no batch of pictures; warn of pixels that seem to be in another range"
+    if images.ndim!=4 or images.shape[1]!=3: raise T2IError(f"pictures must be (b,3,h,w), not {tuple(images.shape)}")
+    if not images.is_floating_point(): raise T2IError(f"pictures must be floating point in [-1,1], not {images.dtype}; t2i.core.from_uint8 converts bytes")
+    low,high = images.amin().item(),images.amax().item()
+    if low!=low or high!=high: raise T2IError("pictures hold numbers that are not finite")
+    if high > 2: log.warning("pixels up to %.0f, but pictures here are in [-1,1]: divide by 127.5 and subtract 1", high)
+    elif 0 <= low < .05 and high > .5: log.warning("pixels from %.2f to %.2f look like [0,1], but pictures here are in [-1,1]; t2i.core.from_unit converts", low, high)
+    return images
 
 # %% ../nbs/00_core.ipynb #5a66e34f
 def image_grid(
