@@ -9,7 +9,7 @@ __all__ = ['log', 'STORAGES', 'PUBLISHED', 'T2IError', 'best_device', 'half_dtyp
            'looks_like', 'rename_weights']
 
 # %% ../nbs/00_core.ipynb #fd0f7b57
-import hashlib,logging,os,pickle,re,shutil,sys,zipfile
+import hashlib,logging,os,pickle,re,shutil,sys,warnings,zipfile
 from collections import OrderedDict
 from dataclasses import fields
 from contextlib import contextmanager
@@ -252,7 +252,8 @@ def read_checkpoint(
     try:
         if path.suffix==".safetensors": found = load_file(path)
         else:
-            try: found = torch.load(path, map_location="cpu", weights_only=True)
+            try:
+                with warnings.catch_warnings(action="ignore"): found = torch.load(path, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError:
                 with zipfile.ZipFile(path) as z: found = TensorUnpickler(z).load()
     except Exception as e: raise T2IError(f"cannot read {path} as a checkpoint: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from None

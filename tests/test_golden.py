@@ -131,3 +131,31 @@ def test_multi_scale_vqvae():
     by_z, by_codes, *by_phi = gradient(loss, z, tok.quantizer.codebook.weight, *(p.conv.bias for p in tok.quantizer.phi))
     case.same("vq_loss_grad_f", by_z, relative=True); case.same("vq_loss_grad_codebook", by_codes, relative=True)
     case.same("vq_loss_grad_phi_bias", torch.stack(by_phi), relative=True)
+
+
+@pytest.mark.parametrize("levels, attention, size", [((1, 2), (), (32, 32)), ((1, 1, 2), (16,), (64, 48)), ((2, 1, 1, 2), (8, 16), (64, 64))])
+def test_taming_live(levels, attention, size):
+    "The original modules with random weights, on sizes and widths that no published model has"
+    pytest.importorskip("taming", reason="taming-transformers-rom1504 is not installed")
+    from taming.modules.diffusionmodules import model
+    from taming.modules.vqvae.quantize import GumbelQuantize, VectorQuantizer2
+    torch.manual_seed(len(levels))
+    shape = dict(ch=32, out_ch=3, ch_mult=levels, num_res_blocks=1, attn_resolutions=attention, in_channels=3, resolution=64, z_channels=48, double_z=False)
+    convs = dict(encoder=model.Encoder(**shape), decoder=model.Decoder(**shape), quant_conv=torch.nn.Conv2d(48, 48, 1), post_quant_conv=torch.nn.Conv2d(48, 48, 1))
+    plain, gumbel = VectorQuantizer2(70, 48, beta=.25), GumbelQuantize(48, 48, 70, straight_through=True)
+    plain.embedding.weight.data.normal_()
+    images = torch.rand(2, 3, *size)*2-1
+    for cls, quantize in ((VQGAN, plain), (GumbelVQGAN, gumbel)):
+        parts = {k: m.eval().requires_grad_(False) for k, m in dict(convs, quantize=quantize).items()}
+        ours = cls.from_official({f"{k}.{n}": w for k, m in parts.items() for n, w in m.state_dict().items()}, resolution=64)
+        z = parts["quant_conv"](parts["encoder"](images))
+        assert (ours.features(images)-z).abs().max() < 1e-5
+        if cls is VQGAN:
+            zq, loss, (_, _, ids) = plain(z)
+            _, again, losses = ours.quantize(ours.features(images))
+            assert torch.equal(again.flatten(), ids.flatten()) and abs(loss-losses["commitment"]-.25*losses["codebook"]) < 1e-5
+        else:
+            ids = gumbel.proj(z).argmax(1).flatten(1)
+            assert torch.equal(ours.encode(images), ids)
+            zq = gumbel.embed(ids).movedim(-1, 1).unflatten(2, z.shape[2:])
+        assert (ours.decode_features(zq)-parts["decoder"](parts["post_quant_conv"](zq))).abs().max() < 1e-5
