@@ -116,6 +116,7 @@ class MultiScaleVQVAEConfig:
     blocks:int=1
     attention:bool=True                   # in the lowest level
     patch:int=4
+    local:bool=False                      # tokens that see their own patch alone, see `PatchEncoder`
     phis:int=4                            # see `MultiScaleQuantizer`
     phi_strength:float=.5
     ema_decay:float|None=.99              # see `Codebook`; None in the published model
@@ -129,7 +130,7 @@ class MultiScaleAutoencoder(ConvAutoencoder):
     "Encoder, multi-scale quantiser, decoder: the training pass"
     def __init__(self, config:MultiScaleVQVAEConfig):
         c = config
-        super().__init__(c, c.code_dim, (len(c.multipliers)-1,) if c.attention else (), 3)
+        super().__init__(c, c.code_dim, (len(c.multipliers)-1,) if c.attention else (), 1 if c.local else 3, c.local)
         if c.resolution != self.downsample*c.scales[-1]:
             raise T2IError(f"resolution {c.resolution} is not {self.downsample} (downsampling) x {c.scales[-1]} (last scale)")
         codebook = Codebook(c.codebook_size, c.code_dim) if c.ema_decay is None else EMACodebook(c.codebook_size, c.code_dim, c.ema_decay, c.revive_below)

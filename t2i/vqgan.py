@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TAMING_NAMES', 'group_norm', 'ResnetBlock', 'AttnBlock', 'Downsample', 'Upsample', 'Middle', 'Level', 'Encoder',
-           'Decoder', 'ConvAutoencoder', 'VQGANConfig', 'VQGAN', 'GumbelVQGANConfig', 'GumbelVQGAN', 'fold_qkv',
-           'conv_shape', 'load_taming']
+           'PatchEncoder', 'Decoder', 'ConvAutoencoder', 'VQGANConfig', 'VQGAN', 'GumbelVQGANConfig', 'GumbelVQGAN',
+           'fold_qkv', 'conv_shape', 'load_taming']
 
 # %% ../nbs/11_vqgan.ipynb #fcc759b9
 import re
@@ -15,6 +15,7 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 
+from .attention import FeedForward
 from .core import T2IError,check_images,looks_like,read_checkpoint,rename_weights
 from .quantize import Codebook,EMACodebook,GumbelCodebook,check_ids,code_counts,perplexity,usage
 from .training import fill_model
@@ -146,6 +147,28 @@ class Encoder(nn.Module):
         for level in self.down: x = level(x)
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
+# %% ../nbs/11_vqgan.ipynb #92de1cf8
+class PatchEncoder(nn.Module):
+    "Pictures to a map of vectors, each of which sees one patch and nothing else"
+    def __init__(self,
+        patch:int,        # side of a patch, pixels
+        width:int,        # of the layers
+        out_channels:int, # d of the map
+        depth:int=3,      # layers
+    ):
+        super().__init__()
+        self.patch = patch
+        self.embed = nn.Linear(3*patch**2, width)
+        self.layers = nn.ModuleList([nn.Sequential(nn.LayerNorm(width), FeedForward(width, 2*width)) for _ in range(depth)])
+        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out_channels))
+
+    def forward(self,
+        images:Tensor, # (b,3,h,w), [-1,1]
+    )->Tensor:         # (b,out_channels,h/patch,w/patch)
+        x = self.embed(F.pixel_unshuffle(images, self.patch).movedim(1, -1))       # (b,h/patch,w/patch,width)
+        for layer in self.layers: x = x + layer(x)
+        return self.out(x).movedim(-1, 1)
+
 # %% ../nbs/11_vqgan.ipynb #95b95bc5
 class Decoder(nn.Module):
     "A map of vectors to pictures: the encoder's mirror, with one block more a level"
@@ -182,12 +205,14 @@ class ConvAutoencoder(nn.Module):
         z_channels:int,        # what the encoder gives and the decoder takes
         attention_levels:tuple[int,...],
         kernel:int,            # of the convolutions on either side of the quantiser
+        local:bool=False,      # `PatchEncoder` in place of `Encoder`
     ):
         super().__init__()
         c = self.config = config
         self.downsample = c.patch*2**(len(c.multipliers)-1) # pixels a token, along each side
         shape = c.channels,c.multipliers,c.blocks,z_channels,attention_levels,c.patch
-        self.encoder,self.decoder = Encoder(*shape),Decoder(*shape)
+        self.encoder = PatchEncoder(self.downsample, 2*c.channels*c.multipliers[-1], z_channels) if local else Encoder(*shape)
+        self.decoder = Decoder(*shape)
         self.quant_conv = nn.Conv2d(z_channels, c.code_dim, kernel, padding=kernel//2)
         self.post_quant_conv = nn.Conv2d(c.code_dim, z_channels, kernel, padding=kernel//2)
 
