@@ -116,9 +116,14 @@ class TextVARTask(Task):
         self.cached = {}
 
     def load_text_tokenizer(self)->TextTokenizer:
-        "The run's, or one learned from the captions"
-        path = self.folder and self.folder/"text_tokenizer"
+        "The run's, else that of the model it starts from, else one learned from the captions"
+        path,start = self.folder and self.folder/"text_tokenizer",self.config.train.init_from
         if path and (path/"config.json").is_file(): return TextTokenizer.from_pretrained(path) # written last: another process may be at it
+        given = start and (Path(start) if Path(start).exists() else bundled_folder(start))/"text_tokenizer"
+        if given and given.is_dir(): # its text encoder was trained on these words
+            tokenizer = TextTokenizer.from_pretrained(given)
+            if path: tokenizer.save_pretrained(path)
+            return tokenizer
         data = load_dataset(self.config.data)
         captions = [data.caption(i) if hasattr(data, "caption") else data[i]["caption"] for i in range(min(self.config.vocabulary_captions, len(data)))]
         tokenizer = TextTokenizer.train(captions, self.config.text.vocab_size, self.config.text.length)

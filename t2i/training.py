@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'lr_factor', 'orthogonalize', 'Muon', 'build_optimizers', 'EMA', 'Task', 'Recipe', 'find_recipe',
            'load_recipe', 'plain_state', 'save_checkpoint', 'last_checkpoint', 'weights_file', 'fill_model',
-           'load_weights', 'load_model', 'read_metrics', 'MetricLog', 'make_fabric', 'prepare_run', 'stop_signal',
-           'averaged', 'TrainingState', 'batches', 'mean_logs', 'lost', 'optimize', 'validate', 'draw_samples',
-           'stopped', 'fit', 'train']
+           'read_weights', 'load_weights', 'initial_weights', 'load_model', 'read_metrics', 'MetricLog', 'make_fabric',
+           'prepare_run', 'stop_signal', 'averaged', 'TrainingState', 'batches', 'mean_logs', 'lost', 'optimize',
+           'validate', 'draw_samples', 'stopped', 'fit', 'train']
 
 # %% ../nbs/03_training.ipynb #1e6c187a
 import contextlib,importlib,json,logging,math,os,shutil,signal,threading,time,warnings
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend,sdpa_kernel
 from tqdm.auto import tqdm
 
-from .core import T2IError,atomic_path,best_device,dataclass_from,half_dtype,image_grid,keyed_generator,log
+from .core import T2IError,atomic_path,best_device,bundled_folder,dataclass_from,half_dtype,image_grid,keyed_generator,log
 from .data import Stream,stream_loader
 
 # %% ../nbs/03_training.ipynb #c6b0a8ad
@@ -56,7 +56,7 @@ class TrainConfig:
     strategy:str="auto"       # a Lightning Fabric strategy: "ddp", ...
     workers:int=0             # data loader processes
     compile:bool=False        # torch.compile the model
-    init_from:str|None=None   # start from the weights of a run or folder, at step 0
+    init_from:str|None=None   # start from the weights of a run, a saved model or a bundled one, at step 0
 
 # %% ../nbs/03_training.ipynb #5bed94e3
 def lr_factor(
@@ -269,14 +269,27 @@ def fill_model(
     model.load_state_dict(state)
 
 # %% ../nbs/03_training.ipynb #758d5967
+def read_weights(
+    path:Path, # a .safetensors file
+)->dict[str,Tensor]:
+    "The tensors of a file; one cut short is an error of one line"
+    try: return load_file(path)
+    except (SafetensorError,OSError) as e: raise T2IError(f"cannot read {path}: {str(e).splitlines()[0]}") from None
+
+# %% ../nbs/03_training.ipynb #e9d2d26c
 def load_weights(
     model:nn.Module,
     path:Path, # a .safetensors file
-):
-    "Fill a model from a file; one cut short is an error of one line"
-    try: state = load_file(path)
-    except (SafetensorError,OSError) as e: raise T2IError(f"cannot read {path}: {str(e).splitlines()[0]}") from None
-    fill_model(model, state, path)
+): "Fill a model from a file"; fill_model(model, read_weights(path), path)
+
+# %% ../nbs/03_training.ipynb #38158643
+def initial_weights(
+    source:str|Path, # a run, a checkpoint, a saved model, a .safetensors file, or a bundled name
+)->dict[str,Tensor]:
+    "The weights that training can start from"
+    path = Path(source) if Path(source).exists() else bundled_folder(source)
+    if not (path/"model_index.json").is_file(): return read_weights(weights_file(path))
+    return {f"{p.parent.name}.{k}": w for p in sorted(path.glob("*/model.safetensors")) for k,w in read_weights(p).items()}
 
 # %% ../nbs/03_training.ipynb #e171972d
 def load_model(
@@ -399,7 +412,7 @@ class TrainingState:
         self.fabric.barrier()
         torch.manual_seed(self.config.seed)
         self.task = recipe.task(recipe.config, self.folder)
-        if self.config.init_from and not resume: load_weights(self.task.model, weights_file(self.config.init_from))
+        if self.config.init_from and not resume: fill_model(self.task.model, initial_weights(self.config.init_from), self.config.init_from)
         self.task.prepare(self.fabric.device)
         self.model = self.task.model.to(self.fabric.device) # bare; `task.model` becomes the wrapped one
         self.ema = EMA(self.model, self.config.ema)
