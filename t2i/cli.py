@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'bench_app', 'Model', 'Device', 'main', 'slug', 'read_prompts', 'generate', 'train', 'evaluate',
-           'info', 'convert', 'write_folder', 'data_shapes', 'data_digits', 'bench_generate']
+           'info', 'convert', 'write_folder', 'data_shapes', 'data_digits', 'bench_generate', 'bench_shapes']
 
 # %% ../nbs/52_cli.ipynb #3b7d1807
 import json,logging,os,re,sys
@@ -161,7 +161,7 @@ def evaluate(
 # %% ../nbs/52_cli.ipynb #1f7fed44
 @app.command()
 def info(
-    model:Annotated[str, typer.Argument(help="A bundled name, a folder, a run, or a hub id; all bundled models if left out.", show_default=False)] = None,
+    model:Annotated[str, typer.Argument(help="A bundled name, a folder, a run, a published name or file, or a hub id; all bundled models if left out.", show_default=False)] = None,
     as_json:Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):
     "Describe a model, or list the bundled ones."
@@ -183,18 +183,18 @@ def info(
 # %% ../nbs/52_cli.ipynb #f52b9873
 @app.command()
 def convert(
-    source:Annotated[str, typer.Argument(help="A run, or any model that `load` takes.")],
+    source:Annotated[str, typer.Argument(help="A run, a published file, or any model that `load` takes.")],
     folder:Annotated[Path, typer.Argument(help="Where to write the model.")],
 ):
-    "Save a run's averaged model as a folder of half-precision safetensors."
-    import shutil
+    "Save a run's averaged model, in half precision, or a published file as a folder of safetensors."
+    import shutil,torch
     from t2i.core import T2IError,atomic_path
     from t2i.pipeline import Pipeline,load,save_part
     if folder.exists(): raise T2IError(f"{folder} exists; choose another folder or remove it")
     model = load(source, "cpu")
     if isinstance(model, Pipeline): model.save_pretrained(folder)
     else:
-        with atomic_path(folder) as p: save_part(model, p)
+        with atomic_path(folder) as p: save_part(model, p, torch.float32 if Path(source).is_file() else torch.float16) # what others published stays exact
     for name in ("metrics.jsonl","recipe.yaml"):
         if (Path(source)/name).is_file(): shutil.copy(Path(source)/name, folder/name)
     typer.echo(folder)
@@ -253,6 +253,15 @@ def bench_generate(
     from t2i.evaluation import cache_speed
     from t2i.pipeline import load
     for k,v in cache_speed(load(model, device), batch_size, repeat).items(): typer.echo(f"{k:28} {v:.3f}")
+
+# %% ../nbs/52_cli.ipynb #02cc9bf5
+@bench_app.command("shapes")
+def bench_shapes(
+    count:Annotated[int, typer.Option(help="Scenes.")] = 2000,
+):
+    "Scenes a second on one core; the share of them that the checker accepts, and with one another's captions."
+    from t2i.evaluation import shapes_world
+    for k,v in shapes_world(count).items(): typer.echo(f"{k:28} {v:.3f}" if isinstance(v, float) else f"{k:28} {v}")
 
 # %% ../nbs/52_cli.ipynb #65e80c79
 if __name__=="__main__" and Path(sys.argv[0]).name=="cli.py": main() # python -m t2i.cli; a notebook's kernel is a main program too

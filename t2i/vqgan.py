@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TAMING_NAMES', 'group_norm', 'ResnetBlock', 'AttnBlock', 'Downsample', 'Upsample', 'Middle', 'Level', 'Encoder',
-           'PatchEncoder', 'Decoder', 'ConvAutoencoder', 'VQGANConfig', 'VQGAN', 'GumbelVQGANConfig', 'GumbelVQGAN',
+           'Decoder', 'PatchEncoder', 'ConvAutoencoder', 'VQGANConfig', 'VQGAN', 'GumbelVQGANConfig', 'GumbelVQGAN',
            'fold_qkv', 'conv_shape', 'load_taming']
 
 # %% ../nbs/11_vqgan.ipynb #fcc759b9
@@ -147,28 +147,6 @@ class Encoder(nn.Module):
         for level in self.down: x = level(x)
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
-# %% ../nbs/11_vqgan.ipynb #92de1cf8
-class PatchEncoder(nn.Module):
-    "Pictures to a map of vectors, each of which sees one patch and nothing else"
-    def __init__(self,
-        patch:int,        # side of a patch, pixels
-        width:int,        # of the layers
-        out_channels:int, # d of the map
-        depth:int=3,      # layers
-    ):
-        super().__init__()
-        self.patch = patch
-        self.embed = nn.Linear(3*patch**2, width)
-        self.layers = nn.ModuleList([nn.Sequential(nn.LayerNorm(width), FeedForward(width, 2*width)) for _ in range(depth)])
-        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out_channels))
-
-    def forward(self,
-        images:Tensor, # (b,3,h,w), [-1,1]
-    )->Tensor:         # (b,out_channels,h/patch,w/patch)
-        x = self.embed(F.pixel_unshuffle(images, self.patch).movedim(1, -1))       # (b,h/patch,w/patch,width)
-        for layer in self.layers: x = x + layer(x)
-        return self.out(x).movedim(-1, 1)
-
 # %% ../nbs/11_vqgan.ipynb #95b95bc5
 class Decoder(nn.Module):
     "A map of vectors to pictures: the encoder's mirror, with one block more a level"
@@ -196,6 +174,28 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up): x = level(x)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
+
+# %% ../nbs/11_vqgan.ipynb #92de1cf8
+class PatchEncoder(nn.Module):
+    "Pictures to a map of vectors, each of which sees one patch and nothing else"
+    def __init__(self,
+        patch:int,        # side of a patch, pixels
+        width:int,        # of the layers
+        out_channels:int, # d of the map
+        depth:int=3,      # layers
+    ):
+        super().__init__()
+        self.patch = patch
+        self.embed = nn.Linear(3*patch**2, width)
+        self.layers = nn.ModuleList([nn.Sequential(nn.LayerNorm(width), FeedForward(width, 2*width)) for _ in range(depth)])
+        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out_channels))
+
+    def forward(self,
+        images:Tensor, # (b,3,h,w), [-1,1]
+    )->Tensor:         # (b,out_channels,h/patch,w/patch)
+        x = self.embed(F.pixel_unshuffle(images, self.patch).movedim(1, -1))       # (b,h/patch,w/patch,width)
+        for layer in self.layers: x = x + layer(x)
+        return self.out(x).movedim(-1, 1)
 
 # %% ../nbs/11_vqgan.ipynb #ff2a91a6
 class ConvAutoencoder(nn.Module):
