@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'bench_app', 'Model', 'Device', 'main', 'slug', 'read_prompts', 'generate', 'train', 'evaluate',
-           'info', 'convert', 'write_folder', 'data_shapes', 'data_digits', 'bench_generate', 'bench_shapes']
+           'info', 'convert', 'write_folder', 'data_shapes', 'data_digits', 'bench_generate', 'bench_shapes',
+           'bench_tokenizer']
 
 # %% ../nbs/52_cli.ipynb #3b7d1807
 import json,logging,os,re,sys
@@ -262,6 +263,21 @@ def bench_shapes(
     "Scenes a second on one core; the share of them that the checker accepts, and with one another's captions."
     from t2i.evaluation import shapes_world
     for k,v in shapes_world(count).items(): typer.echo(f"{k:28} {v:.3f}" if isinstance(v, float) else f"{k:28} {v}")
+
+# %% ../nbs/52_cli.ipynb #3734b7f4
+@bench_app.command("tokenizer")
+def bench_tokenizer(
+    batch_size:Annotated[int, typer.Option(help="Pictures at a time.")] = 1,
+    repeat:Annotated[int, typer.Option(help="Runs of each; the medians count.")] = 10,
+    resolution:Annotated[int, typer.Option(help="Side of the pictures.")] = 256,
+    channels:Annotated[int, typer.Option(help="Width of the first level; the published one has 128.")] = 128,
+    device:Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+):
+    "Seconds a picture of the f16 VQGAN with 16,384 codes, beside the original modules of taming-transformers with the same weights."
+    from t2i.evaluation import tokenizer_speed
+    from t2i.vqgan import VQGANConfig
+    config = VQGANConfig(resolution=resolution, channels=channels, z_channels=2*channels, code_dim=2*channels, codebook_size=16384)
+    for k,v in tokenizer_speed(config, batch_size, repeat, device).items(): typer.echo(f"{k:28} {v:.3f}")
 
 # %% ../nbs/52_cli.ipynb #65e80c79
 if __name__=="__main__" and Path(sys.argv[0]).name=="cli.py": main() # python -m t2i.cli; a notebook's kernel is a main program too

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['reconstruction_scores', 'shapes_scores', 'shapes_world', 'digit_features', 'digit_classifier', 'digit_scores',
-           'cache_speed']
+           'cache_speed', 'tokenizer_speed']
 
 # %% ../nbs/50_evaluation.ipynb #982601f5
-import time,timeit
+import contextlib,io,time,timeit
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -23,6 +23,7 @@ from .sampling import draw_uniform,picture_generators,sample_codes
 from .shapes import TASKS,check,shapes_bench
 from .tokenizer_training import psnr
 from .var import stream_scales
+from .vqgan import VQGAN,VQGANConfig
 
 # %% ../nbs/50_evaluation.ipynb #a15bde24
 @torch.no_grad()
@@ -131,3 +132,38 @@ def cache_speed(
     whole = seconds(lambda: pipe("a large red circle left of a small blue star", batch_size, seed=0))
     fast,slow = seconds(cached),seconds(uncached)
     return dict(seconds_per_picture=whole, transformer_cached=fast, transformer_uncached=slow, uncached_over_cached=slow/fast)
+
+# %% ../nbs/50_evaluation.ipynb #ec0a9d98
+@torch.no_grad()
+def tokenizer_speed(
+    config:VQGANConfig, # the published one with 16,384 codes has f=16
+    batch_size:int=1,
+    repeat:int=10,      # runs of each; the medians count
+    device:str="cpu",
+)->dict[str,float]:     # seconds a picture for encoding and decoding, ours and the original's, and original/ours
+    "A VQGAN and the original modules with the same random weights"
+    try:
+        from taming.modules.diffusionmodules import model
+        from taming.modules.vqvae.quantize import VectorQuantizer2
+    except ImportError: raise T2IError("the original modules come with pip install taming-transformers-rom1504 einops") from None
+    c,side = config,config.resolution
+    shape = dict(ch=c.channels, out_ch=3, ch_mult=c.multipliers, num_res_blocks=c.blocks, attn_resolutions=[side//2**l for l in c.attention_levels],
+                 in_channels=3, resolution=side, z_channels=c.z_channels, double_z=False)
+    with contextlib.redirect_stdout(io.StringIO()): # it tells its shapes
+        theirs = torch.nn.ModuleDict(dict(encoder=model.Encoder(**shape), decoder=model.Decoder(**shape), quantize=VectorQuantizer2(c.codebook_size, c.code_dim, .25),
+                                          quant_conv=torch.nn.Conv2d(c.z_channels, c.code_dim, 1), post_quant_conv=torch.nn.Conv2d(c.code_dim, c.z_channels, 1))).eval().to(device)
+    ours = VQGAN.from_official(dict(theirs.state_dict()), side).to(device)
+    images = torch.rand(batch_size, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)*2-1
+    ids = ours.encode(images)
+    def look_up(): return theirs.quantize.embedding(ids).transpose(1,2).unflatten(2, ours.grid)
+    calls = dict(encode=lambda: ours.encode(images), encode_original=lambda: theirs.quantize(theirs.quant_conv(theirs.encoder(images)))[2][2],
+                 decode=lambda: ours.decode(ids), decode_original=lambda: theirs.decoder(theirs.post_quant_conv(look_up())).clamp(-1,1))
+    def seconds(f):
+        if device!="cpu": torch.cuda.synchronize()
+        begun = time.perf_counter(); f()
+        if device!="cpu": torch.cuda.synchronize()
+        return time.perf_counter()-begun
+    for f in calls.values(): f()
+    rounds = [{k: seconds(f) for k,f in calls.items()} for _ in range(repeat)]
+    out = {k: float(np.median([r[k] for r in rounds]))/batch_size for k in calls}
+    return out | {f"{k}_original_over_ours": out[f"{k}_original"]/out[k] for k in ("encode","decode")}
