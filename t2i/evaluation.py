@@ -20,7 +20,7 @@ from .core import T2IError,to_uint8
 from .data import DIGIT_NAMES,DigitsDataset
 from .quantize import code_counts,perplexity,usage
 from .sampling import draw_uniform,picture_generators,sample_codes
-from .shapes import TASKS,check,shapes_bench
+from .shapes import TASKS,check,render,sample_scene,shapes_bench
 from .tokenizer_training import psnr
 from .var import stream_scales
 from .vqgan import VQGAN,VQGANConfig

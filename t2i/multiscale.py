@@ -14,7 +14,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 
 from .core import T2IError,check_images,looks_like,read_checkpoint,rename_weights
-from .quantize import Codebook,EMACodebook,check_ids,code_counts,perplexity,straight_through,usage
+from .quantize import Codebook,check_ids,code_counts,make_codebook,perplexity,usage
 from .training import fill_model
 from .vqgan import TAMING_NAMES,ConvAutoencoder,conv_shape
 
@@ -119,8 +119,9 @@ class MultiScaleVQVAEConfig:
     local:bool=False                      # tokens that see their own patch alone, see `PatchEncoder`
     phis:int=4                            # see `MultiScaleQuantizer`
     phi_strength:float=.5
-    ema_decay:float|None=.99              # see `Codebook`; None in the published model
-    revive_below:float=.02
+    rotation:bool=False                   # see `Codebook`
+    ema_decay:float|None=.99              # codes as moving averages with this decay, see `EMACodebook`; None: by gradient, as in the published model
+    revive_below:float=.02                # see `RevivingCodebook`; 0: never
     model_type:str="multi_scale_vqvae"
     format:int=1
     def __post_init__(self): self.scales,self.multipliers = tuple(self.scales),tuple(self.multipliers)
@@ -133,8 +134,7 @@ class MultiScaleAutoencoder(ConvAutoencoder):
         super().__init__(c, c.code_dim, (len(c.multipliers)-1,) if c.attention else (), 1 if c.local else 3, c.local)
         if c.resolution != self.downsample*c.scales[-1]:
             raise T2IError(f"resolution {c.resolution} is not {self.downsample} (downsampling) x {c.scales[-1]} (last scale)")
-        codebook = Codebook(c.codebook_size, c.code_dim) if c.ema_decay is None else EMACodebook(c.codebook_size, c.code_dim, c.ema_decay, c.revive_below)
-        self.quantizer = MultiScaleQuantizer(codebook, c.scales, c.phis, c.phi_strength)
+        self.quantizer = MultiScaleQuantizer(make_codebook(c.codebook_size, c.code_dim, c.ema_decay, c.revive_below, rotation=c.rotation), c.scales, c.phis, c.phi_strength)
         self.scales,self.grid,self.codebook_size = tuple(c.scales),(c.scales[-1],)*2,c.codebook_size
 
     def features(self,
@@ -147,7 +147,7 @@ class MultiScaleAutoencoder(ConvAutoencoder):
 
     def quantize(self,
         z:Tensor, # (b,d,h,w)
-    )->tuple[Tensor,list[Tensor],dict[str,Tensor]]: # zq (gradient straight through), ids a scale, losses
+    )->tuple[Tensor,list[Tensor],dict[str,Tensor]]: # zq (with a gradient past the rounding), ids a scale, losses
         "Quantise a feature map; losses are means over the scales (VAR's VectorQuantizer2)"
         z = z.float()
         ids,sums = self.quantizer(z)
@@ -155,7 +155,8 @@ class MultiScaleAutoencoder(ConvAutoencoder):
         losses = dict(codebook=torch.stack([F.mse_loss(s, z.detach()) for s in sums]).mean(),
                       commitment=torch.stack([F.mse_loss(z, s.detach()) for s in sums]).mean(),
                       usage=usage(counts), perplexity=perplexity(counts))
-        return straight_through(z, sums[-1]),ids,losses
+        zq = self.quantizer.codebook.through(z.movedim(1,-1), sums[-1].movedim(1,-1)).movedim(-1,1)
+        return zq,ids,losses
 
     def forward(self,
         images:Tensor, # (b,3,h,w), [-1,1]
@@ -213,7 +214,7 @@ def load_var_tokenizer(
     if shape.pop("z_channels")!=shape["code_dim"] or "quantize.embedding.weight" not in weights: raise T2IError(f"{what} is no tokenizer of VAR: its codebook does not fit its encoder")
     weights = rename_weights(rename_weights(weights, VAR_NAMES), TAMING_NAMES)
     levels = shape["multipliers"]
-    config = MultiScaleVQVAEConfig(resolution=scales[-1]*2**(len(levels)-1), scales=scales, codebook_size=len(weights["quantizer.codebook.weight"]), patch=1, ema_decay=None,
+    config = MultiScaleVQVAEConfig(resolution=scales[-1]*2**(len(levels)-1), scales=scales, codebook_size=len(weights["quantizer.codebook.weight"]), patch=1, ema_decay=None, revive_below=0.,
                                    attention=len(levels)-1 in shape.pop("attention_levels"), phis=sum(k.startswith("quantizer.phi.") and k.endswith(".conv.bias") for k in weights), **shape)
     model = cls(config)
     fill_model(model, {k: w.float() for k,w in weights.items()}, what)

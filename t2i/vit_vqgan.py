@@ -9,14 +9,14 @@ __all__ = ['ENHANCING_NAMES', 'sincos_positions', 'ViTBlock', 'ViTEncoder', 'ViT
 # %% ../nbs/12_vit_vqgan.ipynb #fccc6b9b
 from dataclasses import dataclass
 
-import torch, torch.nn as nn, torch.nn.functional as F
+import torch, torch.nn as nn
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 
 from .attention import Attention
-from .core import T2IError,check_images,looks_like,read_checkpoint,rename_weights
-from .quantize import Codebook,EMACodebook,check_ids,code_counts,perplexity,usage
+from .core import T2IError,looks_like,read_checkpoint,rename_weights
 from .training import fill_model
+from .vqgan import GridTokenizer
 
 # %% ../nbs/12_vit_vqgan.ipynb #063b01ae
 def sincos_positions(
@@ -105,8 +105,9 @@ class ViTVQGANConfig:
     codebook_size:int=8192 # v
     code_dim:int=32
     cosine:bool=True     # see `Codebook`
-    ema_decay:float|None=None # see `EMACodebook`; None in the published models
-    revive_below:float=.02
+    rotation:bool=False
+    ema_decay:float|None=None # codes as moving averages with this decay, see `EMACodebook`; None: by gradient, as in the published models
+    revive_below:float=0. # see `RevivingCodebook`; 0: never, as in the published models
     pixel_range:tuple[float,float]=(0.,1.) # what the network itself reads and paints
     model_type:str="vit_vqgan"
     format:int=1
@@ -116,7 +117,7 @@ class ViTVQGANConfig:
             if getattr(self, f"decoder_{name}") is None: setattr(self, f"decoder_{name}", getattr(self, name))
 
 # %% ../nbs/12_vit_vqgan.ipynb #3d81110f
-class ViTVQGAN(nn.Module, PyTorchModelHubMixin):
+class ViTVQGAN(GridTokenizer, nn.Module, PyTorchModelHubMixin):
     "Yu et al. 2021: a tokenizer of transformers (architecture and weights of enhancing-transformers)"
     def __init__(self, config:ViTVQGANConfig):
         super().__init__()
@@ -125,13 +126,8 @@ class ViTVQGAN(nn.Module, PyTorchModelHubMixin):
         self.downsample,self.grid,self.codebook_size = c.patch,(c.resolution//c.patch,)*2,c.codebook_size
         self.encoder = ViTEncoder(c.patch, self.grid, c.width, c.depth, c.heads, c.mlp)
         self.decoder = ViTDecoder(c.patch, self.grid, c.decoder_width, c.decoder_depth, c.decoder_heads, c.decoder_mlp)
-        self.quantizer = Codebook(c.codebook_size, c.code_dim, c.cosine) if c.ema_decay is None else EMACodebook(c.codebook_size, c.code_dim, c.ema_decay, c.revive_below)
+        self.quantizer = self.make_quantizer(c)
         self.pre_quant,self.post_quant = nn.Linear(c.width, c.code_dim),nn.Linear(c.code_dim, c.decoder_width)
-
-    @property
-    def codebook(self)->Tensor: # (v,d)
-        "The vectors of the codes"
-        return self.quantizer.codes
 
     def features(self,
         images:Tensor, # (b,3,h,w), [-1,1]
@@ -142,45 +138,16 @@ class ViTVQGAN(nn.Module, PyTorchModelHubMixin):
         z = self.pre_quant(self.encoder(low + (images+1)/2*(high-low)))            # (b,l,d)
         return z.transpose(1,2).unflatten(2, self.grid)
 
-    def quantize(self,
-        z:Tensor, # (b,d,h,w)
-    )->tuple[Tensor,Tensor,dict[str,Tensor]]: # zq (gradient straight through), ids (b,h*w), losses
-        "Quantise a feature map"
-        zq,ids,losses = self.quantizer(z.float().flatten(2).transpose(1,2))        # (b,l,d)
-        counts = code_counts(ids, self.codebook_size)
-        return zq.transpose(1,2).unflatten(2, self.grid),ids,losses | dict(usage=usage(counts), perplexity=perplexity(counts))
-
     def decode_features(self,
         zq:Tensor,        # (b,d,h,w)
         clamp:bool=False, # to [-1,1]
     )->Tensor:            # (b,3,h,w)
         "Decoder on a quantised map"
+        if zq.shape[2:]!=self.grid: raise T2IError(f"a map of {zq.shape[2]}x{zq.shape[3]}; this tokenizer has {self.grid[0]}x{self.grid[1]}")
         low,high = self.config.pixel_range
         images = self.decoder(self.post_quant(zq.flatten(2).transpose(1,2))).float()
         images = (images-low)/(high-low)*2 - 1
         return images.clamp(-1,1) if clamp else images
-
-    def forward(self,
-        images:Tensor, # (b,3,h,w), [-1,1]
-    )->tuple[Tensor,dict[str,Tensor]]: # reconstruction, not clamped; losses
-        "The training pass"
-        zq,_,losses = self.quantize(self.features(images))
-        return self.decode_features(zq),losses
-
-    @torch.no_grad()
-    def encode(self,
-        images:Tensor, # (b,3,h,w), [-1,1]
-    )->Tensor:         # (b,l) int64
-        "Pictures to tokens"
-        return self.quantizer.encode(self.features(check_images(images)).flatten(2).transpose(1,2))
-
-    @torch.no_grad()
-    def decode(self,
-        ids:Tensor, # (b,l) int64
-    )->Tensor:      # (b,3,h,w), clamped to [-1,1]
-        "Tokens to pictures"
-        if ids.shape[1]!=self.grid[0]*self.grid[1]: raise T2IError(f"{ids.shape[1]} tokens; this tokenizer has {self.grid[0]}x{self.grid[1]}")
-        return self.decode_features(self.quantizer.decode(check_ids(ids, self.codebook_size)).transpose(1,2).unflatten(2, self.grid), clamp=True)
 
     @classmethod
     def from_official(cls,

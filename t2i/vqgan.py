@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TAMING_NAMES', 'group_norm', 'ResnetBlock', 'AttnBlock', 'Downsample', 'Upsample', 'Middle', 'Level', 'Encoder',
-           'Decoder', 'PatchEncoder', 'ConvAutoencoder', 'VQGANConfig', 'VQGAN', 'GumbelVQGANConfig', 'GumbelVQGAN',
-           'fold_qkv', 'conv_shape', 'load_taming']
+           'Decoder', 'PatchEncoder', 'ConvAutoencoder', 'VQGANConfig', 'GridTokenizer', 'VQGAN', 'GumbelVQGANConfig',
+           'GumbelVQGAN', 'fold_qkv', 'conv_shape', 'load_taming']
 
 # %% ../nbs/11_vqgan.ipynb #fcc759b9
 import re
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .attention import FeedForward
 from .core import T2IError,check_images,looks_like,read_checkpoint,rename_weights
-from .quantize import Codebook,EMACodebook,GumbelCodebook,check_ids,code_counts,perplexity,usage
+from .quantize import GumbelCodebook,check_ids,code_counts,make_codebook,perplexity,usage
 from .training import fill_model
 
 # %% ../nbs/11_vqgan.ipynb #714700ce
@@ -246,24 +246,20 @@ class VQGANConfig:
     code_dim:int=256                      # d
     patch:int=1
     cosine:bool=False                     # see `Codebook`
-    ema_decay:float|None=None             # see `EMACodebook`; None in the published models
-    revive_below:float=.02
+    rotation:bool=False
+    ema_decay:float|None=None             # codes as moving averages with this decay, see `EMACodebook`; None: by gradient, as in the published models
+    revive_below:float=0.                 # see `RevivingCodebook`; 0: never, as in the published models
     model_type:str="vqgan"
     format:int=1
     def __post_init__(self): self.multipliers,self.attention_levels = tuple(self.multipliers),tuple(self.attention_levels)
 
-# %% ../nbs/11_vqgan.ipynb #ea2f8ad6
-class VQGAN(ConvAutoencoder, PyTorchModelHubMixin):
-    "Esser et al. 2020: a convolutional tokenizer with one code a position"
-    def __init__(self, config:VQGANConfig):
-        super().__init__(config, config.z_channels, config.attention_levels, 1)
-        self.quantizer,self.codebook_size = self.make_quantizer(config),config.codebook_size
-        self.grid = (config.resolution//self.downsample,)*2
-
+# %% ../nbs/11_vqgan.ipynb #d1e412a1
+class GridTokenizer:
+    "The tokenizer protocol with one code a place, for classes with `quantizer`, `codebook_size`, `features` and `decode_features`"
     @staticmethod
-    def make_quantizer(c:VQGANConfig)->nn.Module:
+    def make_quantizer(c)->nn.Module: # from a config with codebook_size, code_dim, cosine, rotation, ema_decay and revive_below
         "A codebook as the config has it"
-        return Codebook(c.codebook_size, c.code_dim, c.cosine) if c.ema_decay is None else EMACodebook(c.codebook_size, c.code_dim, c.ema_decay, c.revive_below)
+        return make_codebook(c.codebook_size, c.code_dim, c.ema_decay, c.revive_below, cosine=c.cosine, rotation=c.rotation)
 
     @property
     def codebook(self)->Tensor: # (v,d)
@@ -301,6 +297,14 @@ class VQGAN(ConvAutoencoder, PyTorchModelHubMixin):
         h,w = grid or (int(ids.shape[1]**.5),)*2
         if h*w!=ids.shape[1]: raise T2IError(f"{ids.shape[1]} tokens do not fill a grid of {h}x{w}; say grid=(rows, columns)")
         return self.decode_features(self.quantizer.decode(check_ids(ids, self.codebook_size)).transpose(1,2).unflatten(2, (h,w)), clamp=True)
+
+# %% ../nbs/11_vqgan.ipynb #ea2f8ad6
+class VQGAN(GridTokenizer, ConvAutoencoder, PyTorchModelHubMixin):
+    "Esser et al. 2020: a convolutional tokenizer with one code a position"
+    def __init__(self, config:VQGANConfig):
+        super().__init__(config, config.z_channels, config.attention_levels, 1)
+        self.quantizer,self.codebook_size = self.make_quantizer(config),config.codebook_size
+        self.grid = (config.resolution//self.downsample,)*2
 
     @classmethod
     def from_official(cls,

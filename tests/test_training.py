@@ -1,5 +1,5 @@
 "Exact resume after kills, several processes, full disks, bad recipes."
-import json, os, resource, subprocess, sys
+import os, resource, subprocess, sys
 from pathlib import Path
 
 import pytest, torch
