@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DIGIT_NAMES', 'IMAGE_SUFFIXES', 'ShapesDataset', 'digit_arrays', 'DigitsDataset', 'folder_captions', 'readable',
-           'fit_square', 'FolderDataset', 'DataConfig', 'load_dataset', 'Stream', 'Batches', 'ignore_interrupt',
-           'stream_loader', 'fingerprint', 'build_token_cache', 'TokenDataset']
+           'fit_square', 'FolderDataset', 'CocoDataset', 'DataConfig', 'load_dataset', 'Stream', 'Batches',
+           'ignore_interrupt', 'stream_loader', 'fingerprint', 'build_token_cache', 'TokenDataset']
 
 # %% ../nbs/02_data.ipynb #963fe7f1
 import hashlib,json,signal
@@ -131,14 +131,37 @@ class FolderDataset(Dataset):
         path,caption = self.items[i]
         return dict(image=from_pil(fit_square(Image.open(path), self.resolution))[0], caption=caption)
 
+# %% ../nbs/02_data.ipynb #0ae92293
+class CocoDataset(Dataset):
+    "COCO 2017 with its captions; item i is picture i%n with its caption number i//n"
+    ROUNDS = 5 # captions that every picture has
+    def __init__(self,
+        folder:str|Path,    # with train2017/, val2017/ and annotations/
+        split:str="train",  # or "val"
+        resolution:int=256, # pixels; resized along the shorter side and cropped in the middle
+    ):
+        self.resolution,captions = resolution,Path(folder)/"annotations"/f"captions_{split}2017.json"
+        if not captions.is_file(): raise T2IError(f"no {captions}: unpack {split}2017.zip and annotations_trainval2017.zip, from cocodataset.org, in {folder}")
+        about,said = json.loads(captions.read_text(encoding="utf-8")),{}
+        for a in about["annotations"]: said.setdefault(a["image_id"], []).append(a["caption"].strip())
+        self.items = [(Path(folder)/f"{split}2017"/p["file_name"], said[p["id"]]) for p in sorted(about["images"], key=lambda p: p["id"]) if p["id"] in said]
+        if not self.items or not self.items[0][0].is_file(): raise T2IError(f"no pictures in {Path(folder)/f'{split}2017'}: unpack {split}2017.zip, from cocodataset.org, in {folder}")
+    def __len__(self): return self.ROUNDS*len(self.items)
+    def caption(self, i)->str: return self.items[i%len(self.items)][1][i//len(self.items)%len(self.items[i%len(self.items)][1])]
+    def __getitem__(self, i)->dict: # image (3,r,r) in [-1,1], caption
+        path = self.items[i%len(self.items)][0]
+        try: picture = fit_square(Image.open(path), self.resolution)
+        except (OSError,SyntaxError,ValueError) as e: raise T2IError(f"cannot read {path}: {e}; unpack it anew") from None
+        return dict(image=from_pil(picture)[0], caption=self.caption(i))
+
 # %% ../nbs/02_data.ipynb #5d1ce5ff
 @dataclass
 class DataConfig:
     "Which pictures to train on"
-    name:str="shapes"         # "shapes", "digits" or "folder"
-    path:str|None=None        # the folder
+    name:str="shapes"         # "shapes", "digits", "folder" or "coco"
+    path:str|None=None        # the folder of pictures, or of COCO 2017
     val_path:str|None=None    # the held-out folder; None holds out every twentieth picture of `path` (at least one)
-    resolution:int=64         # pixels; folders only, the others have their own
+    resolution:int=64         # pixels; folders and COCO; the others have their own
     cache:int=0               # encode this many pictures once, ahead of training (all of a finite dataset if fewer); 0: on the fly
 
 # %% ../nbs/02_data.ipynb #6da6f23b
@@ -156,7 +179,10 @@ def load_dataset(
         if len(whole) < 2: raise T2IError(f"{config.path} holds one picture; training and validation need one each")
         every = min(20, len(whole))
         return torch.utils.data.Subset(whole, [i for i in range(len(whole)) if (i%every==every-1) == (split=="val")])
-    raise T2IError(f"unknown dataset {config.name!r}; known are shapes, digits, folder")
+    if config.name=="coco":
+        if not config.path: raise T2IError("data.name=coco needs data.path, the folder with train2017/, val2017/ and annotations/")
+        return CocoDataset(config.path, split, config.resolution)
+    raise T2IError(f"unknown dataset {config.name!r}; known are shapes, digits, folder, coco")
 
 # %% ../nbs/02_data.ipynb #a279cad9
 class Stream(Dataset):

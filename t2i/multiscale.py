@@ -103,6 +103,8 @@ class MultiScaleQuantizer(nn.Module):
         sums = self.sums(ids[:-1])
         return torch.cat([self.downscale(s, k+1).flatten(2).transpose(1,2) for k,s in enumerate(sums)], 1)
 
+    def update(self, generator:torch.Generator): "Called after every optimiser step: the codes follow"; self.codebook.update(generator)
+
 # %% ../nbs/13_multiscale.ipynb #c64df23e
 @dataclass
 class MultiScaleVQVAEConfig:

@@ -6,8 +6,8 @@
 __all__ = ['TrainConfig', 'lr_factor', 'orthogonalize', 'Muon', 'build_optimizers', 'EMA', 'Task', 'Recipe', 'find_recipe',
            'load_recipe', 'plain_state', 'save_checkpoint', 'last_checkpoint', 'weights_file', 'fill_model',
            'read_weights', 'load_weights', 'initial_weights', 'load_model', 'read_metrics', 'MetricLog', 'make_fabric',
-           'prepare_run', 'stop_signal', 'averaged', 'TrainingState', 'batches', 'mean_logs', 'lost', 'optimize',
-           'validate', 'draw_samples', 'stopped', 'fit', 'train']
+           'prepare_run', 'stop_signal', 'averaged', 'TrainingState', 'batches', 'mean_logs', 'lost', 'judge',
+           'optimize', 'validate', 'draw_samples', 'stopped', 'fit', 'train']
 
 # %% ../nbs/03_training.ipynb #1e6c187a
 import contextlib,importlib,json,logging,math,os,shutil,signal,threading,time,warnings
@@ -120,8 +120,6 @@ def build_optimizers(
     groups = [dict(params=decay, weight_decay=config.weight_decay), dict(params=plain, weight_decay=0.)]
     out = [torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=tuple(config.betas), fused=True)]
     if muon: out.append(Muon(muon, lr=config.muon_lr, momentum=.95, weight_decay=config.weight_decay))
-    for o in out:
-        for g in o.param_groups: g["peak_lr"] = g["lr"]
     return out
 
 # %% ../nbs/03_training.ipynb #d6faf182
@@ -147,6 +145,8 @@ class Task:
     "What the loop needs to know of a model: subclasses fill in `Config`, `model`, the data and the steps"
     Config:type = None     # a dataclass with a field `train:TrainConfig`
     model:nn.Module        # what is trained
+    discriminator:nn.Module|None=None # a second network, trained along to tell the first one's work from the real thing
+    step:int=0             # optimiser steps done, kept by the loop
 
     def __init__(self,
         config,                # a `Config`
@@ -165,6 +165,11 @@ class Task:
         "Scalars to log; by default those of the training step"
         loss,logs = self.training_step(batch)
         return logs | dict(loss=loss)
+    def discriminator_step(self,
+        batch:dict, # the micro-batch that `training_step` has just seen
+    )->tuple[Tensor|None,dict[str,Tensor]]: # the discriminator's own loss (None while it rests), and scalars to log
+        raise NotImplementedError
+    def discriminator_optimizer(self)->torch.optim.Optimizer: "Of the discriminator; its rate follows the schedule too"; raise NotImplementedError
     def after_step(self, generator:torch.Generator): "Called after every optimiser step (codebook averages)"
     def sample(self)->Tensor|None: "Pictures (b,3,h,w) to look at while training"
 
@@ -416,9 +421,14 @@ class TrainingState:
         self.task.prepare(self.fabric.device)
         self.model = self.task.model.to(self.fabric.device) # bare; `task.model` becomes the wrapped one
         self.ema = EMA(self.model, self.config.ema)
-        optimizers = build_optimizers(self.model, self.config)
+        self.discriminator,optimizers = self.task.discriminator,build_optimizers(self.model, self.config)
         if self.config.compile: self.task.compile()
         self.task.model = self.fabric.setup_module(self.model)
+        if self.discriminator is not None:
+            optimizers.append(self.task.discriminator_optimizer())
+            self.task.discriminator = self.fabric.setup_module(self.discriminator)
+        for o in optimizers:
+            for g in o.param_groups: g["peak_lr"] = g["lr"]
         self.optimizers = [self.fabric.setup_optimizers(o) for o in optimizers]
         if resume: self.restore()
         self.metrics = MetricLog(self.folder, self.step) if self.zero else None
@@ -428,7 +438,8 @@ class TrainingState:
         if self.zero:
             cuda = [torch.cuda.get_rng_state()] if self.fabric.device.type=="cuda" else []
             state = dict(step=self.step, optimizers=[o.state_dict() for o in self.optimizers], rng=torch.get_rng_state(),
-                         cuda_rng=cuda, scaler=self.fabric.strategy.precision.state_dict())
+                         cuda_rng=cuda, scaler=self.fabric.strategy.precision.state_dict(),
+                         discriminator=None if self.discriminator is None else self.discriminator.state_dict())
             save_checkpoint(self.folder, self.step, self.model, self.ema.module, state, self.config.keep)
         self.fabric.barrier()
 
@@ -443,6 +454,7 @@ class TrainingState:
         for o,s in zip(self.optimizers, state["optimizers"]): o.load_state_dict(s | dict(param_groups=o.state_dict()["param_groups"])) # rates follow the recipe, which may have changed
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] and self.fabric.device.type=="cuda": torch.cuda.set_rng_state(state["cuda_rng"][0])
+        if self.discriminator is not None: self.discriminator.load_state_dict(state["discriminator"])
         if state["scaler"]: self.fabric.strategy.precision.load_state_dict(state["scaler"])
 
 # %% ../nbs/03_training.ipynb #8864e0f9
@@ -478,6 +490,19 @@ def lost(
     good = f"the last good checkpoint is {last.read_text()}" if last.is_file() else "there is no checkpoint yet"
     return f"the {what} became {value} at step {state.step}; {good}. Lower train.lr, or use train.precision=32-true"
 
+# %% ../nbs/03_training.ipynb #5556ccfa
+def judge(
+    state:TrainingState,
+    batch:dict,  # the micro-batch that the model has just seen
+    alone:bool,  # more micro-batches follow, so that processes need not exchange gradients yet
+)->dict[str,Tensor]: # scalars to log
+    "The discriminator's gradients"
+    task = state.task
+    with state.fabric.no_backward_sync(task.discriminator, enabled=alone):
+        loss,logs = task.discriminator_step(batch)
+        if loss is not None: state.fabric.backward(loss/state.config.accumulate)
+    return logs
+
 # %% ../nbs/03_training.ipynb #4de115da
 def optimize(
     state:TrainingState,
@@ -485,11 +510,13 @@ def optimize(
 )->dict[str,float]: # the loss and what else the task logs
     "One step: gradients, clipping, optimisers, moving average"
     c,task,logs = state.config,state.task,[]
+    task.step = state.step
     for a in range(c.accumulate):
-        with state.fabric.no_backward_sync(task.model, enabled=a+1 < c.accumulate): # processes exchange gradients once a step
-            loss,extra = task.training_step(next(data))
+        batch,alone = next(data),a+1 < c.accumulate # processes exchange gradients once a step
+        with state.fabric.no_backward_sync(task.model, enabled=alone):
+            loss,extra = task.training_step(batch)
             state.fabric.backward(loss/c.accumulate)
-        logs.append(extra | dict(loss=loss))
+        logs.append(extra | dict(loss=loss) | (judge(state, batch, alone) if task.discriminator is not None else {}))
     logs = mean_logs(state, logs)
     if not math.isfinite(logs["loss"]): raise T2IError(lost(state, logs["loss"]))
     for o in state.optimizers:

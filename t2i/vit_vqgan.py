@@ -129,6 +129,9 @@ class ViTVQGAN(GridTokenizer, nn.Module, PyTorchModelHubMixin):
         self.quantizer = self.make_quantizer(c)
         self.pre_quant,self.post_quant = nn.Linear(c.width, c.code_dim),nn.Linear(c.code_dim, c.decoder_width)
 
+    @property
+    def last_layer(self)->Tensor: "Weights of the last layer that paints"; return self.decoder.pixels.weight
+
     def features(self,
         images:Tensor, # (b,3,h,w), [-1,1]
     )->Tensor:         # (b,d,h/patch,w/patch), d = code_dim

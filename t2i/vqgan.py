@@ -216,6 +216,9 @@ class ConvAutoencoder(nn.Module):
         self.quant_conv = nn.Conv2d(z_channels, c.code_dim, kernel, padding=kernel//2)
         self.post_quant_conv = nn.Conv2d(c.code_dim, z_channels, kernel, padding=kernel//2)
 
+    @property
+    def last_layer(self)->Tensor: "Weights of the last layer that paints"; return self.decoder.conv_out.weight
+
     def features(self,
         images:Tensor, # (b,3,h,w), [-1,1]
     )->Tensor:         # (b,d,h/f,w/f), f = `downsample`
