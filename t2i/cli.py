@@ -67,11 +67,11 @@ def generate(
     prompts:Annotated[list[str], typer.Argument(help="What to draw; several prompts in quotes.", show_default=False)] = None,
     model:Model = "shapes-var",
     num_images_per_prompt:Annotated[int, typer.Option("--num-images-per-prompt","-n", help="Pictures a prompt.")] = 4,
-    guidance_scale:Annotated[float, typer.Option(help="How strictly to follow the prompt; 1 is no guidance, default is the model's own.", show_default=False)] = None,
+    guidance_scale:Annotated[float, typer.Option(help="How strictly to follow the prompt; 1 is no guidance.", show_default="the model's own")] = None,
     negative_prompt:Annotated[str, typer.Option(help="What to steer away from.")] = "",
-    top_k:Annotated[int, typer.Option(help="Sample among the k likeliest codes; 0 is off.")] = 0,
-    top_p:Annotated[float, typer.Option(help="Sample among the likeliest codes of this total probability; 0 is off.")] = 0.,
-    temperature:Annotated[float, typer.Option(help="0 takes the likeliest code.")] = 1.,
+    top_k:Annotated[int, typer.Option(help="Sample among the k likeliest codes; 0 is off.", show_default="the model's own")] = None,
+    top_p:Annotated[float, typer.Option(help="Sample among the likeliest codes of this total probability; 0 is off.", show_default="the model's own")] = None,
+    temperature:Annotated[float, typer.Option(help="0 takes the likeliest code.", show_default="the model's own")] = None,
     seed:Annotated[int, typer.Option(help="The same seed gives the same pictures.", show_default="random")] = None,
     output:Annotated[Path, typer.Option("--output","-o", help="A .png for a grid, or a folder for one file each.", show_default="t2i-PROMPT.png")] = None,
     process:Annotated[bool, typer.Option("--process", help="Show the picture after every scale, a row a picture.")] = False,
@@ -91,7 +91,7 @@ def generate(
     frames = list(pipe.stream(texts, num_images_per_prompt, seed=seed, **settings)) if process else None
     pictures = frames[-1].images if process else pipe(texts, num_images_per_prompt, seed=seed, **settings).images
     rows = [[f.images[i] for f in frames] if process else [p] for i,p in enumerate(pictures)]
-    about = settings | dict(model=model, seed=seed, guidance_scale=pipe.defaults["guidance_scale"] if guidance_scale is None else guidance_scale)
+    about = dict(model=model, seed=seed) | pipe.defaults | {k: v for k,v in settings.items() if v is not None}
     scale = max(1, 128//pictures[0].width) # small pictures are enlarged by whole pixels in a grid
     if output.suffix:
         columns = len(frames) if process else num_images_per_prompt if len(texts)>1 else None

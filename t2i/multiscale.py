@@ -8,6 +8,7 @@ __all__ = ['VAR_NAMES', 'Phi', 'phi_index', 'MultiScaleQuantizer', 'MultiScaleVQ
 
 # %% ../nbs/13_multiscale.ipynb #14c35b4a
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
@@ -80,21 +81,21 @@ class MultiScaleQuantizer(nn.Module):
         z:Tensor, # (b,d,h,w), what the encoder said
     )->tuple[list[Tensor],list[Tensor]]: # ids (b,p*p) a scale, and the running sums (b,d,h,w) after each
         "Quantise coarse to fine"
-        rest,total,ids,sums = z.detach().float(),0.,[],[]
+        rest,total,asked,ids,sums = z.detach().float(),0.,[],[],[]
         for k in range(len(self.scales)):
-            i = self.codebook.encode(self.downscale(rest, k).flatten(2).transpose(1,2)) # (b,p*p)
-            add = self.contribution(i, k)
+            asked.append(self.downscale(rest, k).flatten(2).transpose(1,2))       # (b,p*p,d)
+            ids.append(self.codebook.encode(asked[-1]))                           # (b,p*p)
+            add = self.contribution(ids[-1], k)
             rest,total = rest-add.detach(),total+add
-            ids.append(i); sums.append(total)
+            sums.append(total)
+        self.codebook.remember(torch.cat(asked, 1), torch.cat(ids, 1))
         return ids,sums
 
     def sums(self,
         ids:list[Tensor], # (b,p*p) a scale; the first few scales will do
     )->list[Tensor]:      # (b,d,h,w) after each
         "The running sums that token maps stand for"
-        total,out = 0.,[]
-        for k,i in enumerate(ids): total = total + self.contribution(i, k); out.append(total)
-        return out
+        return list(accumulate(self.contribution(i, k) for k,i in enumerate(ids)))
 
     def next_inputs(self,
         ids:list[Tensor], # (b,p*p) a scale, all of them

@@ -93,12 +93,12 @@ class Pipeline(nn.Module):
         text_tokenizer:TextTokenizer,
         name:str="",                  # for the pictures' metadata
         tokenizer_name:str="",        # the bundled tokenizer that `save_pretrained` refers to
-        defaults:dict|None=None,      # settings that suit the model: guidance_scale
+        defaults:dict|None=None,      # settings that suit the model: guidance_scale, temperature, top_k, top_p
     ):
         super().__init__()
         self.generator,self.tokenizer,self.text_encoder = generator,tokenizer,text_encoder
         self.text_tokenizer,self.name,self.tokenizer_name = text_tokenizer,name,tokenizer_name
-        self.defaults = dict(guidance_scale=3.) | (defaults or {})
+        self.defaults = dict(guidance_scale=3., temperature=1., top_k=0, top_p=0.) | (defaults or {})
         self.eval().requires_grad_(False)
 
     @property
@@ -137,10 +137,10 @@ class TextVARPipeline(Pipeline):
     def settings(self,
         prompt:str|list[str],
         num_images_per_prompt:int=1,
-        guidance_scale:float|None=None, # w at the finest scale (it rises from 1); None is the model's own
-        top_k:int=0,                    # 0 is off
-        top_p:float=0.,                 # 0 or 1 is off
-        temperature:float=1.,
+        guidance_scale:float|None=None, # w at the finest scale (it rises from 1); None is the model's own, here and below
+        top_k:int|None=None,            # 0 is off
+        top_p:float|None=None,          # 0 or 1 is off
+        temperature:float|None=None,    # 0 takes the likeliest code
         negative_prompt:str="",         # takes the unconditional's place
         seed:int|None=None,             # picture j of any prompt depends on (seed, j) and the prompt alone
         generator:torch.Generator|list[torch.Generator]|None=None, # instead of a seed: one, or one a picture
@@ -148,13 +148,13 @@ class TextVARPipeline(Pipeline):
         "Check and complete the arguments: a prompt and a generator a picture, the seed, the rest"
         prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, (list,tuple)) else []
         if not prompts or not all(isinstance(p, str) for p in prompts): raise T2IError("prompt must be a text or a list of texts")
-        w = self.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
-        check_settings(num_images_per_prompt, w, temperature, top_k, top_p)
+        given = dict(guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p)
+        rest = self.defaults | {k: v for k,v in given.items() if v is not None}
+        check_settings(num_images_per_prompt, **rest)
         if seed is None and generator is None: seed = torch.seed() % 2**32
         generators = picture_generators(seed, generator, len(prompts), num_images_per_prompt)
         self.warn(prompts)
-        rest = dict(guidance_scale=float(w), temperature=temperature, top_k=top_k, top_p=top_p, negative_prompt=negative_prompt)
-        return [p for p in prompts for _ in range(num_images_per_prompt)],generators,seed,rest
+        return [p for p in prompts for _ in range(num_images_per_prompt)],generators,seed,rest | dict(negative_prompt=negative_prompt)
 
     def __call__(self,
         prompt:str|list[str],
@@ -220,7 +220,7 @@ def load_run(
     if isinstance(task, TextVARTask):
         named = recipe.config.tokenizer if not Path(recipe.config.tokenizer).is_dir() else ""
         return TextVARPipeline(task.model.generator, task.tokenizer, task.model.text_encoder, task.text_tokenizer, folder.name, named,
-                               dict(guidance_scale=recipe.config.sample_guidance))
+                               dict(guidance_scale=recipe.config.sample_guidance, temperature=recipe.config.sample_temperature, top_p=recipe.config.sample_top_p))
     raise T2IError(f"{folder}: a {recipe.task.__name__} makes no pipeline")
 
 # %% ../nbs/51_pipeline.ipynb #c0d9ad83

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['nearest_code', 'straight_through', 'rotate_through', 'Codebook', 'code_counts', 'check_ids', 'usage', 'perplexity',
-           'kmeans', 'RevivingCodebook', 'EMACodebook', 'make_codebook', 'GumbelCodebook']
+           'world_size', 'pick_rows', 'kmeans', 'RevivingCodebook', 'EMACodebook', 'make_codebook', 'GumbelCodebook']
 
 # %% ../nbs/10_quantize.ipynb #81d0f19d
 import torch, torch.distributed as dist, torch.nn as nn, torch.nn.functional as F
@@ -85,9 +85,11 @@ class Codebook(nn.Module):
         "Quantise; the loss `codebook` pulls codes to vectors, `commitment` vectors to codes"
         ids,target = self.encode(z),self.compared(z)
         zq = self.decode(ids)
+        self.remember(z, ids)
         losses = dict(codebook=F.mse_loss(zq, target.detach()), commitment=F.mse_loss(target, zq.detach()))
         return self.through(target, zq),ids,losses
 
+    def remember(self, z:Tensor, ids:Tensor): "Called with everything that is encoded in training; nothing to keep here"
     def update(self, generator:torch.Generator): "Called after every optimiser step; codes learned by gradient need nothing more"
 
 # %% ../nbs/10_quantize.ipynb #400d5466
@@ -123,20 +125,39 @@ def perplexity(
     p = counts/counts.sum().clamp(min=1)
     return torch.special.entr(p).sum().exp()
 
+# %% ../nbs/10_quantize.ipynb #d3dc4ec4
+def world_size()->int: "How many processes train together"; return dist.get_world_size() if dist.is_initialized() else 1
+
+# %% ../nbs/10_quantize.ipynb #6fafd9db
+def pick_rows(
+    vectors:Tensor,   # (n,d), of this process
+    index:Tensor,     # (m,) int64, places in the whole
+    block:int|None,   # rows that a process adds at a time: the whole is the first block of every process in turn, then the second, …; None: all
+)->Tensor:            # (m,d)
+    "Rows of the vectors of all processes"
+    index,block,world = index.to(vectors.device),block or len(vectors),world_size()
+    if world==1: return vectors[index]
+    mine = index//block%world == dist.get_rank()                                  # (m,)
+    rows = torch.where(mine[:,None], vectors[torch.where(mine, index//(block*world)*block + index%block, 0)], 0.)
+    dist.all_reduce(rows)
+    return rows
+
 # %% ../nbs/10_quantize.ipynb #d4c1936f
 def kmeans(
-    vectors:Tensor,            # (n,d)
+    vectors:Tensor,            # (n,d), of this process
     count:int,                 # centres, v; with fewer vectors than that, some stand twice
     generator:torch.Generator, # picks the vectors to start from
     steps:int=10,
+    block:int|None=None,       # see `pick_rows`
 )->Tensor:                     # (v,d)
-    "Centres of the heaps in which vectors lie"
-    order = torch.randperm(len(vectors), generator=generator).repeat(-(-count//len(vectors)))[:count]
-    centres = vectors[order.to(vectors.device)]
+    "Centres of the heaps in which the vectors of all processes lie"
+    n = len(vectors)*world_size()
+    centres = pick_rows(vectors, torch.randperm(n, generator=generator).repeat(-(-count//n))[:count], block)
     for _ in range(steps):
         ids = nearest_code(vectors, centres)                                      # (n,)
-        counts = torch.bincount(ids, minlength=count).unsqueeze(1)                # (v,1)
+        counts = torch.bincount(ids, minlength=count).float().unsqueeze(1)        # (v,1)
         sums = torch.zeros_like(centres).index_add_(0, ids, vectors)              # (v,d)
+        if dist.is_initialized(): dist.all_reduce(counts); dist.all_reduce(sums)
         centres = torch.where(counts>0, sums/counts.clamp(min=1), centres)
     return centres
 
@@ -154,13 +175,12 @@ class RevivingCodebook(Codebook):
         self.revive_below,self.decay,self.pending = revive_below,decay,[]         # (vectors, ids) since the last `update`
         self.register_buffer("ema_counts", torch.zeros(codebook_size))            # 0 until the first `update`
 
-    def encode(self,
-        z:Tensor, # (...,d)
-    )->Tensor:    # (...) int64
-        "The nearest codes; in training it remembers what it was asked"
-        ids = super().encode(z)
+    def remember(self,
+        z:Tensor,   # (b,...,d), what was encoded
+        ids:Tensor, # (b,...), as what
+    ):
+        "In training, keep what was encoded until the next `update`"
         if self.training: self.pending.append((self.compared(z.detach()).float().flatten(0,-2), ids.flatten()))
-        return ids
 
     @torch.no_grad()
     def update(self,
@@ -168,12 +188,12 @@ class RevivingCodebook(Codebook):
     ):
         "Count what was encoded since the last update, over all processes, and revive"
         if not self.pending: return
+        block,first,v = len(self.pending[0][0]),bool(self.ema_counts.sum()==0),len(self.weight)
         vectors,ids = (torch.cat(p) for p in zip(*self.pending))                  # (n,d), (n,)
         self.pending.clear()
-        first,v = bool(self.ema_counts.sum()==0),len(self.weight)
-        fresh = kmeans(vectors, v, generator) if first else vectors[torch.randint(len(vectors), (v,), generator=generator).to(vectors.device)] # (v,d)
+        fresh = kmeans(vectors, v, generator, block=block) if first else pick_rows(vectors, torch.randint(len(vectors)*world_size(), (v,), generator=generator), block)
         counts = code_counts(ids, v)
-        if dist.is_initialized(): dist.all_reduce(counts); dist.broadcast(fresh, 0)
+        if dist.is_initialized(): dist.all_reduce(counts)
         self.ema_counts.lerp_(counts, 1. if first else 1-self.decay)
         # at first every code, later every code that stands for almost nothing, moves to where the data is
         dead = torch.ones_like(counts, dtype=torch.bool) if first else self.ema_counts < self.revive_below*self.ema_counts.mean()

@@ -95,7 +95,9 @@ class TextVARTaskConfig:
     data:DataConfig=field(default_factory=DataConfig)
     vocabulary_captions:int=20000 # captions from which the text tokenizer is learned
     condition_dropout:float=.1    # share of captions replaced by the empty one, for guidance
-    sample_guidance:float=3.
+    sample_guidance:float=3.      # settings of sampled pictures; they become the model's own
+    sample_temperature:float=1.
+    sample_top_p:float=0.
     train:TrainConfig=field(default_factory=TrainConfig)
 
 # %% ../nbs/32_text_var.ipynb #2d1998d3
@@ -162,5 +164,6 @@ class TextVARTask(Task):
         captions = [data[i]["caption"] for i in range(16)]
         device = next(self.model.parameters()).device
         encode = lambda texts: self.model.text_encoder(*(t.to(device) for t in self.text_tokenizer(texts)))
-        ids = self.model.generator.generate(encode(captions), encode([""]*16), picture_generators(0, None, 16, 1), self.config.sample_guidance)
+        c,draws = self.config,picture_generators(0, None, 16, 1)
+        ids = self.model.generator.generate(encode(captions), encode([""]*16), draws, c.sample_guidance, temperature=c.sample_temperature, top_p=c.sample_top_p)
         return self.tokenizer.decode(ids)

@@ -19,6 +19,7 @@ from torch import Tensor
 from .core import T2IError,to_unit
 from .data import DataConfig,Stream,load_dataset
 from .multiscale import MultiScaleVQVAE,MultiScaleVQVAEConfig
+from .quantize import world_size
 from .training import Task,TrainConfig
 from .vit_vqgan import ViTVQGAN,ViTVQGANConfig
 from .vqgan import VQGAN,GumbelVQGAN,GumbelVQGANConfig,VQGANConfig,group_norm
@@ -121,8 +122,8 @@ def adaptive_weight(
     layer:Tensor,          # weights of the decoder's last layer
 )->Tensor:                 # scalar without a gradient, at most 10,000
     "What makes the adversarial loss pull as hard as the reconstruction loss (Esser et al. 2020, equation 7)"
-    a,b = (torch.autograd.grad(loss, layer, retain_graph=True)[0].float() for loss in (reconstruction,adversarial))
-    if dist.is_initialized(): dist.all_reduce(a); dist.all_reduce(b)           # one weight for all processes
+    a,b = (torch.autograd.grad(loss, layer, retain_graph=True)[0].float()/world_size() for loss in (reconstruction,adversarial))
+    if dist.is_initialized(): dist.all_reduce(a); dist.all_reduce(b)           # of the whole batch: one weight for all processes
     return (a.norm()/(b.norm()+1e-4)).clamp(max=1e4)
 
 # %% ../nbs/14_tokenizer_training.ipynb #9ee3a13d

@@ -6,13 +6,16 @@ given file, so that every run of this program takes the same course.
 import os, signal, sys
 from pathlib import Path
 
-import t2i.tokenizer_training, t2i.training as training
+import t2i.training as training
 
 RECIPE = Path(sys.argv[1])/"recipe.yaml"
 RECIPE.write_text("""
 task: t2i.tokenizer_training.TokenizerTask
 model: {resolution: 32, scales: [1, 2, 4], codebook_size: 32, code_dim: 4, channels: 32, multipliers: [1, 2], blocks: 1, attention: false, patch: 4}
 data: {name: digits}
+adversarial: 0.8
+feature_matching: 1.0
+discriminator: {channels: 32, layers: 2, r1: 0.1, start: 4, warmup: 4}
 train: {steps: 12, batch_size: 8, accumulate: 2, precision: 32-true, warmup: 3, log_every: 1, val_every: 6, val_batches: 1, sample_every: 0, save_every: 2, keep: 2, clip: 0.5}
 """)
 

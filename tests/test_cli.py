@@ -1,5 +1,5 @@
 "The command as a user types it: good input, bad input, exit codes, one-line errors."
-import json, os, subprocess, sys, time
+import json, os, subprocess, sys
 from pathlib import Path
 
 import numpy as np, pytest

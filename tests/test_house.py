@@ -108,6 +108,11 @@ def test_no_prints_and_no_fastcore(path):
     if path.stem != "cli": assert not re.search(r"^\s*print\(", text, re.M)
 
 
+def test_no_undefined_or_unused_names():
+    p = subprocess.run([Path(sys.executable).parent/"ruff", "check", "--output-format", "concise", root/"t2i", root/"tests"], capture_output=True, text=True)
+    assert p.returncode == 0, p.stdout
+
+
 def test_no_paths_of_a_machine():
     files = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True).stdout.decode().split("\0")
     for f in filter(None, files):
