@@ -21,7 +21,7 @@ from .data import DIGIT_NAMES,DigitsDataset
 from .quantize import code_counts,perplexity,usage
 from .sampling import draw_uniform,picture_generators,sample_codes
 from .shapes import TASKS,check,render,sample_scene,shapes_bench
-from .tokenizer_training import psnr
+from .tokenizer_training import lpips_network,psnr,ssim
 from .var import stream_scales
 from .vqgan import VQGAN,VQGANConfig
 
@@ -32,19 +32,24 @@ def reconstruction_scores(
     dataset:Dataset,     # of dicts with image (3,h,w) in [-1,1] and caption
     count:int=2000,      # the first so many pictures
     batch_size:int=100,
-)->dict[str,float]: # psnr in decibels; usage and perplexity of the codes; for 64x64 shapes, the share that passes the checker
+)->dict[str,float]: # psnr in decibels; ssim; lpips where its weights are; tokens a picture; usage and perplexity of the codes; for shapes, the share that passes the checker
     "What a tokenizer keeps of pictures it has not seen"
     device,count = next(tokenizer.parameters()).device,min(count, len(dataset))
-    ratios,counts,passed = [],torch.zeros(tokenizer.codebook_size),[]
+    ratios,likeness,distances,counts,passed = [],[],[],torch.zeros(tokenizer.codebook_size),[]
+    try: lpips = lpips_network().to(device)
+    except T2IError: lpips = None
     for start in tqdm(range(0, count, batch_size), desc="reconstructing", unit="batch", disable=None):
         items = [dataset[i] for i in range(start, min(count, start+batch_size))]
         images = torch.stack([i["image"] for i in items]).to(device)
         ids = tokenizer.encode(images)
         recon = tokenizer.decode(ids)
-        ratios.append(psnr(recon, images).cpu())
-        counts += code_counts(torch.cat(ids, 1) if isinstance(ids, list) else ids, tokenizer.codebook_size).cpu()
+        ids = torch.cat(ids, 1) if isinstance(ids, list) else ids                 # (b,l)
+        ratios.append(psnr(recon, images).cpu()); likeness.append(ssim(recon, images).cpu())
+        if lpips: distances.append(lpips(recon, images).flatten().cpu())
+        counts += code_counts(ids, tokenizer.codebook_size).cpu()
         if hasattr(dataset, "scene"): passed += [check(p, dataset.scene(start+j)).ok for j,p in enumerate(to_uint8(recon))]
-    scores = dict(psnr=float(torch.cat(ratios).mean()), usage=float(usage(counts)), perplexity=float(perplexity(counts)), pictures=count)
+    means = dict(psnr=ratios, ssim=likeness) | (dict(lpips=distances) if lpips else {})
+    scores = {k: float(torch.cat(v).mean()) for k,v in means.items()} | dict(tokens=ids.shape[1], usage=float(usage(counts)), perplexity=float(perplexity(counts)), pictures=count)
     return scores | (dict(checked=float(np.mean(passed))) if passed else {})
 
 # %% ../nbs/50_evaluation.ipynb #bfe70702

@@ -71,6 +71,11 @@ def test_info(t2i):
     assert code == 0 and "generator" in out and "tokenizer" in out
 
 
+def test_bench_shapes(t2i):
+    code, out, err = t2i("bench", "shapes", "--count", 20)
+    assert code == 0 and "scenes_per_second" in out, err
+
+
 def test_evaluate_prints_json(t2i):
     code, out, err = t2i("evaluate", "shapes-msvq", "--benchmark", "reconstruction", "--count", 50, "--json")
     assert code == 0 and {"psnr", "usage", "checked"} <= set(json.loads(out)), err
