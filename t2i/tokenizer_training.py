@@ -22,7 +22,7 @@ from .multiscale import MultiScaleVQVAE,MultiScaleVQVAEConfig
 from .quantize import world_size
 from .training import Task,TrainConfig
 from .vit_vqgan import ViTVQGAN,ViTVQGANConfig
-from .vqgan import VQGAN,GumbelVQGAN,GumbelVQGANConfig,VQGANConfig,group_norm
+from .vqgan import VQGAN,GumbelVQGAN,GumbelVQGANConfig,VQGANConfig
 
 # %% ../nbs/14_tokenizer_training.ipynb #c5e9afbd
 def psnr(
@@ -60,7 +60,7 @@ def lpips_network(
 
 # %% ../nbs/14_tokenizer_training.ipynb #c3eb9d81
 class PatchDiscriminator(nn.Module):
-    "How real is each patch of a picture? (PatchGAN; Isola et al. 2017, section 3.2.2)"
+    "How real is each patch of a picture? (PatchGAN; Isola et al. 2017, section 3.2.2; without norms, which would tell a patch of the rest)"
     def __init__(self,
         channels:int=64, # of the first layer; doubled with every layer, up to eight times
         layers:int=3,    # that halve the sides; 3: a patch of 70 pixels
@@ -68,7 +68,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         widths = [channels*min(2**l, 8) for l in range(layers+1)]
         first = nn.Sequential(nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(.2))
-        rest = [nn.Sequential(nn.Conv2d(i, o, 4, 2 if l<layers-1 else 1, 1), group_norm(o), nn.LeakyReLU(.2)) for l,(i,o) in enumerate(zip(widths, widths[1:]))]
+        rest = [nn.Sequential(nn.Conv2d(i, o, 4, 2 if l<layers-1 else 1, 1), nn.LeakyReLU(.2)) for l,(i,o) in enumerate(zip(widths, widths[1:]))]
         self.layers,self.out = nn.ModuleList([first,*rest]),nn.Conv2d(widths[-1], 1, 4, 1, 1)
 
     def forward(self,
@@ -95,7 +95,9 @@ def generator_loss(
     kind:str="hinge", # as for `discriminator_loss`
 )->Tensor:       # scalar
     "Be taken for real"
-    return -fake.mean() if kind=="hinge" else F.softplus(-fake).mean()
+    if kind=="hinge": return -fake.mean()
+    if kind=="non_saturating": return F.softplus(-fake).mean()
+    raise T2IError(f"unknown adversarial loss {kind!r}; known are hinge, non_saturating")
 
 # %% ../nbs/14_tokenizer_training.ipynb #b3aa9208
 def r1_penalty(
@@ -150,7 +152,7 @@ class TokenizerTaskConfig:
     perceptual:float=0.    # of LPIPS, see `lpips_network`
     codebook:float=1.      # of the pull of codes (and φ) to vectors
     commitment:float=.25   # of the pull of vectors to codes
-    kl:float=5e-4          # of a Gumbel codebook's penalty for using few codes
+    kl:float=5e-4          # of a Gumbel codebook's penalty for being sure
     adversarial:float=0.   # of the discriminator's pull, times `adaptive_weight`; VQGAN has 0.8
     feature_matching:float=0. # of `feature_distance`
     discriminator:DiscriminatorConfig=field(default_factory=DiscriminatorConfig) # unused while both are 0
