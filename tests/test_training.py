@@ -41,7 +41,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
 
 
 GAN = ["model.ema_decay=null", "adversarial=0.8", "feature_matching=1", "discriminator.channels=32", "discriminator.layers=2", "discriminator.start=2", "discriminator.warmup=4",
-       "train.steps=12"] # two opponents multiply rounding errors: by step 25 any two runs differ
+       "discriminator.loss=non_saturating", "train.steps=12"] # under hinge the last bias starts with a gradient of exactly 0, which AdamW turns into a step of either sign
 
 
 @pytest.mark.parametrize("name, accumulate, overrides", [("tiny", 2, []), ("tiny", 2, ["model.ema_decay=null"]), ("tiny", 1, GAN), ("digits-var", 2, ["train.steps=50", "train.batch_size=8", "train.warmup=3",
