@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VAR_NAMES', 'Phi', 'phi_index', 'MultiScaleQuantizer', 'MultiScaleVQVAEConfig', 'MultiScaleAutoencoder',
-           'MultiScaleVQVAE', 'load_var_tokenizer']
+           'MultiScaleVQVAE', 'load_var_tokenizer', 'draw_tokens']
 
 # %% ../nbs/13_multiscale.ipynb #14c35b4a
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 
 from .core import T2IError,check_images,looks_like,read_checkpoint,rename_weights
-from .quantize import Codebook,check_ids,code_counts,make_codebook,perplexity,usage
+from .quantize import Codebook,check_ids,code_counts,code_logits,make_codebook,perplexity,usage
+from .sampling import draw_uniform,sample_codes
 from .training import fill_model
 from .vqgan import TAMING_NAMES,ConvAutoencoder,conv_shape
 
@@ -78,17 +79,17 @@ class MultiScaleQuantizer(nn.Module):
         return F.interpolate(z, size=(self.scales[k],)*2, mode="area") if self.scales[k]!=z.shape[-1] else z
 
     def forward(self,
-        z:Tensor, # (b,d,h,w), what the encoder said
+        z:Tensor,    # (b,d,h,w), what the encoder said
+        choose=None, # from what is asked of a scale, (b,p*p,d), to its ids, (b,p*p); None: the nearest codes
     )->tuple[list[Tensor],list[Tensor]]: # ids (b,p*p) a scale, and the running sums (b,d,h,w) after each
-        "Quantise coarse to fine"
+        "Quantise coarse to fine: ask, choose, take away what the choice explains"
         rest,total,asked,ids,sums = z.detach().float(),0.,[],[],[]
         for k in range(len(self.scales)):
             asked.append(self.downscale(rest, k).flatten(2).transpose(1,2))       # (b,p*p,d)
-            ids.append(self.codebook.encode(asked[-1]))                           # (b,p*p)
+            ids.append((choose or self.codebook.encode)(asked[-1]))               # (b,p*p)
             add = self.contribution(ids[-1], k)
-            rest,total = rest-add.detach(),total+add
-            sums.append(total)
-        self.codebook.remember(torch.cat(asked, 1), torch.cat(ids, 1))
+            rest,total = rest-add.detach(),total+add; sums.append(total)
+        if choose is None: self.codebook.remember(torch.cat(asked, 1), torch.cat(ids, 1))
         return ids,sums
 
     def sums(self,
@@ -222,3 +223,19 @@ def load_var_tokenizer(
     model = cls(config)
     fill_model(model, {k: w.float() for k,w in weights.items()}, what)
     return model.eval()
+
+# %% ../nbs/13_multiscale.ipynb #7ad3898a
+@torch.no_grad()
+def draw_tokens(
+    quantizer:MultiScaleQuantizer,
+    z:Tensor,          # (b,d,h,w), what the encoder said
+    temperature:float, # see `code_logits`
+    generators:list[torch.Generator], # one a picture
+)->tuple[list[Tensor],Tensor]: # ids (b,p*p) a scale, and the probability of every code for every token (b,L,v)
+    "Quantise with codes drawn among the near ones; finer scales mend what a draw gets wrong (Lee et al. 2022, section 3.2.3)"
+    codebook,logits = quantizer.codebook,[]
+    def choose(asked):
+        logits.append(code_logits(codebook.compared(asked), codebook.codes, temperature)) # (b,p*p,v)
+        return sample_codes(logits[-1], draw_uniform(generators, asked.shape[1], z.device))
+    ids = quantizer(z, choose)[0]
+    return ids,torch.cat(logits, 1).softmax(-1)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['nearest_code', 'straight_through', 'rotate_through', 'Codebook', 'code_counts', 'check_ids', 'usage', 'perplexity',
-           'world_size', 'pick_rows', 'kmeans', 'RevivingCodebook', 'EMACodebook', 'make_codebook', 'GumbelCodebook']
+           'world_size', 'pick_rows', 'kmeans', 'RevivingCodebook', 'EMACodebook', 'make_codebook', 'GumbelCodebook',
+           'code_logits']
 
 # %% ../nbs/10_quantize.ipynb #81d0f19d
 import torch, torch.distributed as dist, torch.nn as nn, torch.nn.functional as F
@@ -281,3 +282,13 @@ class GumbelCodebook(nn.Module):
         return drawn@self.weight,drawn.argmax(-1),dict(kl=kl)
 
     def update(self, generator:torch.Generator): "Called after every optimiser step; nothing to do"
+
+# %% ../nbs/10_quantize.ipynb #af4beff7
+def code_logits(
+    z:Tensor,          # vectors, (...,d)
+    codes:Tensor,      # codebook, (v,d)
+    temperature:float, # in squared distance; towards 0, the nearest code takes it all
+)->Tensor:             # (...,v); their softmax is a probability for every code
+    "Minus the squared distance to each code, over the temperature, but for a constant a vector"
+    z,codes = z.float(),codes.float()
+    return (2*z@codes.T - codes.pow(2).sum(1))/temperature

@@ -14,9 +14,9 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 
-from .core import T2IError,bundled_folder
+from .core import T2IError,bundled_folder,keyed_generator
 from .data import DataConfig,TokenDataset,build_token_cache,load_dataset
-from .multiscale import MultiScaleVQVAE,MultiScaleVQVAEConfig
+from .multiscale import MultiScaleVQVAE,MultiScaleVQVAEConfig,draw_tokens
 from .sampling import guidance_ramp,picture_generators
 from .text import TextEncoder,TextEncoderConfig,TextFeatures,TextTokenizer
 from .training import Task,TrainConfig,load_model
@@ -95,6 +95,7 @@ class TextVARTaskConfig:
     data:DataConfig=field(default_factory=DataConfig)
     vocabulary_captions:int=20000 # captions from which the text tokenizer is learned
     condition_dropout:float=.1    # share of captions replaced by the empty one, for guidance
+    code_temperature:float=0.     # above 0, the tokens are drawn among near codes and all near codes count as right, see `draw_tokens`
     sample_guidance:float=3.      # settings of sampled pictures; they become the model's own
     sample_temperature:float=1.
     sample_top_p:float=0.
@@ -145,18 +146,26 @@ class TextVARTask(Task):
 
     def dataset(self, split:str): return self.cached.get(split) or load_dataset(self.config.data, split)
 
+    def tokens(self,
+        batch:dict, # draw, and image (b,3,h,w) or tokens (b,L)
+    )->tuple[list[Tensor],Tensor]: # ids (b,p*p) a scale to read, and what should be said: ids (b,L), or the probability of every code (b,L,v)
+        "The token maps of a batch, and the targets"
+        t,temperature = self.tokenizer,self.config.code_temperature
+        maps = list(batch["tokens"].split([s*s for s in t.scales], 1)) if "tokens" in batch else None
+        if not temperature: maps = maps or t.encode(batch["image"]); return maps,torch.cat(maps, 1)
+        with torch.no_grad(): z = t.quantizer.sums(maps)[-1] if maps else t.features(batch["image"])
+        return draw_tokens(t.quantizer, z, temperature, [keyed_generator(int(d*2**24)) for d in batch["draw"].tolist()])
+
     def training_step(self,
         batch:dict, # caption, draw, and image (b,3,h,w) or tokens (b,L)
     )->tuple[Tensor,dict[str,Tensor]]:
         dropped = ["" if self.model.training and d < self.config.condition_dropout else c for c,d in zip(batch["caption"], batch["draw"].tolist())]
-        sizes = [s*s for s in self.tokenizer.scales]
-        device = batch["draw"].device
-        maps = list(batch["tokens"].split(sizes, 1)) if "tokens" in batch else self.tokenizer.encode(batch["image"])
-        target = torch.cat(maps, 1)                                                # (b,L)
-        ids,mask = (t.to(device) for t in self.text_tokenizer(dropped))
+        maps,target = self.tokens(batch)
+        ids,mask = (t.to(target.device) for t in self.text_tokenizer(dropped))
         logits = self.model(ids, mask, maps)                                       # (b,L,v)
-        loss = F.cross_entropy(logits.flatten(0,1).float(), target.flatten())
-        return loss,dict(accuracy=(logits.argmax(-1)==target).float().mean())
+        loss,soft = F.cross_entropy(logits.flatten(0,1).float(), target.flatten(0,1)),target.ndim==3
+        logs = dict(accuracy=(logits.argmax(-1)==(target.argmax(-1) if soft else target)).float().mean())
+        return loss,logs | (dict(floor=torch.special.entr(target).sum(-1).mean()) if soft else {}) # the least loss that a model could have
 
     @torch.no_grad()
     def sample(self)->Tensor: # sixteen pictures of held-out captions
