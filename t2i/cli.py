@@ -80,12 +80,13 @@ def generate(
 ):
     "Draw pictures from prompts."
     from t2i.core import T2IError,image_grid,save_png
+    from t2i.clip import Clip
     from t2i.pipeline import Pipeline,load
     texts = read_prompts(prompts, prompts_file)
     output = output or Path(f"t2i-{slug(texts[0])}.png")
     if output.suffix and output.suffix.lower()!=".png": raise T2IError(f"cannot write {output}: name a .png file, or a folder")
     pipe = load(model, device)
-    if not isinstance(pipe, Pipeline): raise T2IError(f"{model} is a tokenizer and draws nothing from prompts; try -m shapes-var")
+    if not isinstance(pipe, Pipeline): raise T2IError(f"{model} is a {'CLIP' if isinstance(pipe, Clip) else 'tokenizer'} and draws nothing from prompts; try -m shapes-var")
     if seed is None: seed = int.from_bytes(os.urandom(4), "big")
     settings = dict(guidance_scale=guidance_scale, negative_prompt=negative_prompt, top_k=top_k, top_p=top_p, temperature=temperature)
     frames = list(pipe.stream(texts, num_images_per_prompt, seed=seed, **settings)) if process else None
@@ -121,26 +122,28 @@ def train(
 @app.command()
 def evaluate(
     model:Annotated[str, typer.Argument(help="A bundled name, a folder, a run, or a hub id.")],
-    benchmark:Annotated[str, typer.Option(help="shapes, digits or reconstruction; by default what suits the model.", show_default=False)] = None,
+    benchmark:Annotated[str, typer.Option(help="shapes, digits, reconstruction or clip; by default what suits the model.", show_default=False)] = None,
     data:Annotated[str, typer.Option(help="For reconstruction: shapes, digits, or a folder of captioned pictures.")] = "shapes",
     seed:Annotated[int, typer.Option(help="Of prompts and pictures.")] = 0,
     guidance_scale:Annotated[float, typer.Option(help="The model's own by default.", show_default=False)] = None,
     per_task:Annotated[int, typer.Option(help="For shapes: prompts a task.")] = 100,
     num_images_per_prompt:Annotated[int, typer.Option("--num-images-per-prompt","-n", help="For shapes: pictures a prompt.")] = 4,
-    count:Annotated[int, typer.Option(help="For digits and reconstruction: pictures.", show_default="500 digits, 2000 reconstructions")] = None,
+    count:Annotated[int, typer.Option(help="For digits, reconstruction and clip: pictures.", show_default="500 digits, 2000 reconstructions, 1000 for clip")] = None,
     as_json:Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
     device:Device = None,
 ):
     "Score a model."
+    from t2i.clip import Clip,clip_scores
     from t2i.core import T2IError
     from t2i.data import DataConfig,FolderDataset,load_dataset
     from t2i.evaluation import digit_scores,reconstruction_scores,shapes_scores
     from t2i.pipeline import Pipeline,load
     loaded = load(model, device)
     draws = isinstance(loaded, Pipeline)
-    benchmark = benchmark or ("reconstruction" if not draws else "digits" if loaded.tokenizer.config.resolution==32 else "shapes")
-    if benchmark not in ("shapes","digits","reconstruction"): raise T2IError(f"unknown benchmark {benchmark!r}; known are shapes, digits, reconstruction")
-    if benchmark!="reconstruction" and not draws: raise T2IError(f"{model} is a tokenizer; only --benchmark reconstruction fits it")
+    benchmark = benchmark or ("clip" if isinstance(loaded, Clip) else "reconstruction" if not draws else "digits" if loaded.tokenizer.config.resolution==32 else "shapes")
+    if benchmark not in ("shapes","digits","reconstruction","clip"): raise T2IError(f"unknown benchmark {benchmark!r}; known are shapes, digits, reconstruction, clip")
+    if isinstance(loaded, Clip) != (benchmark=="clip"): raise T2IError(f"--benchmark {benchmark} does not fit {model}; clip is for CLIP models, and all others are not")
+    if benchmark in ("shapes","digits") and not draws: raise T2IError(f"{model} is a tokenizer; only --benchmark reconstruction fits it")
     tokenizer = loaded.tokenizer if draws else loaded
     def draw(n): # pictures of each prompt
         def pictures(prompts):
@@ -151,6 +154,7 @@ def evaluate(
         drawn = {p: loaded(p, prompts.count(p), seed=seed, guidance_scale=guidance_scale).images for p in dict.fromkeys(prompts)}
         return [[drawn[p].pop(0)] for p in prompts]
     if benchmark=="shapes": scores = shapes_scores(draw(num_images_per_prompt), seed, per_task)
+    elif benchmark=="clip": scores = clip_scores(loaded, count or 1000)
     elif benchmark=="digits": scores = digit_scores(digits, count or 500)
     else:
         dataset = load_dataset(DataConfig(data), "val") if data in ("shapes","digits") else FolderDataset(data, tokenizer.config.resolution)
@@ -167,6 +171,7 @@ def info(
 ):
     "Describe a model, or list the bundled ones."
     from dataclasses import asdict
+    from t2i.clip import Clip
     from t2i.pipeline import Pipeline,list_models,load
     if model is None:
         models = list_models()
@@ -174,8 +179,8 @@ def info(
         for m in models: typer.echo(f"{m['name']:16} {m['kind']:14} {m['parameters']/1e6:6.1f}M  {m['resolution']}px  {m['megabytes']:5.1f} MB  " + "  ".join(f"{k} {v:.3g}" for k,v in m["scores"].items() if isinstance(v, float)))
         return
     loaded = load(model, "cpu")
-    parts = dict(generator=loaded.generator, text_encoder=loaded.text_encoder, tokenizer=loaded.tokenizer) if isinstance(loaded, Pipeline) else dict(tokenizer=loaded)
-    about = {k: dict(parameters=sum(p.numel() for p in m.parameters()), **asdict(m.config)) for k,m in parts.items()}
+    parts = dict(generator=loaded.generator, text_encoder=loaded.text_encoder, tokenizer=loaded.tokenizer) if isinstance(loaded, Pipeline) else dict(clip=loaded) if isinstance(loaded, Clip) else dict(tokenizer=loaded)
+    about = {k: dict(parameters=sum(p.numel() for p in m.parameters()), **(asdict(m.config) if m.config else {})) for k,m in parts.items()}
     if as_json: return typer.echo(json.dumps(about))
     for k,values in about.items():
         typer.echo(f"{k}  {values.pop('parameters')/1e6:.2f}M parameters")
@@ -189,11 +194,13 @@ def convert(
 ):
     "Save a run's averaged model, in half precision, or a published file as a folder of safetensors."
     import shutil,torch
+    from t2i.clip import Clip,save_clip
     from t2i.core import T2IError,atomic_path
     from t2i.pipeline import Pipeline,load,save_part
     if folder.exists(): raise T2IError(f"{folder} exists; choose another folder or remove it")
     model = load(source, "cpu")
     if isinstance(model, Pipeline): model.save_pretrained(folder)
+    elif isinstance(model, Clip): save_clip(model, folder)
     else:
         with atomic_path(folder) as p: save_part(model, p, torch.float32 if Path(source).is_file() else torch.float16) # what others published stays exact
     for name in ("metrics.jsonl","recipe.yaml"):

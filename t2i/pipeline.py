@@ -17,6 +17,7 @@ from pathlib import Path
 import torch, torch.nn as nn
 from PIL import Image
 
+from .clip import Clip,ClipTask,load_clip
 from .core import T2IError,atomic_path,best_device,bundled_folder,data_home,log,looks_like,read_checkpoint,to_pil
 from .multiscale import MultiScaleVQVAE,MultiScaleVQVAEConfig
 from .sampling import picture_generators
@@ -210,13 +211,14 @@ def load_pipeline(
 # %% ../nbs/51_pipeline.ipynb #d23d4ebe
 def load_run(
     folder:Path, # of a run
-)->TextVARPipeline|MultiScaleVQVAE:
+)->nn.Module: # a pipeline, a tokenizer or a CLIP
     "The averaged model of a run's last checkpoint, ready for use"
     recipe = load_recipe(folder/"recipe.yaml")
     task = recipe.task(recipe.config, folder)
     load_weights(task.model, weights_file(folder))
     task.model.eval().requires_grad_(False)
     if isinstance(task, TokenizerTask): return task.model
+    if isinstance(task, ClipTask): return task.clip().eval().requires_grad_(False)
     if isinstance(task, TextVARTask):
         named = recipe.config.tokenizer if not Path(recipe.config.tokenizer).is_dir() else ""
         return TextVARPipeline(task.model.generator, task.tokenizer, task.model.text_encoder, task.text_tokenizer, folder.name, named,
@@ -295,7 +297,7 @@ def fetch(
 def load(
     name:str|Path,         # an existing folder (saved model or run), a published file, a bundled name, a name of `OFFICIAL`, or a hub id with a "/"
     device:str|None=None,  # None: CUDA, then MPS, then the CPU
-)->TextVARPipeline|MultiScaleVQVAE: # a tokenizer's name gives the tokenizer
+)->TextVARPipeline|nn.Module: # a tokenizer's name gives the tokenizer, a CLIP's the `Clip`
     "Load any model"
     if name in OFFICIAL: name = fetch(OFFICIAL[name])
     if Path(name).is_file(): return load_official(name).to(best_device(device))
@@ -303,7 +305,8 @@ def load(
     if (folder/"recipe.yaml").is_file() and (folder/"last").is_file(): model = load_run(folder)
     elif (folder/"model_index.json").is_file(): model = load_pipeline(folder, folder.name)
     elif (folder/"config.json").is_file(): model = load_part(folder)
-    else: raise T2IError(f"{folder} holds neither a saved model (model_index.json or config.json) nor a run (recipe.yaml and last)")
+    elif (folder/"open_clip_config.json").is_file(): model = load_clip(folder, "cpu")
+    else: raise T2IError(f"{folder} holds neither a saved model (model_index.json, config.json or open_clip_config.json) nor a run (recipe.yaml and last)")
     return model.to(best_device(device))
 
 # %% ../nbs/51_pipeline.ipynb #96926689
@@ -313,10 +316,10 @@ def list_models()->list[dict]: # name, kind, parameters, resolution, megabytes, 
     for folder in sorted((bundled_folder("shapes-msvq").parent).iterdir()):
         if not folder.is_dir(): continue
         model = load(folder, "cpu")
-        pipeline = isinstance(model, Pipeline)
+        pipeline,clip = isinstance(model, Pipeline),isinstance(model, Clip)
         scores = json.loads((folder/"scores.json").read_text()) if (folder/"scores.json").is_file() else {}
-        out.append(dict(name=folder.name, kind="text to image" if pipeline else "tokenizer",
+        out.append(dict(name=folder.name, kind="text to image" if pipeline else "CLIP" if clip else "tokenizer",
                         parameters=sum(p.numel() for p in (model.generator if pipeline else model).parameters()) + (sum(p.numel() for p in model.text_encoder.parameters()) if pipeline else 0),
-                        resolution=(model.tokenizer if pipeline else model).config.resolution,
+                        resolution=model.image_size if clip else (model.tokenizer if pipeline else model).config.resolution,
                         megabytes=round(sum(f.stat().st_size for f in folder.rglob("*.safetensors"))/1e6, 1), scores=scores))
     return out

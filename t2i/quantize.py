@@ -289,6 +289,6 @@ def code_logits(
     codes:Tensor,      # codebook, (v,d)
     temperature:float, # in squared distance; towards 0, the nearest code takes it all
 )->Tensor:             # (...,v); their softmax is a probability for every code
-    "Minus the squared distance to each code, over the temperature, but for a constant a vector"
+    "Minus the squared distance to each code, over the temperature, up to a constant for each vector"
     z,codes = z.float(),codes.float()
     return (2*z@codes.T - codes.pow(2).sum(1))/temperature

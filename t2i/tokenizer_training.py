@@ -9,7 +9,7 @@ __all__ = ['VGG', 'psnr', 'ssim', 'lpips_network', 'PatchDiscriminator', 'discri
            'ViTVQGANTaskConfig', 'ViTVQGANTask']
 
 # %% ../nbs/14_tokenizer_training.ipynb #79a0369b
-import warnings
+import math,warnings
 from dataclasses import dataclass,field
 from pathlib import Path
 
@@ -156,6 +156,7 @@ class TokenizerTaskConfig:
     adversarial:float=0.   # of the discriminator's pull, times `adaptive_weight`; VQGAN has 0.8
     feature_matching:float=0. # of `feature_distance`
     discriminator:DiscriminatorConfig=field(default_factory=DiscriminatorConfig) # unused while both are 0
+    quantize_from:int=0    # the step at which rounding begins; until then the decoder reads the vectors as they are
     decoder_only:bool=False # keep encoder and codes as they are (with train.init_from): tokens keep their meaning
     train:TrainConfig=field(default_factory=TrainConfig)
 
@@ -234,7 +235,7 @@ class TokenizerTask(AdversarialTask):
         batch:dict, # image (b,3,h,w)
     )->tuple[Tensor,dict[str,Tensor]]:
         c,images = self.config,batch["image"]
-        recon,losses = self.model(images)
+        recon,losses = self.model(images, self.step >= c.quantize_from)
         self.seen = images,recon.detach()
         losses["reconstruction"] = self.reconstruction(recon, images)
         loss = losses["reconstruction"] + sum(getattr(c, k)*losses[k] for k in ("codebook","commitment","kl") if k in losses)
@@ -267,8 +268,21 @@ class VQGANTask(TokenizerTask): "`TokenizerTask` of a VQGAN"; Config,Model = VQG
 class GumbelVQGANTaskConfig(TokenizerTaskConfig):
     "A recipe for a Gumbel VQGAN"
     model:GumbelVQGANConfig=field(default_factory=GumbelVQGANConfig)
+    temperature:tuple[float,float]=(1.,1/16) # of the drawn codes, at the first step and at the last (Ramesh et al. 2021, appendix A.2)
 
-class GumbelVQGANTask(TokenizerTask): "`TokenizerTask` of a Gumbel VQGAN"; Config,Model = GumbelVQGANTaskConfig,GumbelVQGAN
+class GumbelVQGANTask(TokenizerTask):
+    "`TokenizerTask` of a Gumbel VQGAN, whose mixtures become single codes over the run"
+    Config,Model = GumbelVQGANTaskConfig,GumbelVQGAN
+    def __init__(self, config:GumbelVQGANTaskConfig, folder:Path|None=None):
+        if config.quantize_from: raise T2IError("quantize_from does not fit Gumbel's codes, whose vectors are their own; leave it 0")
+        super().__init__(config, folder)
+
+    def training_step(self,
+        batch:dict, # image (b,3,h,w)
+    )->tuple[Tensor,dict[str,Tensor]]:
+        first,last = self.config.temperature
+        self.model.quantizer.temperature = last + (first-last)*(1+math.cos(math.pi*self.step/max(1, self.config.train.steps)))/2
+        return super().training_step(batch)
 
 # %% ../nbs/14_tokenizer_training.ipynb #fbe871e0
 @dataclass

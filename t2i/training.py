@@ -255,7 +255,7 @@ def weights_file(
     "The file with the (averaged) weights"
     path = Path(path)
     if (path/"last").is_file(): path = last_checkpoint(path)
-    for name in ("ema.safetensors","model.safetensors"):
+    for name in ("ema.safetensors","model.safetensors","open_clip_model.safetensors"):
         if (path/name).is_file(): return path/name
     if path.is_file(): return path
     raise T2IError(f"no weights in {path}")

@@ -111,10 +111,11 @@ class ViTVQGANConfig:
     pixel_range:tuple[float,float]=(0.,1.) # what the network itself reads and paints
     model_type:str="vit_vqgan"
     format:int=1
-    def __post_init__(self):
-        self.pixel_range = tuple(self.pixel_range)
-        for name in ("width","depth","heads","mlp"):
-            if getattr(self, f"decoder_{name}") is None: setattr(self, f"decoder_{name}", getattr(self, name))
+    def __post_init__(self): self.pixel_range = tuple(self.pixel_range)
+
+    def decoder(self)->tuple[int,int,int,int]: # width, depth, heads, mlp
+        "The decoder's sizes"
+        return tuple(getattr(self, n) if (size:=getattr(self, f"decoder_{n}")) is None else size for n in ("width","depth","heads","mlp"))
 
 # %% ../nbs/12_vit_vqgan.ipynb #3d81110f
 class ViTVQGAN(GridTokenizer, nn.Module, PyTorchModelHubMixin):
@@ -125,9 +126,9 @@ class ViTVQGAN(GridTokenizer, nn.Module, PyTorchModelHubMixin):
         if c.resolution%c.patch: raise T2IError(f"resolution {c.resolution} does not divide into patches of {c.patch}")
         self.downsample,self.grid,self.codebook_size = c.patch,(c.resolution//c.patch,)*2,c.codebook_size
         self.encoder = ViTEncoder(c.patch, self.grid, c.width, c.depth, c.heads, c.mlp)
-        self.decoder = ViTDecoder(c.patch, self.grid, c.decoder_width, c.decoder_depth, c.decoder_heads, c.decoder_mlp)
+        self.decoder = ViTDecoder(c.patch, self.grid, *c.decoder())
         self.quantizer = self.make_quantizer(c)
-        self.pre_quant,self.post_quant = nn.Linear(c.width, c.code_dim),nn.Linear(c.code_dim, c.decoder_width)
+        self.pre_quant,self.post_quant = nn.Linear(c.width, c.code_dim),nn.Linear(c.code_dim, c.decoder()[0])
 
     @property
     def last_layer(self)->Tensor: "Weights of the last layer that paints"; return self.decoder.pixels.weight
@@ -185,7 +186,7 @@ def load_enhancing(
         names,patch = ("width","depth","heads","mlp"),weights["encoder.patches.weight"].shape[-1]
         config = ViTVQGANConfig(resolution=patch*int(len(weights["encoder.positions"])**.5), patch=patch, pixel_range=pixel_range,
                                 codebook_size=len(weights["quantizer.weight"]), code_dim=weights["quantizer.weight"].shape[1],
-                                **dict(zip(names, sizes("encoder"))), **{f"decoder_{n}": s for n,s in zip(names, sizes("decoder"))})
+                                **dict(zip(names, sizes("encoder"))), **{f"decoder_{n}": d for n,e,d in zip(names, sizes("encoder"), sizes("decoder")) if d!=e})
     except KeyError as e: raise T2IError(f"{what} lacks {e.args[0]} (or its published name)") from None
     model = cls(config)
     fill_model(model, weights, what)

@@ -278,10 +278,13 @@ class GridTokenizer:
         return zq.transpose(1,2).unflatten(2, z.shape[2:]),ids,losses | dict(usage=usage(counts), perplexity=perplexity(counts))
 
     def forward(self,
-        images:Tensor, # (b,3,h,w), [-1,1]
+        images:Tensor,      # (b,3,h,w), [-1,1]
+        quantize:bool=True, # False: the decoder reads the vectors as they are
     )->tuple[Tensor,dict[str,Tensor]]: # reconstruction, not clamped; losses
         "The training pass"
-        zq,_,losses = self.quantize(self.features(images))
+        z = self.features(images)
+        if not quantize: return self.decode_features(self.quantizer.compared(z.movedim(1,-1)).movedim(-1,1)),dict(codebook=z.new_zeros(()) + sum(0*p.sum() for p in self.quantizer.parameters())) # no weight may be left out where several processes train
+        zq,_,losses = self.quantize(z)
         return self.decode_features(zq),losses
 
     @torch.no_grad()

@@ -65,10 +65,12 @@ def test_digits(t2i):
 def test_info(t2i):
     code, out, _ = t2i("info", "--json")
     models = {m["name"]: m for m in json.loads(out)}
-    assert {"shapes-msvq", "shapes-var", "digits-msvq", "digits-var"} <= set(models)
+    assert {"shapes-msvq", "shapes-var", "digits-msvq", "digits-var", "shapes-vqgan", "shapes-vit-vqgan", "shapes-clip"} <= set(models)
     assert sum(m["megabytes"] for m in models.values()) <= 25
     code, out, _ = t2i("info", "shapes-var")
     assert code == 0 and "generator" in out and "tokenizer" in out
+    code, out, _ = t2i("info", "shapes-clip")
+    assert code == 0 and "embed_dim" in out
 
 
 def test_bench_shapes(t2i):
@@ -79,6 +81,8 @@ def test_bench_shapes(t2i):
 def test_evaluate_prints_json(t2i):
     code, out, err = t2i("evaluate", "shapes-msvq", "--benchmark", "reconstruction", "--count", 50, "--json")
     assert code == 0 and {"psnr", "usage", "checked"} <= set(json.loads(out)), err
+    code, out, err = t2i("evaluate", "shapes-clip", "--count", 100, "--json")
+    assert code == 0 and json.loads(out)["pairs"] == 100, err
     code, out, err = t2i("evaluate", "shapes-var", "--per-task", 1, "-n", 1, "--json")
     assert code == 0 and json.loads(out)["pictures"] == 7, err
 
@@ -102,6 +106,7 @@ def test_data_and_folder_training_input(t2i):
     (["generate", "x", "-m", "no-such-model"], "no model 'no-such-model'"),
     (["generate", "x", "-m", "no/such-model"], "cannot fetch 'no/such-model'"),
     (["generate", "x", "-m", "shapes-msvq"], "tokenizer"),
+    (["generate", "x", "-m", "shapes-clip"], "CLIP"),
     (["generate", "x", "-n", "-2"], "num_images_per_prompt is -2"),
     (["generate", "x", "-n", "0"], "num_images_per_prompt is 0"),
     (["generate", "x", "--temperature", "-1"], "temperature"),
@@ -111,6 +116,8 @@ def test_data_and_folder_training_input(t2i):
     (["generate", "--prompts", "missing.txt"], "missing.txt"),
     (["evaluate", "shapes-var", "--benchmark", "beauty"], "unknown benchmark"),
     (["evaluate", "shapes-msvq", "--benchmark", "shapes"], "tokenizer"),
+    (["evaluate", "shapes-clip", "--benchmark", "shapes"], "does not fit"),
+    (["evaluate", "shapes-vqgan", "--benchmark", "clip"], "does not fit"),
     (["evaluate", "shapes-msvq", "--data", "/nowhere"], "no folder"),
     (["train", "no-such-recipe"], "no recipe"),
     (["train", "shapes-msvq", "train.stepz=1"], "stepz"),
