@@ -8,7 +8,7 @@ __all__ = ['ClipLoss', 'ClipConfig', 'Clip', 'save_clip', 'load_clip', 'named_cl
 
 # %% ../nbs/20_clip.ipynb #f6be8d08
 import json,math
-from dataclasses import asdict,dataclass,field
+from dataclasses import asdict,dataclass,field,replace
 from pathlib import Path
 
 import torch, torch.distributed as dist, torch.nn as nn, torch.nn.functional as F
@@ -194,7 +194,7 @@ class ClipTask(Task):
         super().__init__(config, folder)
         c = config.model
         self.text_tokenizer = run_text_tokenizer(folder, config.train.init_from, config.data, config.vocabulary_captions, c.vocab_size, c.length)
-        if len(self.text_tokenizer) > c.vocab_size: raise T2IError(f"model.vocab_size={c.vocab_size}, but the text tokenizer has {len(self.text_tokenizer)} tokens")
+        c = config.model = replace(c, vocab_size=len(self.text_tokenizer))         # no row without a token
         self.model,self.loss = CLIP(**c.open_clip()),ClipLoss()
 
     def clip(self)->Clip:
