@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'lr_factor', 'orthogonalize', 'Muon', 'build_optimizers', 'EMA', 'Task', 'Recipe', 'find_recipe',
            'load_recipe', 'plain_state', 'save_checkpoint', 'last_checkpoint', 'weights_file', 'fill_model',
-           'read_weights', 'load_weights', 'initial_weights', 'load_model', 'read_metrics', 'MetricLog', 'make_fabric',
-           'prepare_run', 'stop_signal', 'averaged', 'TrainingState', 'batches', 'mean_logs', 'lost', 'judge',
-           'optimize', 'validate', 'draw_samples', 'stopped', 'fit', 'train']
+           'read_weights', 'load_weights', 'initial_weights', 'load_model', 'load_part', 'read_metrics', 'MetricLog',
+           'make_fabric', 'prepare_run', 'stop_signal', 'averaged', 'TrainingState', 'batches', 'mean_logs', 'lost',
+           'judge', 'optimize', 'validate', 'draw_samples', 'stopped', 'fit', 'train']
 
 # %% ../nbs/03_training.ipynb #1e6c187a
 import contextlib,importlib,json,logging,math,os,shutil,signal,threading,time,warnings
@@ -310,6 +310,19 @@ def load_model(
     model = cls(dataclass_from(config, values, str(path)), **kw)
     load_weights(model, Path(folder)/"model.safetensors")
     return model.eval().requires_grad_(False)
+
+# %% ../nbs/03_training.ipynb #4aee14e8
+def load_part(
+    kinds:dict[str,tuple[type,type]], # model_type -> class, its config
+    folder:str|Path,                  # config.json and model.safetensors
+    **kw,                             # for the constructor
+)->nn.Module:                         # in evaluation mode, without gradients
+    "Read a saved model that is one of several kinds"
+    path = Path(folder)/"config.json"
+    try: kind = json.loads(path.read_text()).get("model_type")
+    except (OSError,ValueError,AttributeError) as e: raise T2IError(f"cannot read {path}: {str(e).splitlines()[0]}") from None
+    if kind not in kinds: raise T2IError(f"{path}: unknown model_type {kind!r}; known are {', '.join(kinds)}")
+    return load_model(*kinds[kind], folder, **kw)
 
 # %% ../nbs/03_training.ipynb #682d4ddb
 def read_metrics(
