@@ -4,7 +4,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _public = dict(load="pipeline", list_models="pipeline", T2IError="core", train="training",
-               MultiScaleVQVAE="multiscale", VQGAN="vqgan", GumbelVQGAN="vqgan", ViTVQGAN="vit_vqgan", VAR="var", TextVAR="text_var")
+               MultiScaleVQVAE="multiscale", VQGAN="vqgan", GumbelVQGAN="vqgan", ViTVQGAN="vit_vqgan", VAR="var", TextVAR="text_var", VQGANCLIP="vqgan_clip")
 __all__ = [*_public, "__version__"]
 
 
