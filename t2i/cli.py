@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'bench_app', 'Model', 'Device', 'main', 'slug', 'read_prompts', 'generate', 'dream', 'train',
-           'evaluate', 'info', 'convert', 'write_folder', 'data_shapes', 'data_digits', 'bench_generate',
+           'evaluate', 'info', 'convert', 'write_folder', 'data_shapes', 'data_digits', 'data_cache', 'bench_generate',
            'bench_shapes', 'bench_tokenizer']
 
 # %% ../nbs/52_cli.ipynb #3b7d1807
@@ -296,6 +296,29 @@ def data_digits(
     from t2i.data import DigitsDataset
     if split not in ("train","val"): raise T2IError(f"unknown split {split!r}; known are train, val")
     write_folder(DigitsDataset(split), folder, 10**6)
+
+# %% ../nbs/52_cli.ipynb #1cf40d90
+@data_app.command("cache")
+def data_cache(
+    folder:Annotated[Path, typer.Argument(help="A new folder, or one to go on with.")],
+    data:Annotated[str, typer.Option(help="shapes, digits, or a folder of captioned pictures.")] = "shapes",
+    coco:Annotated[bool, typer.Option("--coco", help="--data is the folder of COCO 2017.")] = False,
+    clip:Annotated[str, typer.Option(help="A CLIP: a bundled name, a folder, or MODEL/TAG of OpenCLIP.")] = "shapes-clip",
+    split:Annotated[str, typer.Option(help="train or val.")] = "train",
+    count:Annotated[int, typer.Option(help="The first so many pictures.", show_default="all, or 100,000 shapes")] = None,
+    workers:Annotated[int, typer.Option(help="Processes that read pictures.")] = 0,
+    device:Device = None,
+):
+    "Keep what a CLIP says of pictures and captions, for training that reads it again and again; interrupted, it goes on."
+    from t2i.clip import build_feature_cache,load_clip
+    from t2i.core import T2IError
+    from t2i.data import DataConfig,load_dataset
+    if split not in ("train","val"): raise T2IError(f"unknown split {split!r}; known are train, val")
+    if count is not None and count < 1: raise T2IError(f"--count is {count}; it must be at least 1")
+    model = load_clip(clip, device)
+    known = data in ("shapes","digits")
+    dataset = load_dataset(DataConfig(data if known else "coco" if coco else "folder", None if known else data, resolution=model.image_size), split)
+    typer.echo(build_feature_cache(dataset, model, folder, min(count or 100000, len(dataset)) if data=="shapes" else min(count or len(dataset), len(dataset)), workers=workers))
 
 # %% ../nbs/52_cli.ipynb #6a08b29e
 @bench_app.command("generate")

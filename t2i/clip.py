@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ClipLoss', 'ClipConfig', 'Clip', 'save_clip', 'load_clip', 'named_clip', 'ClipTaskConfig', 'ClipTask', 'recall_at',
-           'zero_shot', 'similarity_map', 'clip_scores']
+           'zero_shot', 'similarity_map', 'build_feature_cache', 'clip_scores']
 
 # %% ../nbs/20_clip.ipynb #f6be8d08
 import json,math
@@ -15,12 +15,13 @@ import torch, torch.distributed as dist, torch.nn as nn, torch.nn.functional as 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from .core import T2IError,atomic_path,best_device,bundled_folder,dataclass_from
-from .data import DataConfig,ShapesDataset,load_dataset
+from .data import DataConfig,ShapesDataset,build_cache,contents,fingerprint,load_dataset
 from .quantize import world_size
 from .shapes import COLORS,SHAPES
-from .text import TextTokenizer,run_text_tokenizer
+from .text import TextFeatures,TextTokenizer,run_text_tokenizer
 from .training import Task,TrainConfig
 
 # %% ../nbs/20_clip.ipynb #14efc3a5
@@ -102,6 +103,18 @@ class Clip(nn.Module):
         ids = self.tokenize(texts)
         if isinstance(ids, tuple): ids = ids[0]                                   # `TextTokenizer` adds a mask
         return F.normalize(self.model.encode_text(ids.to(self.mean.device)).float(), dim=-1)
+
+    def text_features(self,
+        texts:list[str],
+    )->TextFeatures:     # tokens (b,l,w), normalised as the last layer's output is, w the text transformer's width; mask: up to and with the end token; pooled: unit vectors (b,d) of the common space
+        "What the text encoder says of every token, for a generator to read"
+        ids,mask = given if isinstance(given:=self.tokenize(texts), tuple) else (given,None)
+        if mask is None:
+            end = getattr(self.tokenize, "eot_token_id", None)
+            mask = ids!=self.tokenize.tokenizer.pad_token_id if end is None else torch.arange(ids.shape[1]) <= (ids==end).int().argmax(1, keepdim=True)
+        try: said = self.model.forward_intermediates(text=ids.to(self.mean.device), text_indices=1, normalize_intermediates=True)
+        except (AttributeError,NotImplementedError): raise T2IError("this model does not tell what it says of single tokens; use one with OpenCLIP's own text transformer, as ViT-B-32") from None
+        return TextFeatures(said["text_intermediates"][-1].float(), mask.to(self.mean.device), said["text_features"].float())
 
     def similarity(self,
         images:Tensor,   # (b,3,h,w), [-1,1]
@@ -263,6 +276,24 @@ def similarity_map(
     total,count = torch.zeros(h, w, device=image.device),torch.zeros(h, w, device=image.device)
     for f,place in zip(fall, places): total[place] += f; count[place] += 1
     return total/count
+
+# %% ../nbs/20_clip.ipynb #f7a66dbb
+def build_feature_cache(
+    dataset:Dataset, # of dicts with image and caption
+    clip:Clip,
+    folder:str|Path,
+    count:int,       # the first so many pictures
+    shard:int=1024,  # pictures a file
+    workers:int=0,
+)->Path:             # rows of image_features (d,), text_tokens (l,w), text_mask (l,) and text_pooled (d,); half precision
+    "What a CLIP says of pictures and captions, computed once; `CachedDataset` reads it"
+    def compute(batch):
+        said = clip.text_features(batch["caption"])
+        return dict(image_features=clip.encode_image(batch["image"].to(clip.mean.device)).half(), text_tokens=said.tokens.half(), text_mask=said.mask, text_pooled=said.pooled.half())
+    probe = clip.tokenize(["a photograph of two dogs, 1!"])
+    about = dict(dataset=contents(dataset), clip=fingerprint(*[w for _,w in sorted(clip.model.state_dict().items())]),
+                 transform=fingerprint(clip.image_size, clip.mean, clip.std, probe[0] if isinstance(probe, tuple) else probe)) # of pixels and of texts
+    return build_cache(Path(folder), about, dataset, count, compute, shard, workers=workers)
 
 # %% ../nbs/20_clip.ipynb #49dde21a
 @torch.no_grad()

@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['DIGIT_NAMES', 'IMAGE_SUFFIXES', 'ShapesDataset', 'digit_arrays', 'DigitsDataset', 'folder_captions', 'readable',
            'fit_square', 'FolderDataset', 'CocoDataset', 'DataConfig', 'load_dataset', 'Stream', 'Batches',
-           'ignore_interrupt', 'stream_loader', 'fingerprint', 'build_token_cache', 'TokenDataset']
+           'ignore_interrupt', 'stream_loader', 'fingerprint', 'contents', 'build_cache', 'build_token_cache',
+           'CachedDataset']
 
 # %% ../nbs/02_data.ipynb #963fe7f1
 import hashlib,json,signal
+from bisect import bisect_right
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +19,7 @@ from pathlib import Path
 
 import numpy as np, torch
 from PIL import Image,ImageOps
-from safetensors import safe_open
+from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader,Dataset
@@ -253,45 +256,87 @@ def fingerprint(
     for p in parts: h.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if isinstance(p, Tensor) else repr(p).encode())
     return h.hexdigest()
 
+# %% ../nbs/02_data.ipynb #769c0290
+def contents(
+    dataset:Dataset,
+)->str: # 16 hexadecimal digits
+    "A name for what a data set holds: files by path, size and time of change, their captions and their resolution"
+    if isinstance(dataset, torch.utils.data.Subset): return fingerprint(contents(dataset.dataset), list(dataset.indices))
+    if isinstance(dataset, ShapesDataset): return fingerprint("shapes", dataset.start)
+    if isinstance(dataset, DigitsDataset): return fingerprint("digits", torch.from_numpy(dataset.pixels))
+    stats = [(p,p.stat()) for p,_ in dataset.items]
+    return fingerprint(type(dataset).__name__, dataset.resolution, [(str(p),s.st_size,s.st_mtime_ns) for p,s in stats], [c for _,c in dataset.items])
+
 # %% ../nbs/02_data.ipynb #8668e04a
 @torch.no_grad()
+def build_cache(
+    folder:Path,         # a new one, or one begun with the same `about`
+    about:dict[str,str], # what the numbers depend on: data set, models
+    dataset:Dataset,     # of dicts with image and caption
+    count:int,           # the first so many pictures
+    compute:Callable[[dict],dict[str,Tensor]], # a batch -> what to keep, a row a picture
+    shard:int=4096,      # pictures a file
+    batch_size:int=128,
+    workers:int=0,
+)->Path:                 # the folder
+    "Compute once what a frozen model says of pictures and captions; an interrupted cache goes on with its next shard"
+    folder = Path(folder)
+    if (folder/"cache.json").is_file():
+        was = json.loads((folder/"cache.json").read_text())
+        changed = [k for k in {**was,**about} if was.get(k)!=about.get(k)]
+        if changed: raise T2IError(f"the cache {folder} is stale: it was made with another {' and another '.join(changed)}; remove it, or choose another folder")
+    elif folder.exists() and any(folder.iterdir()): raise T2IError(f"{folder} exists and is no cache; choose another folder")
+    with atomic_path(folder/"cache.json") as p: p.write_text(json.dumps(about, indent=2)+"\n")
+    for start in tqdm(range(0, count, shard), desc="filling the cache", unit="shard", disable=None):
+        end = min(count, start+shard)
+        path,rows,captions = folder/f"{start:09d}-{end:09d}.safetensors",[],[]
+        if path.is_file(): continue
+        for batch in tqdm(DataLoader(torch.utils.data.Subset(dataset, range(start, end)), batch_size=batch_size, num_workers=workers), desc=path.stem, unit="batch", leave=False, disable=None):
+            rows.append({k: v.cpu() for k,v in compute(batch).items()}); captions += batch["caption"]
+        with atomic_path(path) as p: save_file({k: torch.cat([r[k] for r in rows]) for k in rows[0]}, p, metadata=dict(captions=json.dumps(captions)))
+    return folder
+
+# %% ../nbs/02_data.ipynb #656c718e
 def build_token_cache(
     dataset:Dataset,     # of dicts with image and caption
     tokenizer,           # with encode(images) -> ids, or a list of ids a scale
     count:int,           # the first so many pictures
-    key:str,             # names the dataset; with the tokenizer's weights it names the cache
     device:torch.device|None=None,
     shard:int=4096,      # pictures a file
     workers:int=0,
-)->Path:                 # the folder
-    "Encode pictures once; an interrupted cache goes on with its next shard"
-    folder = data_home()/"cache"/f"tokens-{fingerprint(key, *[p for _,p in sorted(tokenizer.state_dict().items())])}"
+)->Path:                 # the folder, named after its contents
+    "The tokens of pictures, kept under `data_home`"
+    about = dict(dataset=contents(dataset), tokenizer=fingerprint(*[p for _,p in sorted(tokenizer.state_dict().items())]))
     device = device or best_device()
     tokenizer = tokenizer.eval().to(device)
-    for start in tqdm(range(0, count, shard), desc="encoding pictures", unit="shard", disable=None):
-        path = folder/f"{start:09d}-{min(count,start+shard):09d}.safetensors"
-        if path.is_file(): continue
-        subset = torch.utils.data.Subset(dataset, range(start, min(count,start+shard)))
-        ids,captions = [],[]
-        for batch in DataLoader(subset, batch_size=128, num_workers=workers):
-            t = tokenizer.encode(batch["image"].to(device))
-            ids.append((torch.cat(t, 1) if isinstance(t, list) else t).to("cpu", torch.int32)); captions += batch["caption"]
-        with atomic_path(path) as p: save_file(dict(tokens=torch.cat(ids)), p, metadata=dict(captions=json.dumps(captions)))
-    return folder
+    def compute(batch):
+        ids = tokenizer.encode(batch["image"].to(device))
+        return dict(tokens=(torch.cat(ids, 1) if isinstance(ids, list) else ids).int())
+    return build_cache(data_home()/"cache"/f"tokens-{fingerprint(about)}", about, dataset, count, compute, shard, workers=workers)
 
 # %% ../nbs/02_data.ipynb #d7c735f2
-class TokenDataset(Dataset):
-    "Cached tokens with their captions"
+class CachedDataset(Dataset):
+    "What a cache holds, with the captions; each row is read from disk when it is asked for"
     def __init__(self,
-        folder:Path, # made by `build_token_cache`
-        count:int,   # pictures to use
+        folder:str|Path,     # made by `build_cache`
+        count:int|None=None, # the first so many pictures; None: all
     ):
-        tokens,self.captions = [],[]
+        self.starts,self.paths,self.captions,self.files = [],[],[],{}
         spans = {p: tuple(map(int, p.stem.split("-"))) for p in Path(folder).glob("*.safetensors")}
         for path in sorted(spans, key=lambda p: (spans[p][0], -spans[p][1])): # of two that start alike, the longer
-            if len(self.captions) >= count or spans[path][0] != len(self.captions): continue
-            with safe_open(path, "pt") as f: tokens.append(f.get_tensor("tokens")); self.captions += json.loads(f.metadata()["captions"])
-        self.tokens,self.captions = torch.cat(tokens)[:count],self.captions[:count]
+            if spans[path][0] != len(self.captions) or len(self.captions)==count: continue
+            self.starts.append(len(self.captions)); self.paths.append(path)
+            try:
+                with safe_open(path, "pt") as f: self.captions += json.loads(f.metadata()["captions"])
+            except (OSError,SafetensorError) as e: raise T2IError(f"{path} cannot be read ({e}); remove it and fill the cache again") from None
+            if count: del self.captions[count:]
+        if len(self.captions) < (count or 1): raise T2IError(f"the cache {folder} holds {len(self.captions)} of {count or 'its'} pictures; fill it first, with t2i data cache")
+
     def __len__(self): return len(self.captions)
-    def __getitem__(self, i)->dict: # tokens (l,) int64, caption
-        return dict(tokens=self.tokens[i].long(), caption=self.captions[i])
+    def __getstate__(self): return vars(self) | dict(files={}) # every process opens the files itself
+    def caption(self, i)->str: return self.captions[i]
+    def __getitem__(self, i)->dict: # caption, and a row of everything that was kept: whole numbers as int64, others as float32
+        s = bisect_right(self.starts, i)-1
+        if s not in self.files: self.files[s] = safe_open(self.paths[s], "pt")
+        rows = {k: self.files[s].get_slice(k)[i-self.starts[s]] for k in self.files[s].keys()}
+        return {k: r if r.dtype==torch.bool else r.float() if r.is_floating_point() else r.long() for k,r in rows.items()} | dict(caption=self.captions[i])

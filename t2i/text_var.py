@@ -15,7 +15,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 
 from .core import T2IError,bundled_folder,keyed_generator
-from .data import DataConfig,TokenDataset,build_token_cache,load_dataset
+from .data import DataConfig,CachedDataset,build_token_cache,load_dataset
 from .multiscale import MultiScaleVQVAE,MultiScaleVQVAEConfig,draw_tokens
 from .sampling import guidance_ramp,picture_generators
 from .text import TextEncoder,TextEncoderConfig,TextFeatures,run_text_tokenizer
@@ -124,8 +124,7 @@ class TextVARTask(Task):
         data = load_dataset(c)
         if c.cache:
             n = min(c.cache, len(data))
-            key = f"{c.name} {c.path} {c.val_path} {c.resolution}"
-            self.cached["train"] = TokenDataset(build_token_cache(data, self.tokenizer, n, key, device), n)
+            self.cached["train"] = CachedDataset(build_token_cache(data, self.tokenizer, n, device), n)
 
     def dataset(self, split:str): return self.cached.get(split) or load_dataset(self.config.data, split)
 
