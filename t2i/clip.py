@@ -277,7 +277,7 @@ def similarity_map(
     for f,place in zip(fall, places): total[place] += f; count[place] += 1
     return total/count
 
-# %% ../nbs/20_clip.ipynb #f7a66dbb
+# %% ../nbs/20_clip.ipynb #e94045b0
 def build_feature_cache(
     dataset:Dataset, # of dicts with image and caption
     clip:Clip,

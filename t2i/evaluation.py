@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['timed', 'reconstruction_scores', 'shapes_scores', 'shapes_world', 'digit_features', 'digit_classifier',
-           'digit_scores', 'cache_speed', 'tokenizer_speed']
+           'digit_scores', 'palette_counts', 'dream_scores', 'cache_speed', 'tokenizer_speed', 'dream_speed']
 
 # %% ../nbs/50_evaluation.ipynb #982601f5
-import contextlib,io,time,timeit
+import contextlib,io,random,time,timeit
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -16,14 +16,16 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from .core import T2IError,to_uint8
+from .clip import Clip
+from .core import T2IError,from_pil,keyed_generator,to_uint8
 from .data import DIGIT_NAMES,DigitsDataset
 from .quantize import code_counts,perplexity,usage
 from .sampling import draw_uniform,picture_generators,sample_codes
-from .shapes import TASKS,check,render,sample_scene,shapes_bench
+from .shapes import BACKGROUNDS,COLORS,SHAPES,TASKS,check,render,sample_scene,shapes_bench
 from .tokenizer_training import lpips_network,psnr,ssim
 from .var import stream_scales
-from .vqgan import VQGAN,VQGANConfig
+from .vqgan import GridTokenizer,VQGAN,VQGANConfig
+from .vqgan_clip import VQGANCLIP,cut_out,draw_cutouts
 
 # %% ../nbs/50_evaluation.ipynb #2545581b
 def timed(
@@ -119,6 +121,37 @@ def digit_scores(
     return dict(accuracy=float((digit_classifier().predict(features)==np.arange(count)%10).mean()),
                 novelty=float(nearest(features)/nearest(digit_features(held_out.pixels))), pictures=count)
 
+# %% ../nbs/50_evaluation.ipynb #3de8efd1
+def palette_counts(
+    picture:Image.Image,
+)->dict[str,int]: # for each of `COLORS`, the pixels nearer to it than to any other or to a background
+    "How much of each colour a picture has"
+    known = np.array([*COLORS.values(),*BACKGROUNDS.values()], np.float32)                     # (12,3)
+    nearest = ((np.asarray(picture.convert("RGB"), np.float32)[:,:,None]-known)**2).sum(-1).argmin(-1)
+    return dict(zip(COLORS, np.bincount(nearest.flat, minlength=len(known)).tolist()))
+
+# %% ../nbs/50_evaluation.ipynb #51ea806a
+def dream_scores(
+    vqgan:GridTokenizer,
+    clip:Clip,           # steers
+    judge:Clip,          # another one, which steers nothing
+    count:int=50,        # prompts of one object
+    seed:int=0,          # of prompts and pictures
+    **settings,          # of `VQGANCLIP`
+)->dict[str,float]:      # shares of prompts: asked colour most frequent; judge's cosine rises by an include, falls by an exclude; mean pixels of the excluded colour without and with it
+    "Does the picture follow include and exclude, as a count of pixels and an uninvolved CLIP see it?"
+    draw,rows = random.Random(f"dream {seed}"),[]
+    for i in tqdm(range(count), desc="painting", unit="prompt", disable=None):
+        (color,shape),(other_color,other_shape) = zip(draw.sample(sorted(COLORS), 2), draw.sample(SHAPES, 2))
+        wanted,other = f"a {color} {shape}",f"a {other_color} {other_shape}"
+        def paint(include, exclude=()): run = VQGANCLIP(include, exclude, vqgan=vqgan, clip=clip, seed=seed+i, device=str(clip.mean.device), **settings); return run.run()
+        pictures = [paint(wanted),paint([wanted,other]),paint(wanted, other)]
+        with torch.no_grad(): alone,included,excluded = judge.similarity(torch.cat([from_pil(p) for p in pictures]).to(judge.mean.device), [other])[:,0].tolist()
+        amounts = [palette_counts(p) for p in pictures]
+        rows.append((max(amounts[0], key=amounts[0].get)==color, included > alone, excluded < alone, amounts[0][other_color], amounts[2][other_color]))
+    names = ("asked_color_first","include_rises","exclude_falls","excluded_pixels_before","excluded_pixels_after")
+    return dict(zip(names, np.mean(rows, 0).tolist())) | dict(prompts=count)
+
 # %% ../nbs/50_evaluation.ipynb #05b1069f
 @torch.no_grad()
 def cache_speed(
@@ -179,3 +212,22 @@ def tokenizer_speed(
     rounds = [{k: timed(f, device)[1] for k,f in calls.items()} for _ in range(repeat)]
     out = {k: float(np.median([r[k] for r in rounds]))/batch_size for k in calls}
     return out | {f"{k}_original_over_ours": out[f"{k}_original"]/out[k] for k in ("encode","decode")}
+
+# %% ../nbs/50_evaluation.ipynb #56e81644
+def dream_speed(
+    run:VQGANCLIP,
+    repeat:int=10, # of each; the medians count
+)->dict[str,float]: # steps a second; the shares of VQGAN, cutouts and (the first) CLIP in a step; cutouts one by one over all at once
+    "The parts of a step, measured in one run"
+    clip,config,device = run.clips[0],run.config.cutouts,run.average.device
+    generator = keyed_generator(0)
+    pixels = run.latents().detach().requires_grad_()
+    cutouts = draw_cutouts(config, *run.size, clip.image_size, generator)
+    seen = cut_out(pixels, cutouts, config).detach().requires_grad_()
+    calls = dict(step=run.advance, vqgan=lambda: run.latents().sum().backward(), clip=lambda: clip.encode_image(seen).sum().backward(),
+                 cutouts=lambda: cut_out(pixels, cutouts, config).sum().backward(), draws=lambda: draw_cutouts(config, *run.size, clip.image_size, generator),
+                 one_by_one=lambda: [cut_out(pixels, cutouts[i:i+1], config).sum().backward() for i in range(len(cutouts))])
+    for f in calls.values(): f()
+    rounds = [{k: timed(f, device)[1] for k,f in calls.items()} for _ in range(repeat)]
+    s = {k: float(np.median([r[k] for r in rounds])) for k in calls}
+    return dict(steps_per_second=1/s["step"], share_vqgan=s["vqgan"]/s["step"], share_cutouts=(s["cutouts"]+s["draws"])/s["step"], share_clip=s["clip"]/s["step"], one_by_one_over_batched=s["one_by_one"]/s["cutouts"])

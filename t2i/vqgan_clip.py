@@ -437,6 +437,11 @@ class VQGANCLIP(LatentOptimizer):
             logs = self.advance()
             yield self.step,self.picture(),logs
 
+    def run(self)->Image.Image:
+        "Go on to the end: the last picture"
+        while not self.done: self.advance()
+        return self.picture()
+
     def save(self,
         path:str|Path, # a file
     ):
