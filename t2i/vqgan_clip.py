@@ -6,12 +6,14 @@
 __all__ = ['DISTANCES', 'TO_YIQ', 'QUALITY', 'MOVE_EVERY', 'VIDEO_SUFFIXES', 'Prompt', 'parse_prompt', 'check_prompts',
            'angle_distance', 'CutoutConfig', 'draw_places', 'sample_places', 'draw_colors', 'Cutouts', 'draw_cutouts',
            'cut_out', 'DreamConfig', 'Scene', 'picture_size', 'first_picture', 'CodeLatents', 'first_latents',
-           'total_variation', 'clip_gradient', 'LatentOptimizer', 'VQGANCLIP', 'watch', 'read_story', 'save_video']
+           'total_variation', 'clip_gradient', 'random_latents', 'random_moves', 'best_fit', 'explain_memory',
+           'LatentOptimizer', 'VQGANCLIP', 'watch', 'read_story', 'save_video']
 
 # %% ../nbs/21_vqgan_clip.ipynb #692dab82
 import math,pickle,re
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass,field,fields
 from itertools import accumulate
 from pathlib import Path
@@ -209,7 +211,7 @@ class DreamConfig:
     exclude_weight:float=.5  # all excludes together
     init:str="random"        # "random" codes, "noise", "gradient" (of two colours), or a picture's file
     starts:int=32            # so many random starts, of which CLIP picks one; for init="random"
-    moves:int=16             # so many moves tried every `MOVE_EVERY` steps, see `LatentOptimizer.move`; 0: the gradient alone
+    moves:int=16             # so many moves tried every `MOVE_EVERY` steps, see `random_moves`; 0: the gradient alone
     quantize:bool=True       # False: the decoder reads the latents as they are
     clamp:bool=True          # keep the latents within the codebook's range
     optimizer:str="Adam"     # any of torch.optim that needs nothing but a learning rate
@@ -360,6 +362,61 @@ def clip_gradient(
         logs["loss"] += float(loss.detach())
     return logs
 
+# %% ../nbs/21_vqgan_clip.ipynb #f9055b37
+def random_latents(
+    latents:CodeLatents,
+    count:int,
+    generator:torch.Generator,
+)->Tensor:                     # (n,h*w,d)
+    "Starts of random codes"
+    ids = torch.randint(len(latents.codes), (count,latents.units.shape[1]), generator=generator)
+    return latents.to_units(F.embedding(ids.to(latents.codes.device), latents.codes))
+
+# %% ../nbs/21_vqgan_clip.ipynb #3bc31e8f
+def random_moves(
+    latents:CodeLatents,       # as they stand
+    count:int,
+    generator:torch.Generator,
+)->Tensor:                     # (1+n,h*w,d): unchanged, and after each move
+    "Rectangles of up to half the side, filled with the vector of one place or with one code"
+    (h,w),codes = latents.grid,latents.codes
+    here = latents.units.detach().unflatten(1, (h,w))                                                      # (1,h,w,d)
+    tried = here.repeat(1+count, 1, 1, 1)
+    for x,r in zip(tried[1:], torch.rand(count, 7, generator=generator).tolist()):
+        tall,wide = 1+int(r[0]*max(1, h//2)),1+int(r[1]*max(1, w//2))
+        top,left = int(r[2]*(h-tall+1)),int(r[3]*(w-wide+1))
+        x[top:top+tall,left:left+wide] = here[0,int(r[4]*h),int(r[5]*w)] if r[6] < .75 else latents.to_units(codes[int(r[4]*len(codes))])
+    return tried.flatten(1,2)
+
+# %% ../nbs/21_vqgan_clip.ipynb #90479e62
+@torch.no_grad()
+def best_fit(
+    latents:CodeLatents,
+    units:Tensor,                               # (n,h*w,d), several latents
+    clips:list[Clip],
+    goals:list[dict[str,tuple[Tensor,Tensor]]], # for each CLIP, from `Scene.goals`
+    config:DreamConfig,
+)->Tensor:                                      # (1,h*w,d), of equals the first
+    "Those latents whose whole picture fits best"
+    def loss(images): return sum((DISTANCES[config.distance](m.encode_image(images)[:,None], vectors)*weights).sum(1) for m,g in zip(clips, goals) for vectors,weights in g.values())
+    with torch.autocast(units.device.type, torch.bfloat16, enabled=config.precision=="bf16"):
+        best = torch.cat([loss(latents(u)) for u in units.split(config.at_once or len(units))]).argmin()
+    return units[best:best+1].clone()
+
+# %% ../nbs/21_vqgan_clip.ipynb #4df4d464
+@contextmanager
+def explain_memory(
+    step:int,
+    size:tuple[int,int],
+    config:DreamConfig,
+):
+    "Out of memory becomes an error that says which setting to lower"
+    try: yield
+    except RuntimeError as e: # torch.OutOfMemoryError is one, too
+        if not isinstance(e, torch.OutOfMemoryError) and "allocate memory" not in str(e): raise
+        now = config.at_once or config.cutouts.count
+        raise T2IError(f"out of memory at step {step}, {size[0]}x{size[1]} pixels, {now} of {config.cutouts.count} cutouts at a time: set at_once={max(1, now//4)} for the same picture, or precision=bf16, fewer cutouts or a smaller size") from None
+
 # %% ../nbs/21_vqgan_clip.ipynb #1f315c06
 class LatentOptimizer:
     "Latents on their way, step by step"
@@ -376,9 +433,7 @@ class LatentOptimizer:
         except (TypeError,ValueError) as e: raise T2IError(f"{config.optimizer} with lr={config.lr} cannot be used: {e}") from None
         self.ends = list(accumulate(s.steps for s in story)) # of the scenes, in steps
         self.step,self.known_goals,self.progress = 0,{},None       # progress: the smoothed loss, its lowest value in this scene, and when that was
-        if config.init=="random" and config.starts > 1:
-            ids = torch.randint(len(self.latents.codes), (config.starts,self.latents.units.shape[1]), generator=keyed_generator(seed, -2)).to(self.latents.codes.device)
-            self.choose(self.latents.to_units(F.embedding(ids, self.latents.codes)))
+        if config.init=="random" and config.starts > 1: self.choose(random_latents(self.latents, config.starts, keyed_generator(seed, -2)))
         self.average = self.latents.units.detach().clone()
 
     @property
@@ -393,41 +448,16 @@ class LatentOptimizer:
         if self.scene not in self.known_goals: self.known_goals[self.scene] = [self.story[self.scene].goals(m, self.config) for m in self.clips]
         return self.known_goals[self.scene]
 
-    @torch.no_grad()
-    def choose(self,
-        units:Tensor, # (n,h*w,d), several latents
-    ):
-        "Take those whose whole picture fits the scene best; of equals the first"
-        def fit(images): return sum((DISTANCES[self.config.distance](m.encode_image(images)[:,None], vectors)*weights).sum(1) for m,g in zip(self.clips, self.goals) for vectors,weights in g.values())
-        with torch.autocast(units.device.type, torch.bfloat16, enabled=self.config.precision=="bf16"):
-            best = torch.cat([fit(self.latents(u)) for u in units.split(self.config.at_once or len(units))]).argmin()
-        self.latents.units.data = units[best:best+1].clone()
-
-    def move(self,
-        draws:torch.Generator,
-    ):
-        "A random search beside the gradient, which can hardly remove an object or carry it: fill a rectangle with one place's vector, or with one code; of several such moves, and none, keep the best"
-        (h,w),codes = self.latents.grid,self.latents.codes
-        here = self.latents.units.detach().unflatten(1, (h,w))                                             # (1,h,w,d)
-        tried = here.repeat(1+self.config.moves, 1, 1, 1)
-        for x,r in zip(tried[1:], torch.rand(self.config.moves, 7, generator=draws).tolist()):
-            tall,wide = 1+int(r[0]*max(1, h//2)),1+int(r[1]*max(1, w//2))
-            top,left = int(r[2]*(h-tall+1)),int(r[3]*(w-wide+1))
-            x[top:top+tall,left:left+wide] = here[0,int(r[4]*h),int(r[5]*w)] if r[6] < .75 else self.latents.to_units(codes[int(r[4]*len(codes))])
-        self.choose(tried.flatten(1,2))
+    def choose(self, units:Tensor): "Go to the best of several latents (n,h*w,d)"; self.latents.units.data = best_fit(self.latents, units, self.clips, self.goals, self.config)
 
     def advance(self)->dict[str,float]: # the loss, and the mean cosines of the cutouts with include, exclude and extras
         "One step; its random numbers depend on the seed and its number alone"
-        try: return self.make_step()
-        except (torch.OutOfMemoryError,RuntimeError) as e:
-            if not isinstance(e, torch.OutOfMemoryError) and "allocate memory" not in str(e): raise
-            raise T2IError(f"out of memory at step {self.step}, {self.size[0]}x{self.size[1]} pixels, {self.config.cutouts.count} cutouts, {self.config.at_once or self.config.cutouts.count} at a time: set at_once={max(1, (self.config.at_once or self.config.cutouts.count)//4)} for the same picture, or precision=bf16, fewer cutouts or a smaller size") from None
+        with explain_memory(self.step, self.size, self.config): return self.make_step()
 
     def make_step(self)->dict[str,float]:
         "The work of `advance`"
         c,draws = self.config,keyed_generator(self.seed, self.step)
         if c.schedule=="cosine": self.optimizer.param_groups[0]["lr"] = c.lr*(1+math.cos(math.pi*self.step/self.ends[-1]))/2
-        self.optimizer.zero_grad()
         with torch.autocast(self.average.device.type, torch.bfloat16, enabled=c.precision=="bf16"):
             image = self.latents()
             pixels = image.detach().requires_grad_()         # painted once; what all cutouts ask of a pixel adds up here
@@ -436,13 +466,12 @@ class LatentOptimizer:
         logs["loss"] += float(rest.detach())
         if not math.isfinite(logs["loss"]): raise T2IError(f"the loss is {logs['loss']} at step {self.step}; a lower lr or precision=fp32 may help")
         torch.autograd.backward([image, rest], [pixels.grad, None])
-        self.optimizer.step()
-        if c.moves and (self.step+1)%MOVE_EVERY==0: self.move(draws)
+        self.optimizer.step(); self.optimizer.zero_grad()
+        if c.moves and (self.step+1)%MOVE_EVERY==0: self.choose(random_moves(self.latents, c.moves, draws))
         if c.clamp: self.latents.clamp()
         self.average.lerp_(self.latents.units.detach(), 1-c.ema)
         smoothed,lowest,since = (logs["loss"],math.inf,0) if self.step in (0,*self.ends) else self.progress
-        smoothed = .9*smoothed + .1*logs["loss"]
-        self.step += 1
+        self.step,smoothed = self.step+1,.9*smoothed + .1*logs["loss"]
         self.progress = (smoothed,smoothed,self.step) if smoothed < lowest-1e-4 else (smoothed,lowest,since)
         return logs
 
