@@ -32,7 +32,8 @@ def main():
     except KeyboardInterrupt: sys.exit(130)
     except Exception as e:
         if debug: raise
-        what = f"cannot use {e.filename}: {e.strerror}" if isinstance(e, OSError) and e.filename else str(e) or type(e).__name__
+        named = re.sub(r"(^|/)\.([^/]+)\.\d+\.tmp$", r"\1\2", str(getattr(e, "filename", ""))) # of a file half written, the name that it would have got
+        what = f"cannot use {named}: {e.strerror}" if isinstance(e, OSError) and e.filename else str(e) or type(e).__name__
         print(f"t2i: {' '.join(what.split())}", file=sys.stderr)
         sys.exit(1)
 
@@ -117,9 +118,11 @@ def dream_settings(
     from t2i.core import T2IError
     from t2i.vqgan_clip import QUALITY,CutoutConfig,DreamConfig
     if quality not in QUALITY: raise T2IError(f"--quality is {quality!r}; known are {', '.join(QUALITY)}")
+    for o in overrides or ():
+        if "=" not in o: raise T2IError(f"{o!r} is no setting, as lr=0.05 is; a prompt comes after --include")
     usual = DreamConfig(QUALITY[quality][0] if steps is None else steps, CutoutConfig(QUALITY[quality][1]))
     try: return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(usual), OmegaConf.from_dotlist(list(overrides or ()))))
-    except OmegaConfBaseException as e: raise T2IError(f"cannot use {' '.join(overrides)}: {str(e).splitlines()[0]}") from None
+    except OmegaConfBaseException as e: raise T2IError(f"cannot use the setting {e.full_key or ''}: {str(e).splitlines()[0]}") from None
 
 # %% ../nbs/52_cli.ipynb #c27aac3b
 def paint(
@@ -129,7 +132,7 @@ def paint(
     video:Path|None,
     every:int,        # steps between two pictures
     resume:bool,      # the folder holds the state to start from
-)->list[Path]:        # what was written, for people to look at
+):
     "Run to the end, or to Ctrl-C, with a progress bar; a folder keeps pictures and state"
     from PIL import Image
     from tqdm.auto import tqdm
@@ -144,29 +147,31 @@ def paint(
     def keep():
         frames.append(run.picture())
         if folder: save_png(frames[-1], folder/f"step-{run.step:05d}.png", **words, steps=run.step); run.save(folder/"state.pt")
-    bar = tqdm(total=run.ends[-1], initial=run.step, desc="painting", unit="step", disable=None)
+    stopped,bar = False,tqdm(total=run.ends[-1], initial=run.step, desc="painting", unit="step", disable=None)
     try:
         while not run.done:
             logs = run.advance()
             bar.update(); bar.set_postfix({k: f"{v:.3f}" for k,v in logs.items()})
             if (folder or video) and (run.step%every==0 or run.done): keep()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt: # as everywhere, exit 130
+        stopped = True
         typer.echo(f"stopped after {run.step} of {run.ends[-1]} steps" + (f"; t2i dream -o {folder} --resume goes on" if folder else ""), err=True)
         if folder: keep()
     bar.close()
     picture = folder/"picture.png" if folder else output
     save_png(run.picture(), picture, **words, steps=run.step)
     if video: save_video(frames, video)
-    return [picture] + ([video] if video else [])
+    for path in [picture] + ([video] if video else []): typer.echo(path)
+    if stopped: raise typer.Exit(130)
 
 # %% ../nbs/52_cli.ipynb #d2a040b2
 @app.command()
 def dream(
     overrides:Annotated[list[str], typer.Argument(help="Any setting of t2i.vqgan_clip.DreamConfig: lr=0.05 cutouts.noise=0 …", show_default=False)] = None,
     include:Annotated[list[str], typer.Option(help='What to show: "TEXT", "TEXT:WEIGHT" or a picture\'s file; may be repeated.', show_default=False)] = None,
-    exclude:Annotated[list[str], typer.Option(help="What not to show; may be repeated.", show_default=False)] = None,
-    extras:Annotated[list[str], typer.Option(help="What should play a part, as a style; may be repeated.", show_default=False)] = None,
-    story:Annotated[Path, typer.Option(help="Instead of prompts, a YAML list of scenes: include, exclude, extras, steps.", show_default=False)] = None,
+    exclude:Annotated[list[str], typer.Option(help="What not to show; weights and pictures as for --include; may be repeated.", show_default=False)] = None,
+    extras:Annotated[list[str], typer.Option(help="What should play a smaller part, as \"in thick paint\"; may be repeated.", show_default=False)] = None,
+    story:Annotated[Path, typer.Option(help="Instead of prompts, a YAML file with a scene a line: - {include: a red circle, steps: 100}", show_default=False)] = None,
     model:Annotated[str, typer.Option("--model","-m", help="A VQGAN: a bundled name, a published name, a folder or a run.")] = "shapes-vqgan",
     clip:Annotated[list[str], typer.Option(help="A CLIP: a bundled name, a folder, or MODEL/TAG of OpenCLIP; may be repeated.", show_default="shapes-clip")] = None,
     steps:Annotated[int, typer.Option(help="Steps.", show_default="by --quality")] = None,
@@ -193,15 +198,19 @@ def dream(
         try: about = json.loads((output/"dream.json").read_text(encoding="utf-8"))
         except (OSError,ValueError): raise T2IError(f"{output} holds no run of t2i dream to go on with") from None
     else:
+        settings = asdict(dream_settings(quality, steps, overrides))
         if not include and not story: raise T2IError('nothing to include: give at least one --include "a red circle"')
         output = output or Path(f"dream-{slug(include[0] if include else story.stem)}.png")
         if output.suffix.lower() not in (".png",""): raise T2IError(f"cannot write {output}: name a .png file, or a folder")
         if not output.suffix and output.exists(): raise T2IError(f"{output} exists; add --resume to go on with it, or choose another folder")
-        about = prompts | dict(story=read_story(story) if story else [], model=model, clip=clip or ["shapes-clip"], size=size, seed=int.from_bytes(os.urandom(4), "big") if seed is None else seed,
-                               settings=asdict(dream_settings(quality, steps, overrides)))
+        about = prompts | dict(story=read_story(story) if story else [], model=model, clip=clip or ["shapes-clip"], size=size, seed=int.from_bytes(os.urandom(4), "big") if seed is None else seed, settings=settings)
+    import tempfile
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    try: tempfile.TemporaryFile(dir=output.absolute().parent).close()
+    except OSError as e: raise T2IError(f"cannot write {output}: {e.strerror}") from None # now, and not after all the work
     run = VQGANCLIP(about["include"], about["exclude"], about["extras"], load(about["model"], device), about["clip"], about["size"], about["seed"],
                     story=[Scene(**s) for s in about["story"]] or None, device=device, **about["settings"])
-    for path in paint(run, about, output, video, every, resume): typer.echo(path)
+    paint(run, about, output, video, every, resume)
 
 # %% ../nbs/52_cli.ipynb #7d500ce2
 @app.command()
@@ -379,7 +388,9 @@ def data_cache(
     model = load_clip(clip, device)
     known = data in ("shapes","digits")
     dataset = load_dataset(DataConfig(data if known else "coco" if coco else "folder", None if known else data, resolution=model.image_size), split)
-    typer.echo(build_feature_cache(dataset, model, folder, min(count or 100000, len(dataset)) if data=="shapes" else min(count or len(dataset), len(dataset)), workers=workers))
+    count = min(count or (100000 if data=="shapes" else len(dataset)), len(dataset))
+    try: typer.echo(build_feature_cache(dataset, model, folder, count, workers=workers))
+    except KeyboardInterrupt: typer.echo(f"stopped; what is in {folder} stays, and the same command goes on", err=True); raise typer.Exit(130) from None
 
 # %% ../nbs/52_cli.ipynb #6a08b29e
 @bench_app.command("generate")

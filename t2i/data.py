@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DIGIT_NAMES', 'IMAGE_SUFFIXES', 'ShapesDataset', 'digit_arrays', 'DigitsDataset', 'folder_captions', 'readable',
            'fit_square', 'FolderDataset', 'CocoDataset', 'DataConfig', 'load_dataset', 'Stream', 'Batches',
-           'ignore_interrupt', 'stream_loader', 'fingerprint', 'contents', 'build_cache', 'build_token_cache',
-           'CachedDataset']
+           'ignore_interrupt', 'stream_loader', 'fingerprint', 'contents', 'readable_shard', 'build_cache',
+           'build_token_cache', 'CachedDataset']
 
 # %% ../nbs/02_data.ipynb #963fe7f1
 import hashlib,json,signal
@@ -267,6 +267,13 @@ def contents(
     stats = [(p,p.stat()) for p,_ in dataset.items]
     return fingerprint(type(dataset).__name__, dataset.resolution, [(str(p),s.st_size,s.st_mtime_ns) for p,s in stats], [c for _,c in dataset.items])
 
+# %% ../nbs/02_data.ipynb #9dbdf24c
+def readable_shard(path:Path)->bool:
+    "Whether a shard is whole: safetensors says in its first bytes how long the file must be"
+    try:
+        with safe_open(path, "pt"): return True
+    except (OSError,SafetensorError): return False
+
 # %% ../nbs/02_data.ipynb #8668e04a
 @torch.no_grad()
 def build_cache(
@@ -290,10 +297,13 @@ def build_cache(
     for start in tqdm(range(0, count, shard), desc="filling the cache", unit="shard", disable=None):
         end = min(count, start+shard)
         path,rows,captions = folder/f"{start:09d}-{end:09d}.safetensors",[],[]
-        if path.is_file(): continue
+        known = sorted(folder.glob(f"{start:09d}-*.safetensors")) # the last is the longest
+        if known and int(known[-1].stem.split("-")[1]) >= end and readable_shard(known[-1]): continue
         for batch in tqdm(DataLoader(torch.utils.data.Subset(dataset, range(start, end)), batch_size=batch_size, num_workers=workers), desc=path.stem, unit="batch", leave=False, disable=None):
             rows.append({k: v.cpu() for k,v in compute(batch).items()}); captions += batch["caption"]
-        with atomic_path(path) as p: save_file({k: torch.cat([r[k] for r in rows]) for k in rows[0]}, p, metadata=dict(captions=json.dumps(captions)))
+        with atomic_path(path) as p: save_file({k: torch.cat([r[k] for r in rows]) for k in rows[0]}, p, metadata=dict(captions=json.dumps(captions))); p.chmod(0o644)
+        for shorter in known:
+            if shorter!=path: shorter.unlink()
     return folder
 
 # %% ../nbs/02_data.ipynb #656c718e
