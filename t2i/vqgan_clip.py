@@ -561,7 +561,7 @@ def read_story(
     import yaml
     try: scenes = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError,UnicodeDecodeError,yaml.YAMLError) as e: raise T2IError(f"cannot read the story {path}: {str(e).splitlines()[0]}") from None
-    if not isinstance(scenes, list) or not scenes or not all(isinstance(s, dict) and "include" in s for s in scenes): raise T2IError(f"the story {path} is not a list of scenes, each with an include; a scene is a line as - {include: a red circle, steps: 100}")
+    if not isinstance(scenes, list) or not scenes or not all(isinstance(s, dict) and "include" in s for s in scenes): raise T2IError(f"the story {path} is not a list of scenes, each with an include; a scene is a line as - {{include: a red circle, steps: 100}}")
     for n,s in enumerate(scenes, 1): dataclass_from(Scene, s, f"{path}, scene {n}")
     return scenes
 
