@@ -20,10 +20,10 @@ from .clip import Clip
 from .core import T2IError,from_pil,keyed_generator,to_uint8
 from .data import DIGIT_NAMES,DigitsDataset
 from .quantize import code_counts,perplexity,usage
-from .sampling import draw_uniform,picture_generators,sample_codes
+from .sampling import picture_generators
 from .shapes import BACKGROUNDS,COLORS,SHAPES,TASKS,check,render,sample_scene,shapes_bench
 from .tokenizer_training import lpips_network,psnr,ssim
-from .var import stream_scales
+from .var import draw_without_cache,stream_scales
 from .vqgan import GridTokenizer,VQGAN,VQGANConfig
 from .vqgan_clip import VQGANCLIP,cut_out,draw_cutouts
 
@@ -167,13 +167,7 @@ def cache_speed(
     def cached():
         for ids in stream_scales(net, quantizer, condition, None, generators(), [1.]*len(sizes)): pass
 
-    def uncached(): # a full pass over all coarser maps for every map
-        ids,draws = [],generators()
-        for k,size in enumerate(sizes):
-            x = net.embed.first(condition.vector)
-            if k: x = torch.cat([x, net.embed(quantizer.next_inputs([*ids, None]), 1)], 1)
-            logits = net.run(x, net.prepare(condition), net.mask[:x.shape[1],:x.shape[1]])[:,-size:]
-            ids.append(sample_codes(logits, draw_uniform(draws, size, x.device)))
+    def uncached(): draw_without_cache(net, quantizer, condition, None, generators(), [1.]*len(sizes))
 
     def seconds(f):
         f()

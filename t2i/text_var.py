@@ -47,7 +47,7 @@ class TextVAR(nn.Module, PyTorchModelHubMixin):
         tokens:list[Tensor],   # (b,p*p) int64 a scale
     )->Tensor:                 # (b,L,v) logits
         "Teacher forcing"
-        return self.net(self.condition(features), self.tokenizer.quantizer.next_inputs(tokens))
+        return self.net(self.condition(features), self.tokenizer.quantizer, tokens)
 
     def stream(self,
         features:TextFeatures,      # of b captions
