@@ -96,6 +96,7 @@ class TextVARTaskConfig:
     vocabulary_captions:int=20000 # captions from which the text tokenizer is learned
     condition_dropout:float=.1    # share of captions replaced by the empty one, for guidance
     code_temperature:float=0.     # above 0, the tokens are drawn among near codes and all near codes count as right, see `draw_tokens`
+    finest_map:float=1.           # share of the training steps that also train the finest map, about half of all tokens and the easiest
     sample_guidance:float=3.      # settings of sampled pictures; they become the model's own
     sample_temperature:float=1.
     sample_top_p:float=0.
@@ -143,6 +144,7 @@ class TextVARTask(Task):
     )->tuple[Tensor,dict[str,Tensor]]:
         dropped = ["" if self.model.training and d < self.config.condition_dropout else c for c,d in zip(batch["caption"], batch["draw"].tolist())]
         maps,target = self.tokens(batch)
+        if self.model.training and batch["draw"].sum()%1 >= self.config.finest_map: maps,target = maps[:-1],target[:,:-maps[-1].shape[1]]
         ids,mask = (t.to(target.device) for t in self.text_tokenizer(dropped))
         logits = self.model(ids, mask, maps)                                       # (b,L,v)
         loss,soft = F.cross_entropy(logits.flatten(0,1).float(), target.flatten(0,1)),target.ndim==3
