@@ -71,6 +71,7 @@ def generate(
     guidance_scale:Annotated[float, typer.Option(help="How strictly to follow the prompt; 1 is no guidance.", show_default="the model's own")] = None,
     negative_prompt:Annotated[str, typer.Option(help="What to steer away from.")] = "",
     top_k:Annotated[int, typer.Option(help="Sample among the k likeliest codes; 0 is off.", show_default="the model's own")] = None,
+    passes:Annotated[int, typer.Option(help="Draw each map in so many passes; more than 1 needs a model that was trained for it.", show_default="the model's own")] = None,
     top_p:Annotated[float, typer.Option(help="Sample among the likeliest codes of this total probability; 0 is off.", show_default="the model's own")] = None,
     temperature:Annotated[float, typer.Option(help="0 takes the likeliest code.", show_default="the model's own")] = None,
     seed:Annotated[int, typer.Option(help="The same seed gives the same pictures.", show_default="random")] = None,
@@ -89,7 +90,7 @@ def generate(
     pipe = load(model, device)
     if not isinstance(pipe, Pipeline): raise T2IError(f"{model} is a {'CLIP' if isinstance(pipe, Clip) else 'tokenizer'} and draws nothing from prompts; try -m shapes-var")
     if seed is None: seed = int.from_bytes(os.urandom(4), "big")
-    settings = dict(guidance_scale=guidance_scale, negative_prompt=negative_prompt, top_k=top_k, top_p=top_p, temperature=temperature)
+    settings = dict(guidance_scale=guidance_scale, negative_prompt=negative_prompt, top_k=top_k, top_p=top_p, temperature=temperature, passes=passes)
     frames = list(pipe.stream(texts, num_images_per_prompt, seed=seed, **settings)) if process else None
     pictures = frames[-1].images if process else pipe(texts, num_images_per_prompt, seed=seed, **settings).images
     rows = [[f.images[i] for f in frames] if process else [p] for i,p in enumerate(pictures)]

@@ -105,12 +105,6 @@ class MultiScaleQuantizer(nn.Module):
         sums = self.sums(ids[:-1])
         return torch.cat([self.downscale(s, k+1).flatten(2).transpose(1,2) for k,s in enumerate(sums)], 1)
 
-    def previous_codes(self,
-        ids:list[Tensor], # (b,p*p) a scale; the first few scales will do
-    )->Tensor:            # (b, tokens of these scales, d)
-        "The code before each token, in reading order within its map; zeros before a map's first"
-        return torch.cat([F.pad(self.codebook.decode(i)[:,:-1], (0,0,1,0)) for i in ids], 1)
-
     def update(self, generator:torch.Generator): "Called after every optimiser step: the codes follow"; self.codebook.update(generator)
 
 # %% ../nbs/13_multiscale.ipynb #c64df23e

@@ -63,13 +63,14 @@ class Frame:
 
 # %% ../nbs/51_pipeline.ipynb #482b40bf
 def check_settings(
-    n:int, guidance_scale:float, temperature:float, top_k:int, top_p:float, # as in `Pipeline.frames`
+    n:int, guidance_scale:float, temperature:float, top_k:int, top_p:float, passes:int, # as in `Pipeline.frames`
 ):
     "Refuse settings that make no sense, naming them"
     if n < 1: raise T2IError(f"num_images_per_prompt is {n}; it must be at least 1")
     if temperature < 0: raise T2IError(f"temperature is {temperature}; it must be 0 (the likeliest codes) or more")
     if top_k < 0: raise T2IError(f"top_k is {top_k}; it must be 0 (off) or more")
     if not 0 <= top_p <= 1: raise T2IError(f"top_p is {top_p}; it must be between 0 and 1 (both are off)")
+    if passes < 1: raise T2IError(f"passes is {passes}; a map is drawn in at least 1")
     if guidance_scale!=guidance_scale or abs(guidance_scale)==float("inf"): raise T2IError("guidance_scale must be a number")
 
 # %% ../nbs/51_pipeline.ipynb #c6ae9ea9
@@ -82,12 +83,12 @@ class Pipeline(nn.Module):
         text_tokenizer:TextTokenizer,
         name:str="",                  # for the pictures' metadata
         tokenizer_name:str="",        # the bundled tokenizer that `save_pretrained` refers to
-        defaults:dict|None=None,      # settings that suit the model: guidance_scale, temperature, top_k, top_p
+        defaults:dict|None=None,      # settings that suit the model: guidance_scale, temperature, top_k, top_p, passes
     ):
         super().__init__()
         self.generator,self.tokenizer,self.text_encoder = generator,tokenizer,text_encoder
         self.text_tokenizer,self.name,self.tokenizer_name = text_tokenizer,name,tokenizer_name
-        self.defaults = dict(guidance_scale=3., temperature=1., top_k=0, top_p=0.) | (defaults or {})
+        self.defaults = dict(guidance_scale=3., temperature=1., top_k=0, top_p=0., passes=1) | (defaults or {})
         self.eval().requires_grad_(False)
 
     @property
@@ -114,11 +115,11 @@ class Pipeline(nn.Module):
     def frames(self,
         prompts:list[str],                 # one a picture
         generators:list[torch.Generator],  # one a picture
-        guidance_scale:float, temperature:float, top_k:int, top_p:float, negative_prompt:str,
+        guidance_scale:float, temperature:float, top_k:int, top_p:float, passes:int, negative_prompt:str,
     )->Iterator[list]:                     # after each scale, the ids so far
         "Draw a batch map after map"
         return self.generator.stream(self.encode(prompts), self.encode([negative_prompt]*len(prompts)), generators,
-                                     guidance_scale, temperature, top_k, top_p)
+                                     guidance_scale, temperature, top_k, top_p, passes)
 
 # %% ../nbs/51_pipeline.ipynb #ddacf9c6
 class TextVARPipeline(Pipeline):
@@ -130,6 +131,7 @@ class TextVARPipeline(Pipeline):
         top_k:int|None=None,            # 0 is off
         top_p:float|None=None,          # 0 or 1 is off
         temperature:float|None=None,    # 0 takes the likeliest code
+        passes:int|None=None,           # in so many passes a map is drawn; more than 1 needs a model trained for it
         negative_prompt:str="",         # takes the unconditional's place
         seed:int|None=None,             # picture j of any prompt depends on (seed, j) and the prompt alone
         generator:torch.Generator|list[torch.Generator]|None=None, # instead of a seed: one, or one a picture
@@ -137,7 +139,7 @@ class TextVARPipeline(Pipeline):
         "Check and complete the arguments: a prompt and a generator a picture, the seed, the rest"
         prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, (list,tuple)) else []
         if not prompts or not all(isinstance(p, str) for p in prompts): raise T2IError("prompt must be a text or a list of texts")
-        given = dict(guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p)
+        given = dict(guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p, passes=passes)
         rest = self.defaults | {k: v for k,v in given.items() if v is not None}
         check_settings(num_images_per_prompt, **rest)
         if seed is None and generator is None: seed = torch.seed() % 2**32
@@ -210,7 +212,7 @@ def load_run(
     if isinstance(task, TextVARTask):
         named = recipe.config.tokenizer if not Path(recipe.config.tokenizer).is_dir() else ""
         return TextVARPipeline(task.model.generator, task.tokenizer, task.model.text_encoder, task.text_tokenizer, folder.name, named,
-                               dict(guidance_scale=recipe.config.sample_guidance, temperature=recipe.config.sample_temperature, top_p=recipe.config.sample_top_p))
+                               dict(guidance_scale=recipe.config.sample_guidance, temperature=recipe.config.sample_temperature, top_p=recipe.config.sample_top_p, passes=recipe.config.sample_passes))
     raise T2IError(f"{folder}: a {recipe.task.__name__} makes no pipeline")
 
 # %% ../nbs/51_pipeline.ipynb #c0d9ad83

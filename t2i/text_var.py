@@ -20,7 +20,7 @@ from .multiscale import MultiScaleVQVAE,MultiScaleVQVAEConfig,draw_tokens
 from .sampling import guidance_ramp,picture_generators
 from .text import TextEncoder,TextEncoderConfig,TextFeatures,run_text_tokenizer
 from .training import Task,TrainConfig,load_model
-from .var import Condition,NextScaleTransformer,VARConfig,stream_scales
+from .var import Condition,NextScaleTransformer,VARConfig,draw_known,stream_scales
 
 # %% ../nbs/32_text_var.ipynb #657e7de6
 class TextVAR(nn.Module, PyTorchModelHubMixin):
@@ -45,9 +45,10 @@ class TextVAR(nn.Module, PyTorchModelHubMixin):
     def forward(self,
         features:TextFeatures, # of b captions
         tokens:list[Tensor],   # (b,p*p) int64 a scale
+        known:list[Tensor]|None=None, # (b,p*p) bool a scale, see `NextScaleTransformer`
     )->Tensor:                 # (b,L,v) logits
         "Teacher forcing"
-        return self.net(self.condition(features), self.tokenizer.quantizer, tokens)
+        return self.net(self.condition(features), self.tokenizer.quantizer, tokens, known)
 
     def stream(self,
         features:TextFeatures,      # of b captions
@@ -55,17 +56,18 @@ class TextVAR(nn.Module, PyTorchModelHubMixin):
         generators:list[torch.Generator], # one a picture
         guidance_scale:float=1.,    # w at the finest scale; it rises linearly from 1 (the official cfg is w-1)
         temperature:float=1., top_k:int=0, top_p:float=0.,
+        passes:int=1,               # a map, see `stream_scales`
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far
         "Draw map after map"
         return stream_scales(self.net, self.tokenizer.quantizer, self.condition(features), self.condition(unconditional), generators,
-                             guidance_ramp(guidance_scale, len(self.net.sizes)), temperature, top_k, top_p)
+                             guidance_ramp(guidance_scale, len(self.net.sizes)), temperature, top_k, top_p, passes)
 
     def generate(self,
         features:TextFeatures,      # of b captions
         unconditional:TextFeatures, # of b empty (or negative) captions
         generators:list[torch.Generator],
         guidance_scale:float=1.,
-        **kw,                       # temperature, top_k, top_p
+        **kw,                       # temperature, top_k, top_p, passes
     )->list[Tensor]:                # (b,p*p) int64 a scale
         "Draw one picture a caption"
         for ids in self.stream(features, unconditional, generators, guidance_scale, **kw): pass
@@ -82,8 +84,9 @@ class TextVARWithEncoder(nn.Module):
         ids:Tensor,          # (b,l) int64, text tokens
         mask:Tensor,         # (b,l) bool
         tokens:list[Tensor], # (b,p*p) int64 a scale
+        known:list[Tensor]|None=None, # (b,p*p) bool a scale, see `NextScaleTransformer`
     )->Tensor:               # (b,L,v) logits
-        return self.generator(self.text_encoder(ids, mask), tokens)
+        return self.generator(self.text_encoder(ids, mask), tokens, known)
 
 # %% ../nbs/32_text_var.ipynb #8d5f4da6
 @dataclass
@@ -100,6 +103,7 @@ class TextVARTaskConfig:
     sample_guidance:float=3.      # settings of sampled pictures; they become the model's own
     sample_temperature:float=1.
     sample_top_p:float=0.
+    sample_passes:int=1           # a map, see `stream_scales`; more than 1 needs model.masked
     train:TrainConfig=field(default_factory=TrainConfig)
 
 # %% ../nbs/32_text_var.ipynb #a092c506
@@ -146,10 +150,14 @@ class TextVARTask(Task):
         maps,target = self.tokens(batch)
         if self.model.training and batch["draw"].sum()%1 >= self.config.finest_map: maps,target = maps[:-1],target[:,:-maps[-1].shape[1]]
         ids,mask = (t.to(target.device) for t in self.text_tokenizer(dropped))
-        logits = self.model(ids, mask, maps)                                       # (b,L,v)
-        loss,soft = F.cross_entropy(logits.flatten(0,1).float(), target.flatten(0,1)),target.ndim==3
-        logs = dict(accuracy=(logits.argmax(-1)==(target.argmax(-1) if soft else target)).float().mean())
-        return loss,logs | (dict(floor=torch.special.entr(target).sum(-1).mean()) if soft else {}) # the loss of a model that knew the picture
+        known = draw_known([m.shape[1] for m in maps], [keyed_generator(int(d*2**24), 1) for d in batch["draw"].tolist()]) if self.config.model.masked else None
+        known = known and [k.to(target.device) for k in known]
+        counts = 1. if known is None else torch.cat([~k*k.shape[1]/(~k).sum(1, keepdim=True) for k in known], 1) # (b,L): only what is not known yet, and as much for each map as if nothing were
+        logits = self.model(ids, mask, maps, known)                                # (b,L,v)
+        losses,soft = F.cross_entropy(logits.flatten(0,1).float(), target.flatten(0,1), reduction="none").view_as(logits[...,0]),target.ndim==3
+        right = (logits.argmax(-1)==(target.argmax(-1) if soft else target)).float()
+        floor = dict(floor=(counts*torch.special.entr(target).sum(-1)).mean()) if soft else {}                  # the loss of a model that knew the picture
+        return (counts*losses).mean(),dict(accuracy=(counts*right).mean()) | floor
 
     @torch.no_grad()
     def sample(self)->Tensor: # sixteen pictures of held-out captions
@@ -158,5 +166,5 @@ class TextVARTask(Task):
         device = next(self.model.parameters()).device
         encode = lambda texts: self.model.text_encoder(*(t.to(device) for t in self.text_tokenizer(texts)))
         c,draws = self.config,picture_generators(0, None, 16, 1)
-        ids = self.model.generator.generate(encode(captions), encode([""]*16), draws, c.sample_guidance, temperature=c.sample_temperature, top_p=c.sample_top_p)
+        ids = self.model.generator.generate(encode(captions), encode([""]*16), draws, c.sample_guidance, temperature=c.sample_temperature, top_p=c.sample_top_p, passes=c.sample_passes)
         return self.tokenizer.decode(ids)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['VARConfig', 'ScaleEmbedding', 'VARBlock', 'Condition', 'init_transformer', 'NextScaleTransformer',
-           'draw_without_cache', 'stream_scales', 'per_picture', 'VAR']
+           'draw_without_cache', 'stream_scales', 'per_picture', 'VAR', 'draw_known']
 
 # %% ../nbs/31_var.ipynb #4dcbf072
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from .attention import Attention,CrossAttention,FeedForward,KVCache,block_causal_mask,modulate
 from .core import T2IError
 from .multiscale import MultiScaleVQVAE
-from .sampling import draw_uniform,guidance_ramp,guide,sample_codes
+from .sampling import draw_uniform,guidance_ramp,guide,sample_codes,unmasking_schedule
 
 # %% ../nbs/31_var.ipynb #3f66890f
 @dataclass
@@ -32,19 +33,12 @@ class VARConfig:
     mlp_ratio:float=4.
     l2_norm:bool=True       # cosine attention, see `Attention`
     shared_adaln:bool=True  # one map from the condition to all blocks' scales and shifts, plus an offset a block
-    sequential:int=0        # so many of the coarsest maps are drawn token by token; 0: every map at once, as in VAR
+    masked:bool=False       # reads what is known of a map already, so that a map can be drawn in several passes; VAR does not
     num_classes:int|None=None # class-conditional models
     text_width:int|None=None  # text-conditional models: width of the text features
     model_type:str="var"
     format:int=1
-    def __post_init__(self):
-        self.scales = tuple(self.scales)
-        if not 0<=self.sequential<=len(self.scales): raise T2IError(f"sequential must be between 0 and {len(self.scales)}, the number of scales, not {self.sequential}")
-
-    @property
-    def pieces(self)->list[int]:
-        "How many tokens are drawn at a time, from the first token to the last"
-        return [n for k,s in enumerate(self.scales) for n in ([1]*(s*s) if k<self.sequential else [s*s])]
+    def __post_init__(self): self.scales = tuple(self.scales)
 
 # %% ../nbs/31_var.ipynb #999f7b21
 class ScaleEmbedding(nn.Module):
@@ -53,7 +47,7 @@ class ScaleEmbedding(nn.Module):
         super().__init__()
         c,self.sizes = config,[s*s for s in config.scales]                        # tokens of each map
         self.word = nn.Linear(c.code_dim, c.width)
-        if c.sequential: self.said = nn.Linear(c.code_dim, c.width, bias=False)   # for the code before, in maps drawn token by token
+        if c.masked: self.said = nn.Linear(c.code_dim, c.width, bias=False)       # for the token's own code, where it is known
         self.start = nn.Parameter(torch.randn(1, 1, c.width)*.02)
         self.pos_embed = nn.Parameter(torch.randn(1, sum(self.sizes), c.width)*.02)
         self.level_embed = nn.Embedding(len(c.scales), c.width)
@@ -149,7 +143,7 @@ class NextScaleTransformer(nn.Module):
         self.blocks = nn.ModuleList([VARBlock(c) for _ in range(c.depth)])
         self.head_ada = nn.Linear(c.width, 2*c.width)
         self.head = nn.Linear(c.width, c.codebook_size)
-        self.register_buffer("mask", block_causal_mask(c.pieces), persistent=False)
+        self.register_buffer("mask", block_causal_mask(self.sizes), persistent=False)
         init_transformer(self)
 
     def prepare(self,
@@ -177,11 +171,12 @@ class NextScaleTransformer(nn.Module):
         condition:Condition,
         quantizer,        # the tokenizer's `MultiScaleQuantizer`
         ids:list[Tensor], # (b,p*p) int64 a scale; the first few scales will do
-    )->Tensor:            # (b,L,v) float32; of a map none but the coarser maps were read
+        known:list[Tensor]|None=None, # (b,p*p) bool a scale: the tokens that their own map may read, in a model that is `masked`; None: none
+    )->Tensor:            # (b,L,v) float32
         "Teacher forcing: all maps in one pass under the block-causal mask"
-        x,n = self.embed.first(condition.vector),self.config.sequential
+        x = self.embed.first(condition.vector)
         if len(ids)>1: x = torch.cat([x, self.embed(quantizer.next_inputs(ids), 1)], 1)
-        if n: x = x + F.pad(self.embed.said(quantizer.previous_codes(ids[:n])), (0,0,0,sum(self.sizes[n:len(ids)])))
+        if known is not None: x = x + self.embed.said(quantizer.codebook.decode(torch.cat(ids, 1))*torch.cat(known, 1)[...,None])
         return self.run(x, self.prepare(condition), self.mask[:x.shape[1],:x.shape[1]])
 
 # %% ../nbs/31_var.ipynb #f7916db6
@@ -194,16 +189,21 @@ def draw_without_cache(
     generators:list[torch.Generator], # one a picture
     weights:list[float],    # guidance a scale, see `guidance_ramp`
     temperature:float=1.,
+    passes:int=1,           # see `stream_scales`
 )->list[Tensor]:            # (b,p*p) int64 a scale
-    "The slow, obvious way: a pass over everything so far for every piece; what `stream_scales` is checked and timed against"
-    ids = []
+    "The slow, obvious way: every pass computes everything so far; what `stream_scales` is checked and timed against"
+    ids,seen = [],[]        # seen: what each map's last pass knew of it
     for k,size in enumerate(net.sizes):
-        step = 1 if k<net.config.sequential else size
-        uniform,new = draw_uniform(generators, size, condition.vector.device),condition.vector.new_zeros(len(condition.vector), size, dtype=torch.long)
-        for i in range(0, size, step):
-            logits = [net(c, quantizer, [*ids,new])[:,-size:][:,i:i+step] for c in (condition,unconditional) if c is not None]
+        uniform = draw_uniform(generators, size, condition.vector.device)
+        rank = draw_uniform(generators, size, uniform.device).argsort(1).argsort(1) if passes>1 else torch.zeros_like(uniform)
+        new,known = torch.zeros_like(uniform, dtype=torch.long),torch.zeros_like(uniform, dtype=torch.bool)
+        seen.append(known)
+        for end in unmasking_schedule(size, passes):
+            seen[k] = known
+            logits = [net(c, quantizer, [*ids,new], seen if net.config.masked else None)[:,-size:] for c in (condition,unconditional) if c is not None]
             logits = guide(*logits, weights[k]) if len(logits)>1 else logits[0]
-            new[:,i:i+step] = sample_codes(logits, uniform[:,i:i+step], temperature)
+            new = torch.where(known, new, sample_codes(logits, uniform, temperature))
+            known = rank < end
         ids.append(new)
     return ids
 
@@ -219,25 +219,30 @@ def stream_scales(
     temperature:float=1.,
     top_k:int=0,
     top_p:float=0.,
+    passes:int=1,           # in so many passes a map is drawn, see `unmasking_schedule`; more than 1 needs a model that is `masked`
     prefix:list[Tensor]|None=None, # (b,p*p) each: the first maps, given instead of sampled
 )->Iterator[list[Tensor]]:  # after each scale: all ids so far, (b,p*p) each
     "Draw map after map, each seeing the key-value cache of those before it"
     c = net.config
+    if passes > 1 and not c.masked: raise T2IError(f"passes is {passes}, but this model draws each map at once: it was not trained with model.masked=true")
     guided = unconditional is not None and any(w!=1 for w in weights)
     both = Condition.cat(condition, unconditional) if guided else condition
     prepared,x = net.prepare(both),net.embed.first(both.vector)
-    total = sum(net.sizes)
-    caches = [KVCache(len(x), c.heads, total, c.width//c.heads, dtype=x.dtype, device=x.device) for _ in net.blocks]
+    caches = [KVCache(len(x), c.heads, sum(net.sizes), c.width//c.heads, dtype=x.dtype, device=x.device) for _ in net.blocks]
     ids,running,done = [],0.,0
     for k,size in enumerate(net.sizes):
-        uniform,step,drawn = draw_uniform(generators, size, x.device),1 if k<c.sequential else size,[]
-        for i in range(0, size, step):
-            part = x[:,i:i+step]                                                  # (b or 2b,step,d)
-            if drawn: part = part + net.embed.said(quantizer.codebook.decode(drawn[-1])).repeat(len(part)//len(drawn[-1]), 1, 1)
-            logits = net.run(part, prepared, caches=caches)                       # (b or 2b,step,v)
+        uniform = draw_uniform(generators, size, x.device)
+        rank = draw_uniform(generators, size, x.device).argsort(1).argsort(1) if passes>1 else torch.zeros_like(uniform) # in this order
+        given = prefix[k] if prefix and k<len(prefix) else None
+        new = known = None
+        for end in unmasking_schedule(size, passes if given is None else 1):
+            y = x if new is None else x + (net.embed.said(quantizer.codebook.decode(new))*known[...,None]).repeat(len(x)//len(new), 1, 1)
+            for cache in caches: cache.used = done                                # a further pass takes the place of the last
+            logits = net.run(y, prepared, caches=caches)                          # (b or 2b,size,v)
             if guided: logits = guide(*logits.chunk(2), weights[k])
-            drawn.append(prefix[k][:,i:i+step] if prefix and k<len(prefix) else sample_codes(logits, uniform[:,i:i+step], temperature, top_k, top_p))
-        ids.append(torch.cat(drawn, 1))
+            drawn = sample_codes(logits, uniform, temperature, top_k, top_p) if given is None else given
+            new,known = drawn if new is None else torch.where(known, new, drawn),rank < end
+        ids.append(new)
         yield list(ids)
         done += size
         if k+1 == len(net.sizes): return
@@ -279,15 +284,17 @@ class VAR(nn.Module, PyTorchModelHubMixin):
     def forward(self,
         labels:Tensor,       # (b,) int64
         tokens:list[Tensor], # (b,p*p) int64 a scale
+        known:list[Tensor]|None=None, # (b,p*p) bool a scale, see `NextScaleTransformer`
     )->Tensor:               # (b,L,v) logits
         "Teacher forcing"
-        return self.net(self.condition(labels), self.tokenizer.quantizer, tokens)
+        return self.net(self.condition(labels), self.tokenizer.quantizer, tokens, known)
 
     def generate(self,
         labels:Tensor,             # (b,) int64
         guidance_scale:float=1.,   # w at the finest scale; it rises linearly from 1
         cfg:float|None=None,       # the official convention instead: w = 1+cfg
         temperature:float=1., top_k:int=0, top_p:float=0.,
+        passes:int=1,              # a map, see `stream_scales`
         generator:torch.Generator|list[torch.Generator]|None=None, # one, or one a picture
     )->list[Tensor]:               # (b,p*p) int64 a scale
         "Draw one picture a label"
@@ -295,5 +302,15 @@ class VAR(nn.Module, PyTorchModelHubMixin):
         generators = generator if isinstance(generator, list) else per_picture(generator, len(labels))
         null = self.condition(torch.full_like(labels, self.config.num_classes))
         for ids in stream_scales(self.net, self.tokenizer.quantizer, self.condition(labels), null, generators,
-                                 guidance_ramp(w, len(self.net.sizes)), temperature, top_k, top_p): pass
+                                 guidance_ramp(w, len(self.net.sizes)), temperature, top_k, top_p, passes): pass
         return ids
+
+# %% ../nbs/31_var.ipynb #b7d21c3a
+def draw_known(
+    sizes:list[int],                  # tokens of each map
+    generators:list[torch.Generator], # one a picture
+)->list[Tensor]:                      # (b,size) bool a map; of no map all
+    "Which tokens of each map are known: as many as at a random pass of `unmasking_schedule`, anywhere"
+    draws = draw_uniform(generators, len(sizes)+sum(sizes))
+    share = 1-(math.pi/2*draws[:,:len(sizes)]).cos()                              # (b, maps), in [0,1)
+    return [d.argsort(1).argsort(1) < (share[:,k:k+1]*d.shape[1]).floor() for k,d in enumerate(draws[:,len(sizes):].split(sizes, 1))]

@@ -128,15 +128,16 @@ def draw_places(
 def sample_places(
     image:Tensor, # (1,3,h,w)
     place:Tensor, # (n,3,3), see `Cutouts`
-    side:int,     # samples a row and column
-)->Tensor:        # (n,3,side,side), bilinear; 0, which is gray, beyond the picture
+    side:int,     # pixels a row and column of a cutout
+    fine:int=1,   # samples a pixel, each way
+)->Tensor:        # (n,3,fine*fine,side,side), bilinear: every pixel's first sample, every pixel's second, and so on; 0, which is gray, beyond the picture
     "Look up all cutouts in one call"
     h,w = image.shape[-2:]
-    u = (torch.arange(side, device=image.device)*2+1)/side-1                                               # (side,), middles of the pixels
-    points = torch.stack([u.expand(side,side), u[:,None].expand(side,side), torch.ones(side, side, device=image.device)], -1) # (side,side,3)
-    x,y,z = torch.einsum("nij,yxj->inyx", place, points)                                                   # (n,side,side) each
+    u = ((torch.arange(side*fine, device=image.device)*2+1)/(side*fine)-1).unflatten(0, (side,fine)).T     # (fine,side), middles of the samples
+    points = torch.stack(torch.broadcast_tensors(u[None,:,None], u[:,None,:,None], torch.ones_like(u[:1,:1,None,None])), -1) # (fine,fine,side,side,3)
+    x,y,z = torch.einsum("nij,yxj->inyx", place, points.view(-1, side, 3))                                 # (n,fine*fine*side,side) each
     grid = torch.stack([x/z*2/w, y/z*2/h], -1)
-    return F.grid_sample(image.expand(len(place),-1,-1,-1), grid, align_corners=False)
+    return F.grid_sample(image.expand(len(place),-1,-1,-1), grid, align_corners=False).unflatten(2, (-1,side))
 
 # %% ../nbs/21_vqgan_clip.ipynb #214fc98e
 TO_YIQ = torch.tensor([[.299,.587,.114],[.596,-.274,-.322],[.211,-.523,.312]]) # brightness, and two axes of colour (NTSC 1953)
@@ -191,8 +192,8 @@ def cut_out(
     cutouts = Cutouts(*(getattr(cutouts, f.name).to(image) for f in fields(cutouts)))
     side = cutouts.noise.shape[-1]
     fine = max(2 if config.pool=="mean_max" else 1, math.ceil(config.max_size*min(image.shape[-2:])/side)) # samples a pixel, so that none of the picture is skipped
-    x = sample_places(image, cutouts.place, side*fine)
-    if fine > 1: x = F.avg_pool2d(x, fine) if config.pool=="mean" else (F.avg_pool2d(x, fine)+F.max_pool2d(x, fine))/2
+    x = sample_places(image, cutouts.place, side, fine)                                                    # (n,3,fine*fine,s,s)
+    x = x.mean(2) if config.pool=="mean" else (x.mean(2)+x.amax(2))/2
     x = torch.einsum("nij,njyx->niyx", cutouts.color[:,:,:3], x) + cutouts.color[:,:,3,None,None]
     u = (torch.arange(side, device=x.device)+.5)/side
     left,top,right,bottom = cutouts.box.unbind(1)
