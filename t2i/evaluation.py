@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['timed', 'reconstruction_scores', 'shapes_scores', 'shapes_world', 'digit_features', 'digit_classifier',
-           'digit_scores', 'palette_counts', 'dream_scores', 'cache_speed', 'tokenizer_speed', 'dream_speed']
+           'digit_scores', 'palette_counts', 'dream_scores', 'cache_speed', 'tokenizer_speed', 'usual_cutout',
+           'dream_speed']
 
 # %% ../nbs/50_evaluation.ipynb #982601f5
 import contextlib,io,random,time,timeit
@@ -12,7 +13,9 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np, torch
+import torchvision.transforms.functional as TF
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -207,11 +210,26 @@ def tokenizer_speed(
     out = {k: float(np.median([r[k] for r in rounds]))/batch_size for k in calls}
     return out | {f"{k}_original_over_ours": out[f"{k}_original"]/out[k] for k in ("encode","decode")}
 
+# %% ../nbs/50_evaluation.ipynb #8af91a12
+def usual_cutout(
+    image:Tensor, # (1,3,h,w), [-1,1]
+    side:int,     # of what CLIP reads, pixels
+)->Tensor:        # (1,3,side,side)
+    "One cutout as the usual scripts make it: torchvision's functions, one after the other"
+    h,w = image.shape[-2:]
+    s = int(.8*min(h, w))
+    x = TF.hflip(TF.resized_crop(image, (h-s)//2, (w-s)//2, s, s, [side,side]))
+    corners = [[0,0],[side-1,0],[side-1,side-1],[0,side-1]]
+    x = TF.perspective(TF.affine(x, 5., [0,0], 1., [3.,0.]), corners, [[x+side//32,y] for x,y in corners])
+    x = TF.adjust_saturation(TF.adjust_contrast(TF.adjust_brightness(x/2+.5, 1.05), .95), 1.05)
+    x = TF.erase(TF.adjust_hue(x, .02), side//8, side//8, side//4, side//4, x.new_full((3,1,1), .5))*2-1
+    return x + .05*torch.randn_like(x)
+
 # %% ../nbs/50_evaluation.ipynb #56e81644
 def dream_speed(
     run:VQGANCLIP,
     repeat:int=10, # of each; the medians count
-)->dict[str,float]: # steps a second; the shares of VQGAN, cutouts and (the first) CLIP in a step; cutouts one by one over all at once
+)->dict[str,float]: # steps a second; the shares of VQGAN, cutouts and (the first) CLIP in a step; cutouts one by one, and made in the usual way, over all at once
     "The parts of a step, measured in one run"
     clip,config,device = run.clips[0],run.config.cutouts,run.average.device
     generator = keyed_generator(0)
@@ -220,8 +238,9 @@ def dream_speed(
     seen = cut_out(pixels, cutouts, config).detach().requires_grad_()
     calls = dict(step=run.advance, vqgan=lambda: run.latents().sum().backward(), clip=lambda: clip.encode_image(seen).sum().backward(),
                  cutouts=lambda: cut_out(pixels, cutouts, config).sum().backward(), draws=lambda: draw_cutouts(config, *run.size, clip.image_size, generator),
-                 one_by_one=lambda: [cut_out(pixels, cutouts[i:i+1], config).sum().backward() for i in range(len(cutouts))])
+                 one_by_one=lambda: [cut_out(pixels, cutouts[i:i+1], config).sum().backward() for i in range(len(cutouts))],
+                 usual=lambda: [usual_cutout(pixels, clip.image_size).sum().backward() for _ in range(len(cutouts))])
     for f in calls.values(): f()
     rounds = [{k: timed(f, device)[1] for k,f in calls.items()} for _ in range(repeat)]
     s = {k: float(np.median([r[k] for r in rounds])) for k in calls}
-    return dict(steps_per_second=1/s["step"], share_vqgan=s["vqgan"]/s["step"], share_cutouts=(s["cutouts"]+s["draws"])/s["step"], share_clip=s["clip"]/s["step"], one_by_one_over_batched=s["one_by_one"]/s["cutouts"])
+    return dict(steps_per_second=1/s["step"], share_vqgan=s["vqgan"]/s["step"], share_cutouts=(s["cutouts"]+s["draws"])/s["step"], share_clip=s["clip"]/s["step"], one_by_one_over_batched=s["one_by_one"]/s["cutouts"], usual_over_batched=s["usual"]/s["cutouts"])
