@@ -22,7 +22,7 @@ from .data import DataConfig,ShapesDataset,build_cache,contents,fingerprint,load
 from .quantize import world_size
 from .shapes import COLORS,SHAPES
 from .text import TextFeatures,TextTokenizer,run_text_tokenizer
-from .training import Task,TrainConfig
+from .training import Task,TrainConfig,load_task
 
 # %% ../nbs/20_clip.ipynb #14efc3a5
 class ClipLoss(nn.Module):
@@ -148,12 +148,16 @@ def save_clip(
 
 # %% ../nbs/20_clip.ipynb #d61c8ef0
 def load_clip(
-    name:str|Path="shapes-clip", # a bundled name, a folder with open_clip_config.json, or a model of OpenCLIP and its weights: "ViT-B-32/laion2b_s34b_b79k", "ViT-B-32//path/to/file"
+    name:str|Path="shapes-clip", # a bundled name, a run, a folder with open_clip_config.json, or a model of OpenCLIP and its weights: "ViT-B-32/laion2b_s34b_b79k", "ViT-B-32//path/to/file"
     device:str|None=None,        # None: CUDA, then MPS, then the CPU
 )->Clip:                         # in evaluation mode, without gradients for its weights
     "Any CLIP model"
     import open_clip
     folder = Path(name) if Path(name).is_dir() else None if "/" in str(name) or str(name) in open_clip.list_models() else bundled_folder(name)
+    if folder and (folder/"last").is_file():
+        task = load_task(folder)
+        if not hasattr(task, "clip"): raise T2IError(f"{folder} is the run of a {type(task).__name__}, not of a CLIP")
+        return task.clip().eval().requires_grad_(False).to(best_device(device))
     if folder:
         if not (folder/"open_clip_config.json").is_file(): raise T2IError(f"{folder} has no open_clip_config.json: it is no CLIP model")
         try: model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)

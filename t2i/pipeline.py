@@ -24,7 +24,7 @@ from .sampling import picture_generators
 from .text import TextEncoder,TextEncoderConfig,TextFeatures,TextTokenizer
 from .text_var import TextVAR,TextVARTask
 from .tokenizer_training import TOKENIZERS,TokenizerTask
-from .training import load_part,load_recipe,load_weights,weights_file
+from .training import load_part,load_task
 from .var import VARConfig
 from .vit_vqgan import ViTVQGAN
 from .vqgan import VQGAN,GumbelVQGAN
@@ -139,8 +139,7 @@ class TextVARPipeline(Pipeline):
         "Check and complete the arguments: a prompt and a generator a picture, the seed, the rest"
         prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, (list,tuple)) else []
         if not prompts or not all(isinstance(p, str) for p in prompts): raise T2IError("prompt must be a text or a list of texts")
-        given = dict(guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p, passes=passes)
-        rest = self.defaults | {k: v for k,v in given.items() if v is not None}
+        rest = self.defaults | {k: v for k,v in dict(guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p, passes=passes).items() if v is not None}
         check_settings(num_images_per_prompt, **rest)
         if seed is None and generator is None: seed = torch.seed() % 2**32
         generators = picture_generators(seed, generator, len(prompts), num_images_per_prompt)
@@ -203,17 +202,15 @@ def load_run(
     folder:Path, # of a run
 )->nn.Module: # a pipeline, a tokenizer or a CLIP
     "The averaged model of a run's last checkpoint, ready for use"
-    recipe = load_recipe(folder/"recipe.yaml")
-    task = recipe.task(recipe.config, folder)
-    load_weights(task.model, weights_file(folder))
-    task.model.eval().requires_grad_(False)
+    task = load_task(folder)
+    config = task.config
     if isinstance(task, TokenizerTask): return task.model
     if isinstance(task, ClipTask): return task.clip().eval().requires_grad_(False)
     if isinstance(task, TextVARTask):
-        named = recipe.config.tokenizer if not Path(recipe.config.tokenizer).is_dir() else ""
+        named = config.tokenizer if not Path(config.tokenizer).is_dir() else ""
         return TextVARPipeline(task.model.generator, task.tokenizer, task.model.text_encoder, task.text_tokenizer, folder.name, named,
-                               dict(guidance_scale=recipe.config.sample_guidance, temperature=recipe.config.sample_temperature, top_p=recipe.config.sample_top_p, passes=recipe.config.sample_passes))
-    raise T2IError(f"{folder}: a {recipe.task.__name__} makes no pipeline")
+                               dict(guidance_scale=config.sample_guidance, temperature=config.sample_temperature, top_p=config.sample_top_p, passes=config.sample_passes))
+    raise T2IError(f"{folder}: a {type(task).__name__} makes no pipeline")
 
 # %% ../nbs/51_pipeline.ipynb #c0d9ad83
 def download(

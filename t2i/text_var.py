@@ -150,19 +150,17 @@ class TextVARTask(Task):
         maps,target = self.tokens(batch)
         if self.model.training and batch["draw"].sum()%1 >= self.config.finest_map: maps,target = maps[:-1],target[:,:-maps[-1].shape[1]]
         ids,mask = (t.to(target.device) for t in self.text_tokenizer(dropped))
-        known = draw_known([m.shape[1] for m in maps], [keyed_generator(int(d*2**24), 1) for d in batch["draw"].tolist()]) if self.config.model.masked else None
-        known = known and [k.to(target.device) for k in known]
+        known = draw_known([m.shape[1] for m in maps], [keyed_generator(int(d*2**24), 1) for d in batch["draw"].tolist()], target.device) if self.config.model.masked else None
         counts = 1. if known is None else torch.cat([~k*k.shape[1]/(~k).sum(1, keepdim=True) for k in known], 1) # (b,L): only what is not known yet, and as much for each map as if nothing were
         logits = self.model(ids, mask, maps, known)                                # (b,L,v)
         losses,soft = F.cross_entropy(logits.flatten(0,1).float(), target.flatten(0,1), reduction="none").view_as(logits[...,0]),target.ndim==3
-        right = (logits.argmax(-1)==(target.argmax(-1) if soft else target)).float()
+        accuracy = (counts*(logits.argmax(-1)==(target.argmax(-1) if soft else target))).mean()
         floor = dict(floor=(counts*torch.special.entr(target).sum(-1)).mean()) if soft else {}                  # the loss of a model that knew the picture
-        return (counts*losses).mean(),dict(accuracy=(counts*right).mean()) | floor
+        return (counts*losses).mean(),dict(accuracy=accuracy) | floor
 
     @torch.no_grad()
     def sample(self)->Tensor: # sixteen pictures of held-out captions
-        data = load_dataset(self.config.data, "val")
-        captions = [data[i]["caption"] for i in range(16)]
+        data = load_dataset(self.config.data, "val"); captions = [data[i]["caption"] for i in range(16)]
         device = next(self.model.parameters()).device
         encode = lambda texts: self.model.text_encoder(*(t.to(device) for t in self.text_tokenizer(texts)))
         c,draws = self.config,picture_generators(0, None, 16, 1)

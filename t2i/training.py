@@ -7,7 +7,7 @@ __all__ = ['TrainConfig', 'lr_factor', 'orthogonalize', 'Muon', 'build_optimizer
            'load_recipe', 'plain_state', 'save_checkpoint', 'last_checkpoint', 'weights_file', 'fill_model',
            'read_weights', 'load_weights', 'initial_weights', 'load_model', 'load_part', 'read_metrics', 'MetricLog',
            'make_fabric', 'prepare_run', 'stop_signal', 'averaged', 'TrainingState', 'batches', 'mean_logs', 'lost',
-           'judge', 'optimize', 'validate', 'draw_samples', 'stopped', 'fit', 'train']
+           'judge', 'optimize', 'validate', 'draw_samples', 'stopped', 'fit', 'train', 'load_task']
 
 # %% ../nbs/03_training.ipynb #1e6c187a
 import contextlib,importlib,json,logging,math,os,shutil,signal,threading,time,warnings
@@ -610,3 +610,14 @@ def train(
         recipe = load_recipe(recipe, overrides)
     if run is None: raise T2IError("say where the run goes: train(recipe, run=FOLDER)")
     return fit(TrainingState(recipe, run, resume))
+
+# %% ../nbs/03_training.ipynb #30487357
+def load_task(
+    folder:str|Path, # of a run
+)->Task:             # its model in evaluation mode, without gradients
+    "A run's task with the averaged weights of its last checkpoint"
+    recipe = load_recipe(Path(folder)/"recipe.yaml")
+    task = recipe.task(recipe.config, Path(folder))
+    load_weights(task.model, weights_file(folder))
+    task.model.eval().requires_grad_(False)
+    return task

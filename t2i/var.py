@@ -309,8 +309,9 @@ class VAR(nn.Module, PyTorchModelHubMixin):
 def draw_known(
     sizes:list[int],                  # tokens of each map
     generators:list[torch.Generator], # one a picture
+    device:torch.device|str="cpu",
 )->list[Tensor]:                      # (b,size) bool a map; of no map all
     "Which tokens of each map are known: as many as at a random pass of `unmasking_schedule`, anywhere"
-    draws = draw_uniform(generators, len(sizes)+sum(sizes))
+    draws = draw_uniform(generators, len(sizes)+sum(sizes), device)
     share = 1-(math.pi/2*draws[:,:len(sizes)]).cos()                              # (b, maps), in [0,1)
     return [d.argsort(1).argsort(1) < (share[:,k:k+1]*d.shape[1]).floor() for k,d in enumerate(draws[:,len(sizes):].split(sizes, 1))]

@@ -432,9 +432,9 @@ class LatentOptimizer:
         self.latents = first_latents(vqgan, *size, config, keyed_generator(seed, -1))
         try: self.optimizer = getattr(torch.optim, config.optimizer)(self.latents.parameters(), lr=config.lr)
         except (TypeError,ValueError) as e: raise T2IError(f"{config.optimizer} with lr={config.lr} cannot be used: {e}") from None
-        self.ends = list(accumulate(s.steps for s in story)) # of the scenes, in steps
-        self.step,self.known_goals,self.progress = 0,{},None       # progress: the smoothed loss, its lowest value in this scene, and when that was
-        if config.init=="random" and config.starts > 1: self.choose(random_latents(self.latents, config.starts, keyed_generator(seed, -2)))
+        self.ends,self.step,self.known_goals,self.progress = list(accumulate(s.steps for s in story)),0,{},None # ends: of the scenes, in steps; progress: the smoothed loss, its lowest value in this scene, and when that was
+        if config.init=="random" and config.starts > 1:
+            with explain_memory(0, size, config): self.choose(random_latents(self.latents, config.starts, keyed_generator(seed, -2)))
         self.average = self.latents.units.detach().clone()
 
     @property
