@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['timed', 'reconstruction_scores', 'shapes_scores', 'shapes_world', 'digit_features', 'digit_classifier',
-           'digit_scores', 'palette_counts', 'dream_scores', 'cache_speed', 'tokenizer_speed', 'usual_cutout',
-           'dream_speed']
+           'digit_scores', 'palette_counts', 'dream_scores', 'cache_speed', 'tokenizer_speed', 'peak_memory',
+           'usual_cutout', 'dream_speed']
 
 # %% ../nbs/50_evaluation.ipynb #982601f5
-import contextlib,io,random,time,timeit
+import contextlib,io,random,sys,time,timeit
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -210,6 +210,16 @@ def tokenizer_speed(
     out = {k: float(np.median([r[k] for r in rounds]))/batch_size for k in calls}
     return out | {f"{k}_original_over_ours": out[f"{k}_original"]/out[k] for k in ("encode","decode")}
 
+# %% ../nbs/50_evaluation.ipynb #e37d07b4
+def peak_memory(
+    device:torch.device,
+)->float: # GiB; nan where the system does not tell
+    "The most memory so far: what CUDA gave out, elsewhere that of the whole process"
+    if device.type=="cuda": return torch.cuda.max_memory_allocated(device)/2**30
+    try: import resource
+    except ImportError: return float("nan")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**30 if sys.platform=="darwin" else 2**20)
+
 # %% ../nbs/50_evaluation.ipynb #8af91a12
 def usual_cutout(
     image:Tensor, # (1,3,h,w), [-1,1]
@@ -229,7 +239,7 @@ def usual_cutout(
 def dream_speed(
     run:VQGANCLIP,
     repeat:int=10, # of each; the medians count
-)->dict[str,float]: # steps a second; the shares of VQGAN, cutouts and (the first) CLIP in a step; cutouts one by one, and made in the usual way, over all at once
+)->dict[str,float]: # steps a second; the shares of VQGAN, cutouts and (the first) CLIP in a step; cutouts one by one, and made in the usual way, over all at once; and the peak memory, GiB
     "The parts of a step, measured in one run"
     clip,config,device = run.clips[0],run.config.cutouts,run.average.device
     generator = keyed_generator(0)
@@ -243,4 +253,4 @@ def dream_speed(
     for f in calls.values(): f()
     rounds = [{k: timed(f, device)[1] for k,f in calls.items()} for _ in range(repeat)]
     s = {k: float(np.median([r[k] for r in rounds])) for k in calls}
-    return dict(steps_per_second=1/s["step"], share_vqgan=s["vqgan"]/s["step"], share_cutouts=(s["cutouts"]+s["draws"])/s["step"], share_clip=s["clip"]/s["step"], one_by_one_over_batched=s["one_by_one"]/s["cutouts"], usual_over_batched=s["usual"]/s["cutouts"])
+    return dict(steps_per_second=1/s["step"], share_vqgan=s["vqgan"]/s["step"], share_cutouts=(s["cutouts"]+s["draws"])/s["step"], share_clip=s["clip"]/s["step"], one_by_one_over_batched=s["one_by_one"]/s["cutouts"], usual_over_batched=s["usual"]/s["cutouts"], peak_memory=peak_memory(device))

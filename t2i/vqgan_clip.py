@@ -401,7 +401,7 @@ def best_fit(
     "Those latents whose whole picture fits best"
     def loss(images): return sum((DISTANCES[config.distance](m.encode_image(images)[:,None], vectors)*weights).sum(1) for m,g in zip(clips, goals) for vectors,weights in g.values())
     with torch.autocast(units.device.type, torch.bfloat16, enabled=config.precision=="bf16"):
-        best = torch.cat([loss(latents(u)) for u in units.split(config.at_once or len(units))]).argmin()
+        best = torch.cat([loss(latents(u)) for u in units.split(min(8, config.at_once or 8))]).argmin()
     return units[best:best+1].clone()
 
 # %% ../nbs/21_vqgan_clip.ipynb #4df4d464
