@@ -148,7 +148,7 @@ class TextVARTask(Task):
     )->tuple[Tensor,dict[str,Tensor]]:
         dropped = ["" if self.model.training and d < self.config.condition_dropout else c for c,d in zip(batch["caption"], batch["draw"].tolist())]
         maps,target = self.tokens(batch)
-        if self.model.training and batch["draw"].sum()%1 >= self.config.finest_map: maps,target = maps[:-1],target[:,:-maps[-1].shape[1]]
+        if self.model.training and torch.rand((), generator=keyed_generator(self.config.train.seed, -3, self.step)) >= self.config.finest_map: maps,target = maps[:-1],target[:,:-maps[-1].shape[1]]
         ids,mask = (t.to(target.device) for t in self.text_tokenizer(dropped))
         known = draw_known([m.shape[1] for m in maps], [keyed_generator(int(d*2**24), 1) for d in batch["draw"].tolist()], target.device) if self.config.model.masked else None
         counts = 1. if known is None else torch.cat([~k*k.shape[1]/(~k).sum(1, keepdim=True) for k in known], 1) # (b,L): only what is not known yet, and as much for each map as if nothing were
