@@ -99,7 +99,7 @@ class TextVARTaskConfig:
     vocabulary_captions:int=20000 # captions from which the text tokenizer is learned
     condition_dropout:float=.1    # share of captions replaced by the empty one, for guidance
     code_temperature:float=0.     # above 0, the tokens are drawn among near codes and all near codes count as right, see `draw_tokens`
-    finest_map:float=1.           # share of the training steps that also train the finest map, about half of all tokens and the easiest
+    finest_map:float=1.           # share of the training steps that also train the finest map, about half of all tokens
     sample_guidance:float=3.      # settings of sampled pictures; they become the model's own
     sample_temperature:float=1.
     sample_top_p:float=0.
