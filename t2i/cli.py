@@ -57,7 +57,8 @@ def read_prompts(
     from t2i.core import T2IError
     found = list(prompts or [])
     if file is not None:
-        text = sys.stdin.read() if str(file)=="-" else file.read_text(encoding="utf-8")
+        try: text = sys.stdin.read() if str(file)=="-" else file.read_text(encoding="utf-8")
+        except UnicodeDecodeError: raise T2IError(f"{file} is no text in UTF-8") from None
         found += [l.strip() for l in text.splitlines() if l.strip()]
     if not found: raise T2IError('no prompt: give one in quotes, as "a red circle", or a file with --prompts')
     return found
@@ -187,17 +188,19 @@ def dream(
 ):
     "Paint a picture that CLIP finds fitting, by moving a VQGAN's latents."
     from dataclasses import asdict
+    from importlib.util import find_spec
     from t2i.core import T2IError
     from t2i.pipeline import load
     from t2i.vqgan_clip import VIDEO_SUFFIXES,Scene,VQGANCLIP,read_story
     if every < 1: raise T2IError(f"--every is {every}; it must be at least 1")
     if video and video.suffix.lower() not in VIDEO_SUFFIXES: raise T2IError(f"cannot write {video}: a video ends in {', '.join(VIDEO_SUFFIXES)}")
+    if video and video.suffix.lower()==".mp4" and not find_spec("imageio_ffmpeg"): raise T2IError("mp4 needs imageio-ffmpeg: pip install 't2i[train]'; or name a .gif or .webp")
     prompts = dict(include=list(include or ()), exclude=list(exclude or ()), extras=list(extras or ()))
     if resume:
         if output is None or output.suffix: raise T2IError("--resume needs the run's folder: -o FOLDER")
-        if story or overrides or any(prompts.values()): raise T2IError(f"the run in {output} has its own prompts and settings; leave them out with --resume")
         try: about = json.loads((output/"dream.json").read_text(encoding="utf-8"))
         except (OSError,ValueError): raise T2IError(f"{output} holds no run of t2i dream to go on with") from None
+        if story or overrides or steps or size or clip or seed is not None or any(prompts.values()): raise T2IError(f"the run in {output} has its own prompts and settings; leave them out with --resume")
     else:
         settings = asdict(dream_settings(quality, steps, overrides))
         if not include and not story: raise T2IError('nothing to include: give at least one --include "a red circle"')
@@ -251,6 +254,8 @@ def evaluate(
     from t2i.pipeline import Pipeline,load
     from t2i.vqgan import GridTokenizer
     from t2i.vqgan_clip import VQGANCLIP
+    for name,n in dict(per_task=per_task, num_images_per_prompt=num_images_per_prompt, count=count or 1).items():
+        if n < 1: raise T2IError(f"--{name.replace('_','-')} is {n}; it must be at least 1")
     loaded = load(model, device)
     draws = isinstance(loaded, Pipeline)
     benchmark = benchmark or ("clip" if isinstance(loaded, Clip) else "reconstruction" if not draws else "digits" if loaded.tokenizer.config.resolution==32 else "shapes")

@@ -202,7 +202,7 @@ def bundled_folder(
     if Path(name).is_dir(): return Path(name)
     if (pretrained/name).is_dir(): return pretrained/name
     known = sorted(p.name for p in pretrained.glob("*") if p.is_dir())
-    raise T2IError(f"no model {str(name)!r}: not a folder, and not among the bundled ({', '.join(known)})")
+    raise T2IError(f"no model {str(name)!r}: no such file or folder, and not among the bundled ({', '.join(known)})")
 
 # %% ../nbs/00_core.ipynb #1c7a4970
 class Inert:

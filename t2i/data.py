@@ -81,12 +81,17 @@ def folder_captions(
     for name in ("captions.jsonl","metadata.jsonl"):
         if (path:=folder/name).is_file():
             out = {}
-            for n,line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            try: lines = path.read_text(encoding="utf-8").splitlines()
+            except UnicodeDecodeError: raise T2IError(f"{path} is no text in UTF-8") from None
+            for n,line in enumerate(lines, 1):
                 if not line.strip(): continue
                 try: row = json.loads(line); out[row["file_name"]] = row.get("text") or row["caption"]
                 except (ValueError,KeyError,TypeError): raise T2IError(f"{path} line {n} is not {{\"file_name\": …, \"text\": …}}") from None
             return out
-    return {str(p.relative_to(folder).with_suffix("")): p.read_text(encoding="utf-8").strip() for p in folder.rglob("*.txt")}
+    def said(p): # a file that is no text says nothing
+        try: return p.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError: log.warning("%s is no text in UTF-8", p); return ""
+    return {str(p.relative_to(folder).with_suffix("")): said(p) for p in folder.rglob("*.txt")}
 
 # %% ../nbs/02_data.ipynb #0b1264e8
 def readable(

@@ -19,7 +19,7 @@ from .data import DataConfig,CachedDataset,build_token_cache,load_dataset
 from .multiscale import MultiScaleVQVAE,MultiScaleVQVAEConfig,draw_tokens
 from .sampling import guidance_ramp,picture_generators
 from .text import TextEncoder,TextEncoderConfig,TextFeatures,run_text_tokenizer
-from .training import Task,TrainConfig,load_model
+from .training import Task,TrainConfig,load_model,load_task
 from .var import Condition,NextScaleTransformer,VARConfig,draw_known,stream_scales
 
 # %% ../nbs/32_text_var.ipynb #657e7de6
@@ -92,7 +92,7 @@ class TextVARWithEncoder(nn.Module):
 @dataclass
 class TextVARTaskConfig:
     "A recipe for a text-conditioned VAR"
-    tokenizer:str="shapes-msvq"   # a bundled tokenizer or a folder; the generator's scales and codes follow it
+    tokenizer:str="shapes-msvq"   # a bundled tokenizer, a folder or a run; the generator's scales and codes follow it
     model:VARConfig=field(default_factory=VARConfig)
     text:TextEncoderConfig=field(default_factory=TextEncoderConfig)
     data:DataConfig=field(default_factory=DataConfig)
@@ -115,7 +115,8 @@ class TextVARTask(Task):
         folder:Path|None=None, # the run: the text tokenizer is kept there
     ):
         super().__init__(config, folder)
-        self.tokenizer = load_model(MultiScaleVQVAE, MultiScaleVQVAEConfig, bundled_folder(config.tokenizer))
+        source = bundled_folder(config.tokenizer)
+        self.tokenizer = load_task(source).model if (source/"last").is_file() else load_model(MultiScaleVQVAE, MultiScaleVQVAEConfig, source)
         self.text_tokenizer = run_text_tokenizer(folder, config.train.init_from, config.data, config.vocabulary_captions, config.text.vocab_size, config.text.length)
         t = self.tokenizer
         model = replace(config.model, scales=t.scales, codebook_size=t.codebook_size, code_dim=t.config.code_dim, text_width=config.text.width)
@@ -160,9 +161,9 @@ class TextVARTask(Task):
 
     @torch.no_grad()
     def sample(self)->Tensor: # sixteen pictures of held-out captions
-        data = load_dataset(self.config.data, "val"); captions = [data[i]["caption"] for i in range(16)]
+        data = load_dataset(self.config.data, "val"); captions = [data[i]["caption"] for i in range(min(16, len(data)))]
         device = next(self.model.parameters()).device
         encode = lambda texts: self.model.text_encoder(*(t.to(device) for t in self.text_tokenizer(texts)))
-        c,draws = self.config,picture_generators(0, None, 16, 1)
-        ids = self.model.generator.generate(encode(captions), encode([""]*16), draws, c.sample_guidance, temperature=c.sample_temperature, top_p=c.sample_top_p, passes=c.sample_passes)
+        c,draws = self.config,picture_generators(0, None, len(captions), 1)
+        ids = self.model.generator.generate(encode(captions), encode([""]*len(captions)), draws, c.sample_guidance, temperature=c.sample_temperature, top_p=c.sample_top_p, passes=c.sample_passes)
         return self.tokenizer.decode(ids)

@@ -57,6 +57,9 @@ class TrainConfig:
     workers:int=0             # data loader processes
     compile:bool=False        # torch.compile the model
     init_from:str|None=None   # start from the weights of a run, a saved model or a bundled one, at step 0
+    def __post_init__(self):
+        for name in ("steps","batch_size","accumulate","log_every","val_batches","keep"):
+            if getattr(self, name) < 1: raise T2IError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
 
 # %% ../nbs/03_training.ipynb #5bed94e3
 def lr_factor(
@@ -189,7 +192,7 @@ def find_recipe(
     bundled = Path(str(files("t2i")))/"recipes"
     for p in (Path(name), bundled/f"{name}.yaml"):
         if p.is_file(): return p
-    raise T2IError(f"no recipe {str(name)!r}; bundled are {', '.join(sorted(p.stem for p in bundled.glob('*.yaml')))}")
+    raise T2IError(f"no recipe {str(name)!r}: no such file; bundled are {', '.join(sorted(p.stem for p in bundled.glob('*.yaml')))}")
 
 # %% ../nbs/03_training.ipynb #6be58855
 def load_recipe(

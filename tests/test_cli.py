@@ -101,6 +101,18 @@ def test_data_and_folder_training_input(t2i):
     assert code == 0 and json.loads(out)["pictures"] == 5, err
 
 
+def test_own_pictures_from_tokenizer_to_picture(t2i):
+    "A dozen pictures, fewer than a grid of samples has; the tokenizer is a run"
+    assert t2i("data", "shapes", "mine", "--count", 12)[0] == 0
+    own = ["data.name=folder", "data.path=mine", "data.resolution=32", "train.steps=2", "train.batch_size=4"]
+    code, _, err = t2i("train", "digits-msvq", *own, "-o", "tok")
+    assert code == 0, err
+    code, _, err = t2i("train", "digits-var", "tokenizer=tok", "data.cache=12", *own, "-o", "var")
+    assert code == 0, err
+    code, _, err = t2i("generate", "a red circle", "-m", "var", "-n", 1, "-o", "x.png")
+    assert code == 0 and Path("x.png").exists(), err
+
+
 @pytest.mark.parametrize("args, says", [
     (["generate"], "no prompt"),
     (["generate", "x", "-m", "no-such-model"], "no model 'no-such-model'"),
@@ -121,6 +133,11 @@ def test_data_and_folder_training_input(t2i):
     (["evaluate", "shapes-msvq", "--data", "/nowhere"], "no folder"),
     (["train", "no-such-recipe"], "no recipe"),
     (["train", "shapes-msvq", "train.stepz=1"], "stepz"),
+    (["train", "shapes-msvq", "train.steps=0"], "train.steps is 0"),
+    (["train", "shapes-msvq", "train.batch_size=0"], "train.batch_size is 0"),
+    (["evaluate", "shapes-var", "--per-task", "0"], "--per-task is 0"),
+    (["generate", "x", "--passes", "0"], "passes is 0"),
+    (["dream", "--resume", "-o", "nothing"], "no run of t2i dream"),
     (["info", "."], "neither a saved model"),
 ])
 def test_mistakes_are_one_line(t2i, tmp_path, args, says, monkeypatch):
