@@ -237,6 +237,7 @@ def evaluate(
     data:Annotated[str, typer.Option(help="For reconstruction: shapes, digits, or a folder of captioned pictures.")] = "shapes",
     seed:Annotated[int, typer.Option(help="Of prompts and pictures.")] = 0,
     guidance_scale:Annotated[float, typer.Option(help="The model's own by default.", show_default=False)] = None,
+    passes:Annotated[int, typer.Option(help="In which a generator draws each map; the model's own by default.", show_default=False)] = None,
     per_task:Annotated[int, typer.Option(help="For shapes: prompts a task.")] = 100,
     num_images_per_prompt:Annotated[int, typer.Option("--num-images-per-prompt","-n", help="For shapes: pictures a prompt.")] = 4,
     count:Annotated[int, typer.Option(help="For digits, reconstruction and clip: pictures; for dream: prompts.", show_default="500 digits, 2000 reconstructions, 1000 for clip, 50 prompts for dream")] = None,
@@ -268,11 +269,11 @@ def evaluate(
     tokenizer = loaded.tokenizer if draws else loaded
     def draw(n): # pictures of each prompt
         def pictures(prompts):
-            images = loaded(prompts, n, seed=seed, guidance_scale=guidance_scale).images
+            images = loaded(prompts, n, seed=seed, guidance_scale=guidance_scale, passes=passes).images
             return [images[i:i+n] for i in range(0, len(images), n)]
         return pictures
     def digits(prompts): # each prompt comes many times: picture j of it is its j-th
-        drawn = {p: loaded(p, prompts.count(p), seed=seed, guidance_scale=guidance_scale).images for p in dict.fromkeys(prompts)}
+        drawn = {p: loaded(p, prompts.count(p), seed=seed, guidance_scale=guidance_scale, passes=passes).images for p in dict.fromkeys(prompts)}
         return [[drawn[p].pop(0)] for p in prompts]
     def steer(prompts): return [[VQGANCLIP(p, vqgan=loaded, clip=guide, seed=seed+j, quality=quality, device=device).run() for j in range(num_images_per_prompt)] for p in prompts]
     if benchmark=="dream" or steered and benchmark=="shapes": guide = load_clip(clip, device)
