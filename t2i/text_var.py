@@ -120,8 +120,7 @@ class TextVARTask(Task):
         self.text_tokenizer = run_text_tokenizer(folder, config.train.init_from, config.data, config.vocabulary_captions, config.text.vocab_size, config.text.length)
         t = self.tokenizer
         model = replace(config.model, scales=t.scales, codebook_size=t.codebook_size, code_dim=t.config.code_dim, text_width=config.text.width)
-        text = replace(config.text, vocab_size=len(self.text_tokenizer))
-        self.model = TextVARWithEncoder(TextVAR(model, t), TextEncoder(text))
+        self.model = TextVARWithEncoder(TextVAR(model, t), TextEncoder(replace(config.text, vocab_size=len(self.text_tokenizer))))
         self.cached = {}
 
     def prepare(self, device:torch.device):
