@@ -188,13 +188,11 @@ def dream(
 ):
     "Paint a picture that CLIP finds fitting, by moving a VQGAN's latents."
     from dataclasses import asdict
-    from importlib.util import find_spec
     from t2i.core import T2IError
     from t2i.pipeline import load
-    from t2i.vqgan_clip import VIDEO_SUFFIXES,Scene,VQGANCLIP,read_story
+    from t2i.vqgan_clip import Scene,VQGANCLIP,check_video,read_story
     if every < 1: raise T2IError(f"--every is {every}; it must be at least 1")
-    if video and video.suffix.lower() not in VIDEO_SUFFIXES: raise T2IError(f"cannot write {video}: a video ends in {', '.join(VIDEO_SUFFIXES)}")
-    if video and video.suffix.lower()==".mp4" and not find_spec("imageio_ffmpeg"): raise T2IError("mp4 needs imageio-ffmpeg: pip install 't2i[train]'; or name a .gif or .webp")
+    if video: check_video(video)
     prompts = dict(include=list(include or ()), exclude=list(exclude or ()), extras=list(extras or ()))
     if resume:
         if output is None or output.suffix: raise T2IError("--resume needs the run's folder: -o FOLDER")

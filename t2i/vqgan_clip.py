@@ -7,7 +7,7 @@ __all__ = ['DISTANCES', 'TO_YIQ', 'QUALITY', 'MOVE_EVERY', 'VIDEO_SUFFIXES', 'Pr
            'angle_distance', 'CutoutConfig', 'draw_places', 'sample_places', 'draw_colors', 'Cutouts', 'draw_cutouts',
            'cut_out', 'DreamConfig', 'Scene', 'picture_size', 'first_picture', 'CodeLatents', 'first_latents',
            'total_variation', 'clip_gradient', 'random_latents', 'random_moves', 'best_fit', 'explain_memory',
-           'LatentOptimizer', 'VQGANCLIP', 'watch', 'read_story', 'save_video']
+           'LatentOptimizer', 'VQGANCLIP', 'watch', 'read_story', 'check_video', 'save_video']
 
 # %% ../nbs/21_vqgan_clip.ipynb #692dab82
 import math,pickle,re
@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass,field,fields
+from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 
@@ -569,22 +570,29 @@ def read_story(
 # %% ../nbs/21_vqgan_clip.ipynb #fcded5e6
 VIDEO_SUFFIXES = (".mp4",".gif",".webp")
 
+def check_video(
+    path:str|Path,  # .mp4, .gif or .webp
+):
+    "Refuse a film that could not be written"
+    suffix = Path(path).suffix.lower()
+    if suffix not in VIDEO_SUFFIXES: raise T2IError(f"cannot write {path}: a video ends in {', '.join(VIDEO_SUFFIXES)}")
+    if suffix==".mp4" and not find_spec("imageio_ffmpeg"): raise T2IError("mp4 needs imageio-ffmpeg: pip install 't2i[train]'; or name a .gif or .webp")
+
 def save_video(
     frames:list[Image.Image],
     path:str|Path,  # .mp4, .gif or .webp
     fps:int=15,     # pictures a second
 ):
     "Write pictures as a film; small ones are enlarged by whole pixels"
+    check_video(path)
     suffix = Path(path).suffix.lower()
-    if suffix not in VIDEO_SUFFIXES: raise T2IError(f"cannot write {path}: a video ends in .mp4, .gif or .webp")
     if not frames: raise T2IError("a video needs at least one picture")
     k = max(1, 256//min(frames[0].size))
     big = [f.resize((f.width*k, f.height*k), Image.NEAREST) for f in frames]
     with atomic_path(path) as p:
         if suffix!=".mp4": big[0].save(p, format=suffix[1:].upper(), save_all=True, append_images=big[1:], duration=round(1000/fps), loop=0)
         else:
-            try: import imageio_ffmpeg
-            except ImportError: raise T2IError("mp4 needs imageio-ffmpeg: pip install 't2i[train]'; or name a .gif or .webp") from None
+            import imageio_ffmpeg
             w,h = big[0].size
             writer = imageio_ffmpeg.write_frames(str(p), (w,h), fps=fps, output_params=["-f","mp4"], macro_block_size=2)
             writer.send(None)

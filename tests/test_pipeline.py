@@ -64,9 +64,9 @@ def test_cached_tokens_equal_recomputed(pipe):
     from t2i.sampling import guidance_ramp, picture_generators
     from t2i.var import draw_without_cache
     cond, null = (pipe.generator.condition(pipe.encode(p)) for p in (PROMPTS, [""]*3))
-    for temperature in (0, 1):
-        fast = pipe.generator.generate(pipe.encode(PROMPTS), pipe.encode([""]*3), picture_generators(0, None, 3, 1), 3., temperature=temperature)
-        slow = draw_without_cache(pipe.generator.net, pipe.tokenizer.quantizer, cond, null, picture_generators(0, None, 3, 1), guidance_ramp(3., 6), temperature)
+    for temperature, passes in ((0, 1), (1, 1), (0, 4), (1, 4)):
+        fast = pipe.generator.generate(pipe.encode(PROMPTS), pipe.encode([""]*3), picture_generators(0, None, 3, 1), 3., temperature=temperature, passes=passes)
+        slow = draw_without_cache(pipe.generator.net, pipe.tokenizer.quantizer, cond, null, picture_generators(0, None, 3, 1), guidance_ramp(3., 6), temperature, passes)
         assert all(torch.equal(a, b) for a, b in zip(fast, slow))
 
 
