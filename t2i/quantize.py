@@ -281,6 +281,21 @@ class GumbelCodebook(nn.Module):
         drawn = F.gumbel_softmax(logits, self.temperature, hard=True)             # (...,v), one 1 each
         return drawn@self.weight,drawn.argmax(-1),dict(kl=kl)
 
+    def compared(self, z:Tensor)->Tensor: "Vectors as the decoder may read them in place of codes: as they are"; return z
+
+    @torch.no_grad()
+    def start(self,
+        vectors:Tensor,            # (n,d), of this process
+        generator:torch.Generator, # the same on every process
+    ):
+        "Become a look-up of the nearest code: codes at centres of k-means, logits that fall with the squared distance (`code_logits`)"
+        codes = kmeans(vectors, len(self.weight), generator)
+        spread = (vectors-codes[nearest_code(vectors, codes)]).pow(2).sum(1).mean()/world_size()
+        if dist.is_initialized(): dist.all_reduce(spread)
+        temperature = spread.clamp(min=1e-6)/2                                    # the nearest code is likely, its neighbours are possible
+        self.weight.copy_(codes)
+        self.proj.weight.copy_(2*codes/temperature); self.proj.bias.copy_(-codes.pow(2).sum(1)/temperature)
+
     def update(self, generator:torch.Generator): "Called after every optimiser step; nothing to do"
 
 # %% ../nbs/10_quantize.ipynb #af4beff7

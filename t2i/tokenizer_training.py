@@ -271,11 +271,8 @@ class GumbelVQGANTaskConfig(TokenizerTaskConfig):
     temperature:tuple[float,float]=(1.,1/16) # of the drawn codes, at the first step and at the last (Ramesh et al. 2021, appendix A.2)
 
 class GumbelVQGANTask(TokenizerTask):
-    "`TokenizerTask` of a Gumbel VQGAN, whose mixtures become single codes over the run"
+    "`TokenizerTask` of a Gumbel VQGAN, whose mixtures become single codes over the run; with `quantize_from`, the codes start where the vectors are by then"
     Config,Model = GumbelVQGANTaskConfig,GumbelVQGAN
-    def __init__(self, config:GumbelVQGANTaskConfig, folder:Path|None=None):
-        if config.quantize_from: raise T2IError("quantize_from does not fit Gumbel's codes, whose vectors are their own; leave it 0")
-        super().__init__(config, folder)
 
     def training_step(self,
         batch:dict, # image (b,3,h,w)
@@ -283,6 +280,10 @@ class GumbelVQGANTask(TokenizerTask):
         first,last = self.config.temperature
         self.model.quantizer.temperature = last + (first-last)*(1+math.cos(math.pi*self.step/max(1, self.config.train.steps)))/2
         return super().training_step(batch)
+
+    @torch.no_grad()
+    def after_step(self, generator:torch.Generator):
+        if self.step+1==self.config.quantize_from: self.model.quantizer.start(self.model.features(self.seen[0]).float().movedim(1,-1).flatten(0,2), generator)
 
 # %% ../nbs/14_tokenizer_training.ipynb #fbe871e0
 @dataclass

@@ -305,7 +305,7 @@ class CodeLatents(nn.Module):
         super().__init__()
         object.__setattr__(self, "vqgan", vqgan) # referred to, not contained
         codes = vqgan.codebook.detach()
-        self.grid,self.quantize,self.compared = grid,quantize,getattr(vqgan.quantizer, "compared", nn.Identity())
+        self.grid,self.quantize,self.compared = grid,quantize,vqgan.quantizer.compared
         for name,t in dict(codes=codes, mean=codes.mean(0), std=codes.std(0)).items(): self.register_buffer(name, t)
         self.units = nn.Parameter(self.to_units(F.embedding(ids, codes)))                                  # (1,h*w,d)
 
