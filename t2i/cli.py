@@ -449,7 +449,7 @@ def bench_tokenizer(
     from t2i.evaluation import tokenizer_speed
     from t2i.vqgan import VQGANConfig
     config = VQGANConfig(resolution=resolution, channels=channels, z_channels=2*channels, code_dim=2*channels, codebook_size=16384)
-    for k,v in tokenizer_speed(config, batch_size, repeat, device).items(): typer.echo(f"{k:28} {v:.3f}")
+    for k,v in tokenizer_speed(config, batch_size, repeat, device).items(): typer.echo(f"{k:28} {v:.3g}")
 
 # %% ../nbs/52_cli.ipynb #65e80c79
 if __name__=="__main__" and Path(sys.argv[0]).name=="cli.py": main() # python -m t2i.cli; a notebook's kernel is a main program too

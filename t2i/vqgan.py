@@ -77,7 +77,7 @@ class Downsample(nn.Module):
 
 # %% ../nbs/11_vqgan.ipynb #4d644c4d
 class Upsample(nn.Module):
-    "Double the sides by repeating pixels, then smooth with a convolution"
+    "Double the sides by repeating pixels, then smooth with a convolution; both in one, by a kernel of four"
     def __init__(self, channels:int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
@@ -85,7 +85,9 @@ class Upsample(nn.Module):
     def forward(self,
         x:Tensor, # (b,c,h,w)
     )->Tensor:    # (b,c,2h,2w)
-        return self.conv(F.interpolate(x, scale_factor=2., mode="nearest"))
+        w = self.conv.weight.flip(2,3).transpose(0,1)                                     # what a pixel gives, not what it takes
+        w = sum(F.pad(w, (right,1-right,down,1-down)) for right in (0,1) for down in (0,1)) # (c,c,4,4), the four copies of a pixel together
+        return F.conv_transpose2d(x, w, self.conv.bias, stride=2, padding=1)
 
 # %% ../nbs/11_vqgan.ipynb #7c6daf06
 class Middle(nn.Module):
