@@ -240,7 +240,7 @@ def evaluate(
     num_images_per_prompt:Annotated[int, typer.Option("--num-images-per-prompt","-n", help="For shapes: pictures a prompt.")] = 4,
     count:Annotated[int, typer.Option(help="For digits, reconstruction and clip: pictures; for dream: prompts.", show_default="500 digits, 2000 reconstructions, 1000 for clip, 50 prompts for dream")] = None,
     clip:Annotated[str, typer.Option(help="For a VQGAN on dream or shapes: the CLIP that steers it.")] = "shapes-clip",
-    judge:Annotated[str, typer.Option(help="For dream: another CLIP, which judges; t2i train shapes-clip train.seed=1 -o judge makes one.", show_default=False)] = None,
+    judge:Annotated[str, typer.Option(help="For dream: another CLIP, which judges; t2i train shapes-clip train.seed=1 -o judge makes one. For reconstruction: a CLIP that tells how alike the pictures look.", show_default=False)] = None,
     quality:Annotated[str, typer.Option(help="For dream, and shapes of a VQGAN: draft, normal or best.")] = "draft",
     as_json:Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
     device:Device = None,
@@ -281,7 +281,7 @@ def evaluate(
     elif benchmark=="digits": scores = digit_scores(digits, count or 500)
     else:
         dataset = load_dataset(DataConfig(data), "val") if data in ("shapes","digits") else FolderDataset(data, tokenizer.config.resolution)
-        scores = reconstruction_scores(tokenizer, dataset, count or 2000)
+        scores = reconstruction_scores(tokenizer, dataset, count or 2000, judge=judge and load_clip(judge, device))
     if as_json: typer.echo(json.dumps(dict(model=model, benchmark=benchmark, seed=seed, **scores)))
     else:
         for k,v in scores.items(): typer.echo(f"{k:20} {v:.3f}" if isinstance(v, float) else f"{k:20} {v}")

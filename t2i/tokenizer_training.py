@@ -273,17 +273,23 @@ class GumbelVQGANTaskConfig(TokenizerTaskConfig):
 class GumbelVQGANTask(TokenizerTask):
     "`TokenizerTask` of a Gumbel VQGAN, whose mixtures become single codes over the run; with `quantize_from`, the codes start where the vectors are by then"
     Config,Model = GumbelVQGANTaskConfig,GumbelVQGAN
+    def __init__(self, config:GumbelVQGANTaskConfig, folder:Path|None=None):
+        super().__init__(config, folder)
+        self.before = [] # the pictures of the last step without codes, micro-batch by micro-batch
 
     def training_step(self,
         batch:dict, # image (b,3,h,w)
     )->tuple[Tensor,dict[str,Tensor]]:
         first,last = self.config.temperature
         self.model.quantizer.temperature = last + (first-last)*(1+math.cos(math.pi*self.step/max(1, self.config.train.steps)))/2
+        if self.model.training and self.step+1==self.config.quantize_from: self.before.append(batch["image"])
         return super().training_step(batch)
 
     @torch.no_grad()
     def after_step(self, generator:torch.Generator):
-        if self.step+1==self.config.quantize_from: self.model.quantizer.start(self.model.features(self.seen[0]).float().movedim(1,-1).flatten(0,2), generator)
+        if self.step+1!=self.config.quantize_from: return
+        self.model.quantizer.start(torch.cat([self.model.features(x).float().movedim(1,-1).flatten(0,2) for x in self.before]), generator)
+        self.before = []
 
 # %% ../nbs/14_tokenizer_training.ipynb #fbe871e0
 @dataclass

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
 
-from t2i.core import T2IError
+from t2i.core import T2IError, keyed_generator
+from t2i.quantize import GumbelCodebook
 from t2i.training import last_checkpoint, load_recipe, read_metrics, train
 
 here = Path(__file__).resolve().parent
@@ -64,6 +65,23 @@ def test_two_processes_equal_one(recipe, tmp_path, name, accumulate, overrides):
     assert len(losses[0]) == len(losses[1]) == (12 if "train.steps=12" in overrides else 50)
     off = [abs(a-b) for a, b in zip(*losses)]
     assert max(off) < 1e-4, off
+
+
+def start_codes(rank, world, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world)
+    vectors = torch.randn(240, 4, generator=keyed_generator(0)).chunk(world)[rank]
+    codebook = GumbelCodebook(16, 4)
+    codebook.start(vectors, keyed_generator(1))
+    torch.save(codebook.state_dict(), folder/f"{world}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_gumbel_codes_start_alike_on_two_processes(tmp_path):
+    for world in (1, 2): torch.multiprocessing.spawn(start_codes, (world, tmp_path), world)
+    one, *two = (torch.load(tmp_path/f"{n}.pt", weights_only=True) for n in ("1-0", "2-0", "2-1"))
+    for k, w in one.items():
+        assert torch.equal(two[0][k], two[1][k]) and torch.allclose(w, two[0][k], rtol=1e-4, atol=1e-4), k
+    assert len(one["weight"].unique(dim=0)) == 16
 
 
 def test_full_disk_keeps_the_last_whole_checkpoint(recipe, tmp_path):
