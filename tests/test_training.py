@@ -44,7 +44,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
 GAN = ["model.ema_decay=null", "adversarial=0.8", "feature_matching=1", "discriminator.channels=32", "discriminator.layers=2", "discriminator.start=2", "discriminator.warmup=4",
        "discriminator.loss=non_saturating", "train.steps=12"] # under hinge the last bias starts with a gradient of exactly 0, which AdamW turns into a step of either sign
 
-CLIP = ["data.name=digits", "model.image_size=32", "train.steps=12", "train.batch_size=16", "train.warmup=3", "train.precision=32-true", "train.log_every=1", "train.val_every=0", "train.val_batches=1",
+CLIP = ["data.name=digits", "attack=2", "model.image_size=32", "train.steps=12", "train.batch_size=16", "train.warmup=3", "train.precision=32-true", "train.log_every=1", "train.val_every=0", "train.val_batches=1",
         "train.save_every=0", "train.workers=0"]
 
 
