@@ -28,7 +28,7 @@ from .shapes import BACKGROUNDS,COLORS,SHAPES,TASKS,check,render,sample_scene,sh
 from .tokenizer_training import lpips_network,psnr,ssim
 from .var import draw_without_cache,stream_scales
 from .vqgan import GridTokenizer,VQGAN,VQGANConfig
-from .vqgan_clip import VQGANCLIP,cut_out,draw_cutouts
+from .vqgan_clip import MOVE_EVERY,VQGANCLIP,cut_out,draw_cutouts,random_moves
 
 # %% ../nbs/50_evaluation.ipynb #9ce7cfee
 def frechet_distance(
@@ -258,18 +258,20 @@ def usual_cutout(
 def dream_speed(
     run:VQGANCLIP,
     repeat:int=10, # of each; the medians count
-)->dict[str,float]: # steps a second; the shares of VQGAN, cutouts and (the first) CLIP in a step; cutouts one by one, and made in the usual way, over all at once; and the peak memory, GiB
+)->dict[str,float]: # steps a second; the shares of VQGAN, cutouts, (the first) CLIP and the tried moves in a step, these spread over `MOVE_EVERY`; cutouts one by one, and made in the usual way, over all at once; and the peak memory, GiB
     "The parts of a step, measured in one run"
     clip,config,device = run.clips[0],run.config.cutouts,run.average.device
     generator = keyed_generator(0)
     pixels = run.latents().detach().requires_grad_()
     cutouts = draw_cutouts(config, *run.size, clip.image_size, generator)
     seen = cut_out(pixels, cutouts, config).detach().requires_grad_()
-    calls = dict(step=run.advance, vqgan=lambda: run.latents().sum().backward(), clip=lambda: clip.encode_image(seen).sum().backward(),
+    calls = dict(step=lambda: [run.advance() for _ in range(MOVE_EVERY)], moves=lambda: run.choose(random_moves(run.latents, run.config.moves, generator)),
+                 vqgan=lambda: run.latents().sum().backward(), clip=lambda: clip.encode_image(seen).sum().backward(),
                  cutouts=lambda: cut_out(pixels, cutouts, config).sum().backward(), draws=lambda: draw_cutouts(config, *run.size, clip.image_size, generator),
                  one_by_one=lambda: [cut_out(pixels, cutouts[i:i+1], config).sum().backward() for i in range(len(cutouts))],
                  usual=lambda: [usual_cutout(pixels, clip.image_size).sum().backward() for _ in range(len(cutouts))])
     for f in calls.values(): f()
     rounds = [{k: timed(f, device)[1] for k,f in calls.items()} for _ in range(repeat)]
     s = {k: float(np.median([r[k] for r in rounds])) for k in calls}
-    return dict(steps_per_second=1/s["step"], share_vqgan=s["vqgan"]/s["step"], share_cutouts=(s["cutouts"]+s["draws"])/s["step"], share_clip=s["clip"]/s["step"], one_by_one_over_batched=s["one_by_one"]/s["cutouts"], usual_over_batched=s["usual"]/s["cutouts"], peak_memory=peak_memory(device))
+    step,moves = s["step"]/MOVE_EVERY,s["moves"]/MOVE_EVERY if run.config.moves else 0.
+    return dict(steps_per_second=1/step, share_vqgan=s["vqgan"]/step, share_cutouts=(s["cutouts"]+s["draws"])/step, share_clip=s["clip"]/step, share_moves=moves/step, one_by_one_over_batched=s["one_by_one"]/s["cutouts"], usual_over_batched=s["usual"]/s["cutouts"], peak_memory=peak_memory(device))

@@ -10,7 +10,7 @@ __all__ = ['DISTANCES', 'TO_YIQ', 'QUALITY', 'MOVE_EVERY', 'VIDEO_SUFFIXES', 'Pr
            'LatentOptimizer', 'VQGANCLIP', 'watch', 'read_story', 'check_video', 'save_video']
 
 # %% ../nbs/21_vqgan_clip.ipynb #692dab82
-import math,pickle,re
+import inspect,math,pickle,re
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -229,7 +229,8 @@ class DreamConfig:
             if getattr(self, name) not in known: raise T2IError(f"{name} is {getattr(self, name)!r}; known are {', '.join(known)}")
         if self.starts < 1 or self.moves < 0: raise T2IError(f"starts is {self.starts} and moves {self.moves}; there must be at least 1 start and 0 moves")
         if self.steps < 1 or self.at_once < 0: raise T2IError(f"steps is {self.steps} and at_once {self.at_once}; there must be at least 1 step")
-        if not hasattr(torch.optim, self.optimizer): raise T2IError(f"torch.optim has no {self.optimizer!r}; Adam, AdamW, RAdam, NAdam or SGD will do")
+        step = getattr(getattr(torch.optim, self.optimizer, None), "step", None)
+        if not step or inspect.signature(step).parameters["closure"].default is inspect.Parameter.empty: raise T2IError(f"torch.optim has no {self.optimizer!r} that makes a step of one gradient; Adam, AdamW, RAdam, NAdam or SGD will do")
 
 # %% ../nbs/21_vqgan_clip.ipynb #1fb43153
 QUALITY = dict(draft=(100,16), normal=(300,32), best=(500,64)) # steps, and cutouts a step
