@@ -148,7 +148,7 @@ class TokenizerTaskConfig:
     data:DataConfig=field(default_factory=DataConfig)
     l2:float=1.            # weight of the squared error
     l1:float=.2            # of the absolute error: edges stay sharp
-    ssim:float=0.          # of 1-SSIM: a pale shape counts as much as a black one
+    ssim:float=0.          # of 1-SSIM: a pale shape counts nearly as much as a black one
     perceptual:float=0.    # of LPIPS, see `lpips_network`
     codebook:float=1.      # of the pull of codes (and φ) to vectors
     commitment:float=.25   # of the pull of vectors to codes
@@ -271,7 +271,7 @@ class GumbelVQGANTaskConfig(TokenizerTaskConfig):
     temperature:tuple[float,float]=(1.,1/16) # of the drawn codes, at the first step and at the last (Ramesh et al. 2021, appendix A.2)
 
 class GumbelVQGANTask(TokenizerTask):
-    "`TokenizerTask` of a Gumbel VQGAN, whose mixtures become single codes over the run; with `quantize_from`, the codes start where the vectors are by then"
+    "`TokenizerTask` of a Gumbel VQGAN, whose temperature falls over the run; with `quantize_from`, the codes start where the vectors are by then"
     Config,Model = GumbelVQGANTaskConfig,GumbelVQGAN
     def __init__(self, config:GumbelVQGANTaskConfig, folder:Path|None=None):
         super().__init__(config, folder)
