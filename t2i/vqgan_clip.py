@@ -213,7 +213,7 @@ class DreamConfig:
     exclude_weight:float=.5  # all excludes together
     init:str="random"        # "random" codes, "noise", "gradient" (of two colours), or a picture's file
     starts:int=32            # so many random starts, of which CLIP picks one; for init="random"
-    moves:int=16             # so many moves tried every `MOVE_EVERY` steps, see `random_moves`; 0: the gradient alone
+    moves:int=32             # so many moves tried every `MOVE_EVERY` steps, see `random_moves`; 0: the gradient alone
     quantize:bool=True       # False: the decoder reads the latents as they are
     clamp:bool=True          # keep the latents within the codebook's range
     optimizer:str="Adam"     # any of torch.optim that needs nothing but a learning rate
@@ -381,14 +381,20 @@ def random_moves(
     count:int,
     generator:torch.Generator,
 )->Tensor:                     # (1+n,h*w,d): unchanged, and after each move
-    "Rectangles of up to half the side, filled with the vector of one place or with one code"
+    "A rectangle of up to half the side, or all that looks alike, filled with the vector of one place or with one code"
     (h,w),codes = latents.grid,latents.codes
-    here = latents.units.detach().unflatten(1, (h,w))                                                      # (1,h,w,d)
+    here = latents.units.detach()[0].unflatten(0, (h,w))                                                   # (h,w,d)
     tried = here.repeat(1+count, 1, 1, 1)
-    for x,r in zip(tried[1:], torch.rand(count, 7, generator=generator).tolist()):
-        tall,wide = 1+int(r[0]*max(1, h//2)),1+int(r[1]*max(1, w//2))
-        top,left = int(r[2]*(h-tall+1)),int(r[3]*(w-wide+1))
-        x[top:top+tall,left:left+wide] = here[0,int(r[4]*h),int(r[5]*w)] if r[6] < .75 else latents.to_units(codes[int(r[4]*len(codes))])
+    for x,r in zip(tried[1:], torch.rand(count, 8, generator=generator).tolist()):
+        where = torch.zeros(h, w, dtype=torch.bool, device=here.device)
+        if r[0] < 1/3:
+            far = (here-here[int(r[1]*h),int(r[2]*w)]).pow(2).sum(-1)                                      # (h,w), from one place
+            where = far <= far.flatten().kthvalue(1+int(r[3]*h*w/2)).values                                # the nearest, up to half of all
+        else:
+            tall,wide = 1+int(r[1]*max(1, h//2)),1+int(r[2]*max(1, w//2))
+            top,left = int(r[3]*(h-tall+1)),int(r[4]*(w-wide+1))
+            where[top:top+tall,left:left+wide] = True
+        x[where] = here[int(r[5]*h),int(r[6]*w)] if r[7] < .5 else latents.to_units(codes[int(r[5]*len(codes))])
     return tried.flatten(1,2)
 
 # %% ../nbs/21_vqgan_clip.ipynb #90479e62
