@@ -220,7 +220,7 @@ def train(
     recipe:Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled recipe.")],
     overrides:Annotated[list[str], typer.Argument(help="Any field of the recipe: train.steps=100 …", show_default=False)] = None,
     output:Annotated[Path, typer.Option("--output","-o", help="The run folder.", show_default="runs/RECIPE")] = None,
-    resume:Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    resume:Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint, by the run's own recipe; fields given here change it.")] = False,
 ):
     "Train by a recipe."
     import t2i.training
@@ -232,7 +232,7 @@ def train(
 def evaluate(
     model:Annotated[str, typer.Argument(help="A bundled name, a folder, a run, or a hub id.")],
     benchmark:Annotated[str, typer.Option(help="shapes, digits, reconstruction, clip or dream; by default what suits the model.", show_default=False)] = None,
-    data:Annotated[str, typer.Option(help="For reconstruction: shapes, digits, or a folder of captioned pictures.")] = "shapes",
+    data:Annotated[str, typer.Option(help="For reconstruction: shapes, digits, or a folder of pictures.", show_default="what has the tokenizer's size")] = None,
     seed:Annotated[int, typer.Option(help="Of prompts and pictures.")] = 0,
     guidance_scale:Annotated[float, typer.Option(help="The model's own by default.", show_default=False)] = None,
     passes:Annotated[int, typer.Option(help="In which a generator draws each map; the model's own by default.", show_default=False)] = None,
@@ -253,7 +253,7 @@ def evaluate(
     from t2i.pipeline import Pipeline,load
     from t2i.vqgan import GridTokenizer
     from t2i.vqgan_clip import VQGANCLIP
-    for name,n in dict(per_task=per_task, num_images_per_prompt=num_images_per_prompt, count=count or 1).items():
+    for name,n in dict(per_task=per_task, num_images_per_prompt=num_images_per_prompt, count=1 if count is None else count).items():
         if n < 1: raise T2IError(f"--{name.replace('_','-')} is {n}; it must be at least 1")
     loaded = load(model, device)
     draws = isinstance(loaded, Pipeline)
@@ -280,7 +280,10 @@ def evaluate(
     elif benchmark=="clip": scores = clip_scores(loaded, count or 1000)
     elif benchmark=="digits": scores = digit_scores(digits, count or 500)
     else:
-        dataset = load_dataset(DataConfig(data), "val") if data in ("shapes","digits") else FolderDataset(data, tokenizer.config.resolution)
+        resolution = tokenizer.config.resolution
+        data = data or ("digits" if resolution==32 else "shapes")
+        dataset = load_dataset(DataConfig(data), "val") if data in ("shapes","digits") else FolderDataset(data, resolution, captioned=False)
+        if dataset[0]["image"].shape[-1]!=resolution: raise T2IError(f"{model} reads pictures of {resolution}x{resolution} pixels, {data} has {dataset[0]['image'].shape[-1]}x{dataset[0]['image'].shape[-1]}: choose other pictures with --data")
         scores = reconstruction_scores(tokenizer, dataset, count or 2000, judge=judge and load_clip(judge, device))
     if as_json: typer.echo(json.dumps(dict(model=model, benchmark=benchmark, seed=seed, **scores)))
     else:
@@ -401,8 +404,8 @@ def data_cache(
 @bench_app.command("generate")
 def bench_generate(
     model:Model = "shapes-var",
-    batch_size:Annotated[int, typer.Option(help="Pictures at a time.")] = 1,
-    repeat:Annotated[int, typer.Option(help="Runs; the median counts.")] = 5,
+    batch_size:Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 1,
+    repeat:Annotated[int, typer.Option(min=1, help="Runs; the median counts.")] = 5,
     device:Device = None,
 ):
     "Seconds a picture, and the gain of the key-value cache over a full pass for every scale."
@@ -413,7 +416,7 @@ def bench_generate(
 # %% ../nbs/52_cli.ipynb #02cc9bf5
 @bench_app.command("shapes")
 def bench_shapes(
-    count:Annotated[int, typer.Option(help="Scenes.")] = 2000,
+    count:Annotated[int, typer.Option(min=1, help="Scenes.")] = 2000,
 ):
     "Scenes a second on one core; the share of them that the checker accepts, and with one another's captions."
     from t2i.evaluation import shapes_world
@@ -424,9 +427,9 @@ def bench_shapes(
 def bench_dream(
     model:Annotated[str, typer.Option("--model","-m", help="A VQGAN.")] = "shapes-vqgan",
     clip:Annotated[str, typer.Option(help="A CLIP.")] = "shapes-clip",
-    cutouts:Annotated[int, typer.Option(help="Cutouts a step.")] = 32,
+    cutouts:Annotated[int, typer.Option(min=1, help="Cutouts a step.")] = 32,
     size:Annotated[int, typer.Option(help="Side of the picture, pixels.", show_default="what the VQGAN was trained on")] = None,
-    repeat:Annotated[int, typer.Option(help="Runs of each part; the medians count.")] = 10,
+    repeat:Annotated[int, typer.Option(min=1, help="Runs of each part; the medians count.")] = 10,
     device:Device = None,
 ):
     "Steps a second of t2i dream, the shares of VQGAN, cutouts and CLIP, and the gain of making all cutouts at once."
@@ -439,8 +442,8 @@ def bench_dream(
 # %% ../nbs/52_cli.ipynb #3734b7f4
 @bench_app.command("tokenizer")
 def bench_tokenizer(
-    batch_size:Annotated[int, typer.Option(help="Pictures at a time.")] = 1,
-    repeat:Annotated[int, typer.Option(help="Runs of each; the medians count.")] = 10,
+    batch_size:Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 1,
+    repeat:Annotated[int, typer.Option(min=1, help="Runs of each; the medians count.")] = 10,
     resolution:Annotated[int, typer.Option(help="Side of the pictures.")] = 256,
     channels:Annotated[int, typer.Option(help="Width of the first level; the published one has 128.")] = 128,
     device:Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",

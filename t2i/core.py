@@ -9,7 +9,7 @@ __all__ = ['log', 'STORAGES', 'PUBLISHED', 'T2IError', 'best_device', 'half_dtyp
            'looks_like', 'rename_weights']
 
 # %% ../nbs/00_core.ipynb #fd0f7b57
-import hashlib,logging,os,pickle,re,shutil,sys,warnings,zipfile
+import hashlib,logging,math,os,pickle,re,shutil,sys,warnings,zipfile
 from collections import OrderedDict
 from dataclasses import fields
 from contextlib import contextmanager
@@ -34,7 +34,9 @@ def best_device(
     name:str|None=None, # a device to insist on ("cpu", "cuda:1"); None picks one
 )->torch.device:        # CUDA if there, then Apple's MPS, then the CPU
     "The device to compute on"
-    if name: return torch.device(name)
+    if name:
+        try: return torch.empty(0, device=name).device
+        except (RuntimeError,AssertionError): raise T2IError(f"no device {name!r} here; cpu is always there") from None
     if torch.cuda.is_available(): return torch.device("cuda")
     if torch.backends.mps.is_available(): return torch.device("mps")
     return torch.device("cpu")
@@ -108,8 +110,9 @@ def check_images(
     "Refuse what is no batch of pictures; warn of pixels that seem to be in another range"
     if images.ndim!=4 or images.shape[1]!=3: raise T2IError(f"pictures must be (b,3,h,w), not {tuple(images.shape)}")
     if not images.is_floating_point(): raise T2IError(f"pictures must be floating point in [-1,1], not {images.dtype}; t2i.core.from_uint8 converts bytes")
+    if not images.numel(): raise T2IError(f"no pictures: the batch is {tuple(images.shape)}")
     low,high = images.amin().item(),images.amax().item()
-    if low!=low or high!=high: raise T2IError("pictures hold numbers that are not finite")
+    if not math.isfinite(high-low): raise T2IError("pictures hold numbers that are not finite")
     if high > 2: log.warning("pixels up to %.0f, but pictures here are in [-1,1]: divide by 127.5 and subtract 1", high)
     elif 0 <= low < .05 and high > .5: log.warning("pixels from %.2f to %.2f look like [0,1], but pictures here are in [-1,1]; t2i.core.from_unit converts", low, high)
     return images
@@ -149,9 +152,12 @@ def atomic_path(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    os.umask(mask:=os.umask(0)) # the rights that new files get
     try:
         yield temporary
-        for p in ([*temporary.rglob("*"), temporary] if temporary.is_dir() else [temporary]): fsync_path(p)
+        for p in ([*temporary.rglob("*"), temporary] if temporary.is_dir() else [temporary]):
+            if p.is_file(): p.chmod(0o666&~mask) # some writers keep theirs for the owner alone
+            fsync_path(p)
         old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
         if path.is_dir(): os.replace(path, old) # a folder cannot be replaced in one move
         os.replace(temporary, path)
@@ -252,14 +258,22 @@ def read_checkpoint(
     try:
         if path.suffix==".safetensors": found = load_file(path)
         else:
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as z:
+                    if damaged:=z.testzip(): raise T2IError(f"{path} is damaged: {damaged} in it does not match its checksum; fetch it anew")
             try:
                 with warnings.catch_warnings(action="ignore"): found = torch.load(path, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError:
+                if not zipfile.is_zipfile(path): raise T2IError(f"{path} is neither a .safetensors file nor one of torch.save; is it whole, or a web page saved by mistake?") from None
                 with zipfile.ZipFile(path) as z: found = TensorUnpickler(z).load()
+    except T2IError: raise
+    except EOFError: raise T2IError(f"{path} ends too early; fetch it anew") from None
     except Exception as e: raise T2IError(f"cannot read {path} as a checkpoint: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from None
     while isinstance(found, dict) and (inner:=next((found[k] for k in ("state_dict","model","module","trainer","var_wo_ddp") if isinstance(found.get(k), dict)), None)): found = inner
     tensors = {k: v for k,v in found.items() if isinstance(k, str) and isinstance(v, Tensor)} if isinstance(found, dict) else {}
-    if not tensors: raise T2IError(f"{path} holds no weights")
+    if not tensors: raise T2IError(f"{path} holds no weights by name; of a whole model, save its state_dict()")
+    for wrapper in ("module.","_orig_mod.","model.","first_stage_model."): # of parallel and compiled models; latent-diffusion keeps its VQGAN in the last
+        if all(k.startswith(wrapper) for k in tensors) or wrapper=="first_stage_model.": tensors = {k.removeprefix(wrapper): v for k,v in tensors.items() if k.startswith(wrapper)} or tensors
     if huge:=[k for k,v in tensors.items() if v.numel()*v.element_size() > v.untyped_storage().nbytes()]: raise T2IError(f"{path}: {huge[0]} claims more numbers than the file holds")
     return tensors
 

@@ -126,7 +126,8 @@ class FolderDataset(Dataset):
     "A folder of captioned pictures; what cannot be read or has no caption is skipped, counted and named"
     def __init__(self,
         folder:str|Path,
-        resolution:int=64, # pixels; pictures are resized along the shorter side and cropped in the middle
+        resolution:int=64,   # pixels; pictures are resized along the shorter side and cropped in the middle
+        captioned:bool=True, # False: pictures without a caption stay, with an empty one
     ):
         self.folder,self.resolution = Path(folder),resolution
         if not self.folder.is_dir(): raise T2IError(f"no folder {folder}")
@@ -135,10 +136,10 @@ class FolderDataset(Dataset):
         with ThreadPoolExecutor() as pool: whole = list(tqdm(pool.map(readable, paths), total=len(paths), desc="checking pictures", unit="img", disable=None))
         for p,good in zip(paths, whole):
             text = captions.get(str(p.relative_to(self.folder))) or captions.get(str(p.relative_to(self.folder).with_suffix("")))
-            if text and good: self.items.append((p,text))
-            else: skipped.append(p.name + (" (unreadable)" if text else " (no caption)"))
+            if good and (text or not captioned): self.items.append((p,text or ""))
+            else: skipped.append(p.name + (" (no caption)" if good else " (unreadable)"))
         if skipped: log.warning("skipped %d of %d pictures in %s: %s", len(skipped), len(skipped)+len(self.items), folder, ", ".join(skipped[:10]) + (" …" if len(skipped)>10 else ""))
-        if not self.items: raise T2IError(f"no captioned picture in {folder}: put name.txt beside name.png, or one captions.jsonl")
+        if not self.items: raise T2IError(f"no captioned picture in {folder}: put name.txt beside name.png, or one captions.jsonl" if captioned else f"no picture that can be read in {folder}")
     def __len__(self): return len(self.items)
     def __getitem__(self, i)->dict: # image (3,r,r) in [-1,1], caption
         path,caption = self.items[i]
@@ -180,15 +181,16 @@ class DataConfig:
 # %% ../nbs/02_data.ipynb #6da6f23b
 def load_dataset(
     config:DataConfig,
-    split:str="train", # or "val"
-)->Dataset:            # of dicts with image and caption
+    split:str="train",   # or "val"
+    captioned:bool=True, # see `FolderDataset`
+)->Dataset:              # of dicts with image and caption
     "The pictures that a config names; what validates never trains"
     if config.name=="shapes": return ShapesDataset(0) if split=="train" else ShapesDataset(2*10**9, 10**6)
     if config.name=="digits": return DigitsDataset(split)
     if config.name=="folder":
-        if not config.path: raise T2IError("data.name=folder needs data.path, the folder of captioned pictures")
-        if config.val_path: return FolderDataset(config.path if split=="train" else config.val_path, config.resolution)
-        whole = FolderDataset(config.path, config.resolution)
+        if not config.path: raise T2IError("data.name=folder needs data.path, the folder of pictures")
+        if config.val_path: return FolderDataset(config.path if split=="train" else config.val_path, config.resolution, captioned)
+        whole = FolderDataset(config.path, config.resolution, captioned)
         if len(whole) < 2: raise T2IError(f"{config.path} holds one picture; training and validation need one each")
         every = min(20, len(whole))
         return torch.utils.data.Subset(whole, [i for i in range(len(whole)) if (i%every==every-1) == (split=="val")])
@@ -306,7 +308,7 @@ def build_cache(
         if known and int(known[-1].stem.split("-")[1]) >= end and readable_shard(known[-1]): continue
         for batch in tqdm(DataLoader(torch.utils.data.Subset(dataset, range(start, end)), batch_size=batch_size, num_workers=workers), desc=path.stem, unit="batch", leave=False, disable=None):
             rows.append({k: v.cpu() for k,v in compute(batch).items()}); captions += batch["caption"]
-        with atomic_path(path) as p: save_file({k: torch.cat([r[k] for r in rows]) for k in rows[0]}, p, metadata=dict(captions=json.dumps(captions))); p.chmod(0o644)
+        with atomic_path(path) as p: save_file({k: torch.cat([r[k] for r in rows]) for k in rows[0]}, p, metadata=dict(captions=json.dumps(captions)))
         for shorter in known:
             if shorter!=path: shorter.unlink()
     return folder

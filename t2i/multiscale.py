@@ -128,7 +128,9 @@ class MultiScaleVQVAEConfig:
     revive_below:float=.02                # see `RevivingCodebook`; 0: never
     model_type:str="multi_scale_vqvae"
     format:int=1
-    def __post_init__(self): self.scales,self.multipliers = tuple(self.scales),tuple(self.multipliers)
+    def __post_init__(self):
+        self.scales,self.multipliers = tuple(self.scales),tuple(self.multipliers)
+        if not self.scales or any(a >= b for a,b in zip((0,*self.scales), self.scales)): raise T2IError(f"scales is {self.scales}; each must be larger than the one before")
 
 # %% ../nbs/13_multiscale.ipynb #8072270b
 class MultiScaleAutoencoder(ConvAutoencoder):
@@ -192,8 +194,8 @@ class MultiScaleVQVAE(MultiScaleAutoencoder, PyTorchModelHubMixin):
         ids:list[Tensor], # (b,p*p) int64 a scale; the first few scales give a coarse picture
     )->Tensor:            # (b,3,h,w), clamped to [-1,1]
         "Tokens to pictures"
-        if len(ids)>len(self.scales) or any(i.shape[1:]!=(p*p,) for i,p in zip(ids, self.scales)):
-            raise T2IError(f"token maps of {[i.shape[-1] for i in ids]} tokens; this tokenizer has scales {self.scales}, of {[p*p for p in self.scales]}")
+        if not 0 < len(ids) <= len(self.scales) or len({len(i) for i in ids})>1 or any(i.shape[1:]!=(p*p,) for i,p in zip(ids, self.scales)):
+            raise T2IError(f"token maps of shapes {[tuple(i.shape) for i in ids]}; this tokenizer has scales {self.scales}: a list of (b,l) with l = {', '.join(str(p*p) for p in self.scales)}, or the first few")
         return self.decode_features(self.quantizer.sums([check_ids(i, self.codebook_size) for i in ids])[-1], clamp=True)
 
     @classmethod

@@ -239,6 +239,8 @@ def make_codebook(
     **kw,                 # cosine, rotation: see `Codebook`
 )->Codebook:
     "The codebook that a tokenizer's config describes"
+    if codebook_size < 1 or code_dim < 1: raise T2IError(f"a codebook of {codebook_size} codes with {code_dim} numbers each; both must be at least 1")
+    if ema_decay is not None and not 0 <= ema_decay < 1: raise T2IError(f"ema_decay is {ema_decay:g}; it must be at least 0 and below 1")
     if ema_decay is not None: return EMACodebook(codebook_size, code_dim, revive_below=revive_below, decay=ema_decay, **kw)
     return RevivingCodebook(codebook_size, code_dim, revive_below=revive_below, **kw) if revive_below else Codebook(codebook_size, code_dim, **kw)
 

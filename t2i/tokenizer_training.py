@@ -159,6 +159,9 @@ class TokenizerTaskConfig:
     quantize_from:int=0    # the step at which rounding begins; until then the decoder reads the vectors as they are
     decoder_only:bool=False # keep encoder and codes as they are (with train.init_from): tokens keep their meaning
     train:TrainConfig=field(default_factory=TrainConfig)
+    def __post_init__(self):
+        for name in ("l2","l1","ssim","perceptual","codebook","commitment","kl","adversarial","feature_matching"):
+            if getattr(self, name) < 0: raise T2IError(f"{name} is {getattr(self, name):g}; the weight of a loss must be at least 0")
 
 # %% ../nbs/14_tokenizer_training.ipynb #0ed99776
 class AdversarialTask(Task):
@@ -205,6 +208,7 @@ class TokenizerTask(AdversarialTask):
     "Reconstruction, codebook and adversarial losses of a multi-scale tokenizer"
     Config,Model = TokenizerTaskConfig,MultiScaleVQVAE
     def __init__(self, config:TokenizerTaskConfig, folder:Path|None=None):
+        if config.decoder_only and not config.train.init_from: raise T2IError("decoder_only needs train.init_from, the tokenizer whose tokens are to keep their meaning")
         super().__init__(config, folder)
         self.model = self.Model(config.model)
         self.lpips = lpips_network() if config.perceptual else None
@@ -219,7 +223,7 @@ class TokenizerTask(AdversarialTask):
     def prepare(self, device:torch.device):
         if self.lpips: self.lpips.to(device)
 
-    def dataset(self, split:str): return load_dataset(self.config.data, split)
+    def dataset(self, split:str): return load_dataset(self.config.data, split, captioned=False)
 
     def reconstruction(self,
         recon:Tensor,  # (b,3,h,w)

@@ -60,6 +60,8 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("steps","batch_size","accumulate","log_every","val_batches","keep"):
             if getattr(self, name) < 1: raise T2IError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.lr <= 0 or self.muon_lr <= 0: raise T2IError(f"train.lr is {self.lr:g} and muon_lr {self.muon_lr:g}; they must be above 0")
+        if not 0 <= self.ema < 1: raise T2IError(f"train.ema is {self.ema:g}; it must be at least 0 and below 1")
 
 # %% ../nbs/03_training.ipynb #5bed94e3
 def lr_factor(
@@ -381,15 +383,13 @@ def make_fabric(
 # %% ../nbs/03_training.ipynb #1ddd94cd
 def prepare_run(
     folder:Path,
-    recipe:Recipe,
     resume:bool,
 ):
-    "Make the run folder with its recipe.yaml, or make sure that there is one to resume"
-    if resume: last_checkpoint(folder)
-    elif (folder/"last").is_file(): raise T2IError(f"{folder} holds a run already: add --resume to go on with it, or choose another folder with -o")
+    "Make the run folder, or make sure that there is one to resume"
+    if resume and not (folder/"last").is_file(): raise T2IError(f"no checkpoint in {folder} to go on from; without --resume a run begins there")
+    if not resume and (folder/"last").is_file(): raise T2IError(f"{folder} holds a run already: add --resume to go on with it, or choose another folder with -o")
     folder.mkdir(parents=True, exist_ok=True)
     for torn in folder.rglob(".*.tmp"): shutil.rmtree(torn, ignore_errors=True) if torn.is_dir() else torn.unlink()
-    with atomic_path(folder/"recipe.yaml") as p: OmegaConf.save(OmegaConf.create(recipe.tree), p)
 
 # %% ../nbs/03_training.ipynb #d1dcecf6
 @contextlib.contextmanager
@@ -429,10 +429,12 @@ class TrainingState:
         self.fabric = make_fabric(self.config)
         self.fabric.launch()
         self.zero = self.fabric.is_global_zero # this process writes
-        if self.zero: prepare_run(self.folder, recipe, resume)
+        if self.zero: prepare_run(self.folder, resume)
         self.fabric.barrier()
         torch.manual_seed(self.config.seed)
         self.task = recipe.task(recipe.config, self.folder)
+        if self.zero:
+            with atomic_path(self.folder/"recipe.yaml") as p: OmegaConf.save(OmegaConf.create(recipe.tree), p)
         if self.config.init_from and not resume: fill_model(self.task.model, initial_weights(self.config.init_from), self.config.init_from)
         self.task.prepare(self.fabric.device)
         self.model = self.task.model.to(self.fabric.device) # bare; `task.model` becomes the wrapped one
@@ -605,12 +607,12 @@ def train(
     recipe:str|Path|Recipe,       # a file, a bundled name, or loaded
     run:str|Path|None=None,       # the run folder; runs/NAME by default
     overrides:tuple[str,...]=(),  # "train.steps=100", ...
-    resume:bool=False,            # go on from the run's last checkpoint
+    resume:bool=False,            # go on from the run's last checkpoint, by the run's own recipe; overrides still count
 )->Path:                          # the run folder
     "Train by a recipe"
     if not isinstance(recipe, Recipe):
         run = Path(run or Path("runs")/Path(recipe).stem)
-        recipe = load_recipe(recipe, overrides)
+        recipe = load_recipe(run/"recipe.yaml" if resume and (run/"recipe.yaml").is_file() else recipe, overrides)
     if run is None: raise T2IError("say where the run goes: train(recipe, run=FOLDER)")
     return fit(TrainingState(recipe, run, resume))
 

@@ -212,6 +212,9 @@ class ConvAutoencoder(nn.Module):
         super().__init__()
         c = self.config = config
         self.downsample = c.patch*2**(len(c.multipliers)-1) # pixels a token, along each side
+        if c.channels%32: raise T2IError(f"channels is {c.channels}; it must be a multiple of 32, the groups of the normalisation")
+        if c.resolution%self.downsample: raise T2IError(f"resolution is {c.resolution}; it must be a multiple of {self.downsample}, the pixels a token")
+        if any(not 0 <= l < len(c.multipliers) for l in attention_levels): raise T2IError(f"attention_levels is {attention_levels}; with {len(c.multipliers)} multipliers the levels are 0 to {len(c.multipliers)-1}")
         shape = c.channels,c.multipliers,c.blocks,z_channels,attention_levels,c.patch
         self.encoder = PatchEncoder(self.downsample, 2*c.channels*c.multipliers[-1], z_channels) if local else Encoder(*shape)
         self.decoder = Decoder(*shape)
