@@ -238,7 +238,7 @@ class ClipTask(Task):
     def dataset(self, split:str): return load_dataset(self.config.data, split)
 
     def training_step(self,
-        batch:dict, # image (b,3,h,w), caption
+        batch:dict, # image (b,3,h,w), caption; with an attack also draw (b,), in [0,1), which `Stream` adds
     )->tuple[Tensor,dict[str,Tensor]]:
         side,images = self.config.model.image_size,batch["image"]
         if images.shape[-2:]!=(side,side): images = F.interpolate(images, (side,side), mode="bicubic", antialias=True)
@@ -285,7 +285,7 @@ def similarity_map(
     clip:Clip,
     image:Tensor,  # (3,h,w), [-1,1]
     text:str,
-    window:int=16, # side of the cover, pixels
+    window:int=32, # side of the cover, pixels
     stride:int=4,
 )->Tensor:         # (h,w), how much the similarity falls when the place is covered, mean over all covers that hide it
     "What of a picture a text is about, found by covering it (Zeiler & Fergus 2014)"

@@ -6,8 +6,8 @@
 __all__ = ['DISTANCES', 'TO_YIQ', 'QUALITY', 'MOVE_EVERY', 'VIDEO_SUFFIXES', 'Prompt', 'parse_prompt', 'check_prompts',
            'angle_distance', 'CutoutConfig', 'draw_places', 'sample_places', 'draw_colors', 'Cutouts', 'draw_cutouts',
            'cut_out', 'DreamConfig', 'Scene', 'picture_size', 'first_picture', 'CodeLatents', 'first_latents',
-           'total_variation', 'clip_gradient', 'random_latents', 'random_moves', 'best_fit', 'explain_memory',
-           'LatentOptimizer', 'VQGANCLIP', 'watch', 'read_story', 'check_video', 'save_video']
+           'total_variation', 'clip_gradient', 'random_rectangle', 'random_latents', 'random_moves', 'best_fit',
+           'explain_memory', 'LatentOptimizer', 'VQGANCLIP', 'watch', 'read_story', 'check_video', 'save_video']
 
 # %% ../nbs/21_vqgan_clip.ipynb #692dab82
 import inspect,math,pickle,re
@@ -212,7 +212,7 @@ class DreamConfig:
     extras_weight:float=.5   # all extras together, where all includes together count 1
     exclude_weight:float=.5  # all excludes together
     init:str="random"        # "random" codes, "noise", "gradient" (of two colours), or a picture's file
-    starts:int=32            # so many random starts, of which CLIP picks one; for init="random"
+    starts:int=32            # for init="random": so many plain fields with a rectangle, of which CLIP picks one, see `random_latents`; 1: random codes
     moves:int=32             # so many moves tried every `MOVE_EVERY` steps, see `random_moves`; 0: the gradient alone
     quantize:bool=True       # False: the decoder reads the latents as they are
     clamp:bool=True          # keep the latents within the codebook's range
@@ -366,14 +366,27 @@ def clip_gradient(
     return logs
 
 # %% ../nbs/21_vqgan_clip.ipynb #f9055b37
+def random_rectangle(
+    grid:tuple[int,int], # h and w
+    draws:list[float],   # four numbers in [0,1): height, width, and where
+)->Tensor:               # (h,w) bool
+    "A rectangle of up to half the side, anywhere"
+    (h,w),(a,b,c,d) = grid,draws
+    tall,wide = 1+int(a*max(1, h//2)),1+int(b*max(1, w//2))
+    top,left = int(c*(h-tall+1)),int(d*(w-wide+1))
+    where = torch.zeros(h, w, dtype=torch.bool)
+    where[top:top+tall,left:left+wide] = True
+    return where
+
 def random_latents(
     latents:CodeLatents,
     count:int,
     generator:torch.Generator,
 )->Tensor:                     # (n,h*w,d)
-    "Starts of random codes"
-    ids = torch.randint(len(latents.codes), (count,latents.units.shape[1]), generator=generator)
-    return latents.to_units(F.embedding(ids.to(latents.codes.device), latents.codes))
+    "Starts: a field of one code, with a rectangle of another"
+    codes,draws = latents.codes,torch.rand(count, 6, generator=generator).tolist()
+    ids = torch.stack([torch.where(random_rectangle(latents.grid, r[:4]), int(r[4]*len(codes)), int(r[5]*len(codes))).flatten() for r in draws])
+    return latents.to_units(F.embedding(ids.to(codes.device), codes))
 
 # %% ../nbs/21_vqgan_clip.ipynb #3bc31e8f
 def random_moves(
@@ -386,14 +399,10 @@ def random_moves(
     here = latents.units.detach()[0].unflatten(0, (h,w))                                                   # (h,w,d)
     tried = here.repeat(1+count, 1, 1, 1)
     for x,r in zip(tried[1:], torch.rand(count, 8, generator=generator).tolist()):
-        where = torch.zeros(h, w, dtype=torch.bool, device=here.device)
         if r[0] < 1/3:
             far = (here-here[int(r[1]*h),int(r[2]*w)]).pow(2).sum(-1)                                      # (h,w), from one place
             where = far <= far.flatten().kthvalue(1+int(r[3]*h*w/2)).values                                # the nearest, up to half of all
-        else:
-            tall,wide = 1+int(r[1]*max(1, h//2)),1+int(r[2]*max(1, w//2))
-            top,left = int(r[3]*(h-tall+1)),int(r[4]*(w-wide+1))
-            where[top:top+tall,left:left+wide] = True
+        else: where = random_rectangle((h,w), r[1:5]).to(here.device)
         x[where] = here[int(r[5]*h),int(r[6]*w)] if r[7] < .5 else latents.to_units(codes[int(r[5]*len(codes))])
     return tried.flatten(1,2)
 
