@@ -244,7 +244,7 @@ def usual_cutout(
     image:Tensor, # (1,3,h,w), [-1,1]
     side:int,     # of what CLIP reads, pixels
 )->Tensor:        # (1,3,side,side)
-    "One cutout as the usual scripts make it: torchvision's functions, one after the other"
+    "One cutout by torchvision's functions, one after the other"
     h,w = image.shape[-2:]
     s = int(.8*min(h, w))
     x = TF.hflip(TF.resized_crop(image, (h-s)//2, (w-s)//2, s, s, [side,side]))

@@ -212,7 +212,7 @@ class DreamConfig:
     extras_weight:float=.5   # all extras together, where all includes together count 1
     exclude_weight:float=.5  # all excludes together
     init:str="random"        # "random" codes, "noise", "gradient" (of two colours), or a picture's file
-    starts:int=32            # for init="random": so many plain fields with a rectangle, of which CLIP picks one, see `random_latents`; 1: random codes
+    starts:int=128           # for init="random": so many plain fields with a rectangle, of which CLIP picks one, see `random_latents`; 1: random codes
     moves:int=32             # so many moves tried every `MOVE_EVERY` steps, see `random_moves`; 0: the gradient alone
     quantize:bool=True       # False: the decoder reads the latents as they are
     clamp:bool=True          # keep the latents within the codebook's range
