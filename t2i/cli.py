@@ -280,7 +280,7 @@ def evaluate(
     elif benchmark=="clip": scores = clip_scores(loaded, count or 1000)
     elif benchmark=="digits": scores = digit_scores(digits, count or 500)
     else:
-        data = data or ("digits" if (resolution:=tokenizer.config.resolution)==32 else "shapes")
+        data,resolution = data or ("digits" if tokenizer.config.resolution==32 else "shapes"),tokenizer.config.resolution
         dataset = load_dataset(DataConfig(data), "val") if data in ("shapes","digits") else FolderDataset(data, resolution, captioned=False)
         if dataset[0]["image"].shape[-1]!=resolution: raise T2IError(f"{model} reads pictures of {resolution}x{resolution} pixels, {data} has {dataset[0]['image'].shape[-1]}x{dataset[0]['image'].shape[-1]}: choose other pictures with --data")
         scores = reconstruction_scores(tokenizer, dataset, count or 2000, judge=judge and load_clip(judge, device))
