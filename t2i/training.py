@@ -6,17 +6,17 @@
 __all__ = ['TrainConfig', 'lr_factor', 'orthogonalize', 'Muon', 'build_optimizers', 'EMA', 'Task', 'Recipe', 'find_recipe',
            'load_recipe', 'plain_state', 'save_checkpoint', 'last_checkpoint', 'weights_file', 'fill_model',
            'read_weights', 'load_weights', 'initial_weights', 'load_model', 'load_part', 'read_metrics', 'MetricLog',
-           'make_fabric', 'prepare_run', 'stop_signal', 'averaged', 'TrainingState', 'batches', 'mean_logs', 'lost',
-           'judge', 'optimize', 'validate', 'draw_samples', 'stopped', 'fit', 'train', 'load_task']
+           'make_fabric', 'leave_group', 'prepare_run', 'stop_signal', 'averaged', 'TrainingState', 'batches',
+           'mean_logs', 'lost', 'judge', 'optimize', 'validate', 'draw_samples', 'stopped', 'fit', 'train', 'load_task']
 
 # %% ../nbs/03_training.ipynb #1e6c187a
-import contextlib,importlib,json,logging,math,os,shutil,signal,threading,time,warnings
+import atexit,contextlib,importlib,json,logging,math,os,shutil,signal,threading,time,warnings
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-import torch, torch.nn as nn
+import torch, torch.distributed as dist, torch.nn as nn
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
@@ -380,6 +380,11 @@ def make_fabric(
     try: return Fabric(accelerator=device.type, devices=devices, num_nodes=max(1, world//devices), strategy=strategy, precision=precision)
     except ValueError as e: raise T2IError(f"train.precision={config.precision} or train.strategy={config.strategy}: {str(e).splitlines()[0]}") from None
 
+# %% ../nbs/03_training.ipynb #37e8c10a
+def leave_group():
+    "Leave the process group, if there is one, and end its threads"
+    if dist.is_initialized(): dist.destroy_process_group()
+
 # %% ../nbs/03_training.ipynb #1ddd94cd
 def prepare_run(
     folder:Path,
@@ -428,6 +433,7 @@ class TrainingState:
         self.folder,self.config,self.step,self.streams = Path(folder),recipe.config.train,0,{}
         self.fabric = make_fabric(self.config)
         self.fabric.launch()
+        if self.fabric.world_size>1: atexit.register(leave_group)
         self.zero = self.fabric.is_global_zero # this process writes
         if self.zero: prepare_run(self.folder, resume)
         self.fabric.barrier()

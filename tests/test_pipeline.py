@@ -23,7 +23,7 @@ same = lambda a, b: all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 def alike(a, b):
     "A matrix product rounds differently in batches of different size, which now and then (1 picture in 72, measured) tips a draw"
-    return np.mean([np.array_equal(x, y) for x, y in zip(a, b, strict=True)]) >= .75
+    return np.mean([abs(np.subtract(x, y, dtype=int)).max() <= 1 for x, y in zip(a, b, strict=True)]) >= .75
 
 
 def test_the_public_face():
