@@ -28,6 +28,7 @@ def main():
     debug = "--debug" in sys.argv
     if debug: sys.argv.remove("--debug")
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("t2i").setLevel(logging.INFO)
     try: app(prog_name="t2i")
     except KeyboardInterrupt: sys.exit(130)
     except Exception as e:
@@ -221,9 +222,13 @@ def train(
     overrides:Annotated[list[str], typer.Argument(help="Any field of the recipe: train.steps=100 …", show_default=False)] = None,
     output:Annotated[Path, typer.Option("--output","-o", help="The run folder.", show_default="runs/RECIPE")] = None,
     resume:Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint, by the run's own recipe; fields given here change it.")] = False,
+    show:Annotated[bool, typer.Option("--show", help="Print the whole recipe, defaults included, and train nothing.")] = False,
 ):
     "Train by a recipe."
     import t2i.training
+    if show:
+        from omegaconf import OmegaConf
+        return typer.echo(OmegaConf.to_yaml(OmegaConf.create(t2i.training.load_recipe(recipe, tuple(overrides or ())).tree)), nl=False)
     folder = t2i.training.train(recipe, output, tuple(overrides or ()), resume)
     if os.environ.get("RANK", "0")=="0": typer.echo(folder) # of several processes, one speaks
 
@@ -294,15 +299,15 @@ def info(
     model:Annotated[str, typer.Argument(help="A bundled name, a folder, a run, a published name or file, or a hub id; all bundled models if left out.", show_default=False)] = None,
     as_json:Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):
-    "Describe a model, or list the bundled ones."
+    "Describe a model, or list the bundled and the published ones."
     from dataclasses import asdict
     from t2i.clip import Clip
-    from t2i.pipeline import Pipeline,list_models,load
+    from t2i.pipeline import OFFICIAL,Pipeline,list_models,load
     if model is None:
         models = list_models()
         if as_json: return typer.echo(json.dumps(models))
-        for m in models: typer.echo(f"{m['name']:16} {m['kind']:14} {m['parameters']/1e6:6.1f}M  {m['resolution']}px  {m['megabytes']:5.1f} MB  " + "  ".join(f"{k} {v:.3g}" for k,v in m["scores"].items() if isinstance(v, float)))
-        return
+        for m in models: typer.echo(f"{m['name']:18} {m['kind']:14} {m['parameters']/1e6:6.1f}M  {m['resolution']}px  {m['megabytes']:5.1f} MB  " + "  ".join(f"{k} {v:.3g}" for k,v in m["scores"].items() if isinstance(v, float)))
+        return typer.echo(f"published, fetched when first used: {', '.join(OFFICIAL)}")
     loaded = load(model, "cpu")
     parts = dict(generator=loaded.generator, text_encoder=loaded.text_encoder, tokenizer=loaded.tokenizer) if isinstance(loaded, Pipeline) else dict(clip=loaded) if isinstance(loaded, Clip) else dict(tokenizer=loaded)
     about = {k: dict(parameters=sum(p.numel() for p in m.parameters()), **(asdict(m.config) if m.config else {})) for k,m in parts.items()}

@@ -108,6 +108,7 @@ def check_images(
     images:Tensor, # should be (b,3,h,w), [-1,1]
 )->Tensor:         # the same
     "Refuse what is no batch of pictures; warn of pixels that seem to be in another range"
+    if not isinstance(images, Tensor): raise T2IError(f"pictures must be a tensor (b,3,h,w) in [-1,1], not {type(images).__name__}; t2i.core.from_pil and from_uint8 make one")
     if images.ndim!=4 or images.shape[1]!=3: raise T2IError(f"pictures must be (b,3,h,w), not {tuple(images.shape)}")
     if not images.is_floating_point(): raise T2IError(f"pictures must be floating point in [-1,1], not {images.dtype}; t2i.core.from_uint8 converts bytes")
     if not images.numel(): raise T2IError(f"no pictures: the batch is {tuple(images.shape)}")
@@ -208,7 +209,7 @@ def bundled_folder(
     if Path(name).is_dir(): return Path(name)
     if (pretrained/name).is_dir(): return pretrained/name
     known = sorted(p.name for p in pretrained.glob("*") if p.is_dir())
-    raise T2IError(f"no model {str(name)!r}: no such file or folder, and not among the bundled ({', '.join(known)})")
+    raise T2IError(f"no model {str(name)!r}: no such file or folder, and not among the bundled ({', '.join(known)}); t2i info lists the published ones too")
 
 # %% ../nbs/00_core.ipynb #1c7a4970
 class Inert:

@@ -107,6 +107,7 @@ def check_ids(
     codebook_size:int, # v
 )->Tensor:             # the same
     "Refuse ids that no code has"
+    if not isinstance(ids, Tensor): raise T2IError(f"ids must be a tensor of whole numbers, not {type(ids).__name__}")
     if ids.is_floating_point(): raise T2IError(f"ids are {ids.dtype}; they must be whole numbers")
     if ids.numel() and (ids.min() < 0 or ids.max() >= codebook_size): raise T2IError(f"ids run from {int(ids.min())} to {int(ids.max())}; this codebook has 0 to {codebook_size-1}")
     return ids

@@ -212,7 +212,7 @@ def load_recipe(
     for o in overrides:
         if "=" not in o: raise T2IError(f"{o!r} is not key=value")
     try: tree = OmegaConf.merge(OmegaConf.structured(task.Config), given, OmegaConf.from_dotlist(list(overrides)))
-    except OmegaConfBaseException as e: raise T2IError(f"{path}: {str(e).splitlines()[0]}" + (f" (at {e.full_key})" if getattr(e, "full_key", None) else "")) from None
+    except OmegaConfBaseException as e: raise T2IError(f"{path}: {str(e).splitlines()[0]}" + (f" (at {e.full_key})" if getattr(e, "full_key", None) else "") + f"; t2i train {path.stem} --show prints every field") from None
     return Recipe(task, OmegaConf.to_object(tree), {"task":name} | OmegaConf.to_container(tree))
 
 # %% ../nbs/03_training.ipynb #629fd02f
@@ -446,7 +446,9 @@ class TrainingState:
         self.model = self.task.model.to(self.fabric.device) # bare; `task.model` becomes the wrapped one
         self.ema = EMA(self.model, self.config.ema)
         self.discriminator,optimizers = self.task.discriminator,build_optimizers(self.model, self.config)
-        if self.config.compile: self.task.compile()
+        if self.config.compile:
+            self.task.compile()
+            log.info("train.compile: the first step takes minutes")
         self.task.model = self.fabric.setup_module(self.model)
         if self.discriminator is not None:
             optimizers.append(self.task.discriminator_optimizer())
@@ -596,8 +598,10 @@ def fit(
             logs = optimize(state, data)
             bar.update(c.batch_size)
             if due(c.log_every) and state.zero:
-                state.metrics.write(state.step, logs | dict(lr=state.optimizers[0].param_groups[0]["lr"], images_per_second=(state.step-first)*c.batch_size/(time.perf_counter()-begun)))
+                speed = (state.step-first)*c.batch_size/(time.perf_counter()-begun)
+                state.metrics.write(state.step, logs | dict(lr=state.optimizers[0].param_groups[0]["lr"], images_per_second=speed))
                 bar.set_postfix(loss=f"{logs['loss']:.3f}")
+                if bar.disable: log.info("step %d of %d: loss %.3f, %.0f img/s", state.step, c.steps, logs["loss"], speed) # no terminal
             if due(c.val_every):
                 values = validate(state)
                 if state.zero: state.metrics.write(state.step, values)
