@@ -17,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch, torch.distributed as dist, torch.nn as nn
+from filelock import FileLock,Timeout
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
@@ -389,12 +390,18 @@ def leave_group():
 def prepare_run(
     folder:Path,
     resume:bool,
-):
+    wait:float=10., # seconds: what a killed training leaves behind may live on for a moment
+)->FileLock:        # held: until it is released or this process ends, no other one trains here
     "Make the run folder, or make sure that there is one to resume"
     if resume and not (folder/"last").is_file(): raise T2IError(f"no checkpoint in {folder} to go on from; without --resume a run begins there")
     if not resume and (folder/"last").is_file(): raise T2IError(f"{folder} holds a run already: add --resume to go on with it, or choose another folder with -o")
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder/".lock", is_singleton=True) # one a process
+    try: lock.acquire(timeout=wait)
+    except Timeout: raise T2IError(f"another training is at work in {folder}; wait for it, or choose another folder with -o") from None
+    except NotImplementedError: pass # a file system without locks
     for torn in folder.rglob(".*.tmp"): shutil.rmtree(torn, ignore_errors=True) if torn.is_dir() else torn.unlink()
+    return lock
 
 # %% ../nbs/03_training.ipynb #d1dcecf6
 @contextlib.contextmanager
@@ -435,7 +442,7 @@ class TrainingState:
         self.fabric.launch()
         if self.fabric.world_size>1: atexit.register(leave_group)
         self.zero = self.fabric.is_global_zero # this process writes
-        if self.zero: prepare_run(self.folder, resume)
+        self.lock = prepare_run(self.folder, resume) if self.zero else None
         self.fabric.barrier()
         torch.manual_seed(self.config.seed)
         self.task = recipe.task(recipe.config, self.folder)
@@ -624,7 +631,10 @@ def train(
         run = Path(run or Path("runs")/Path(recipe).stem)
         recipe = load_recipe(run/"recipe.yaml" if resume and (run/"recipe.yaml").is_file() else recipe, overrides)
     if run is None: raise T2IError("say where the run goes: train(recipe, run=FOLDER)")
-    return fit(TrainingState(recipe, run, resume))
+    state = TrainingState(recipe, run, resume)
+    try: return fit(state)
+    finally:
+        if state.lock: state.lock.release()
 
 # %% ../nbs/03_training.ipynb #30487357
 def load_task(
