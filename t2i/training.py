@@ -7,7 +7,8 @@ __all__ = ['TrainConfig', 'lr_factor', 'orthogonalize', 'Muon', 'build_optimizer
            'load_recipe', 'plain_state', 'save_checkpoint', 'last_checkpoint', 'weights_file', 'fill_model',
            'read_weights', 'load_weights', 'initial_weights', 'load_model', 'load_part', 'read_metrics', 'MetricLog',
            'make_fabric', 'leave_group', 'prepare_run', 'stop_signal', 'averaged', 'TrainingState', 'batches',
-           'mean_logs', 'lost', 'judge', 'optimize', 'validate', 'draw_samples', 'stopped', 'fit', 'train', 'load_task']
+           'mean_logs', 'lost', 'inner_gradients', 'judge', 'optimize', 'validate', 'draw_samples', 'stopped', 'fit',
+           'train', 'load_task']
 
 # %% ../nbs/03_training.ipynb #1e6c187a
 import atexit,contextlib,importlib,json,logging,math,os,shutil,signal,threading,time,warnings
@@ -523,6 +524,15 @@ def lost(
     good = f"the last good checkpoint is {last.read_text()}" if last.is_file() else "there is no checkpoint yet"
     return f"the {what} became {value} at step {state.step}; {good}. Lower train.lr, or use train.precision=32-true"
 
+# %% ../nbs/03_training.ipynb #2acc25e8
+@contextlib.contextmanager
+def inner_gradients():
+    "Inside, `torch.autograd.grad` may go through what Fabric wraps"
+    from lightning.fabric import wrappers
+    wrappers._in_fabric_backward = True
+    try: yield
+    finally: wrappers._in_fabric_backward = False
+
 # %% ../nbs/03_training.ipynb #5556ccfa
 def judge(
     state:TrainingState,
@@ -532,7 +542,7 @@ def judge(
     "The discriminator's gradients"
     task = state.task
     with state.fabric.no_backward_sync(task.discriminator, enabled=alone):
-        loss,logs = task.discriminator_step(batch)
+        with inner_gradients(): loss,logs = task.discriminator_step(batch)
         if loss is not None: state.fabric.backward(loss/state.config.accumulate)
     return logs
 
@@ -547,7 +557,7 @@ def optimize(
     for a in range(c.accumulate):
         batch,alone = next(data),a+1 < c.accumulate # processes exchange gradients once a step
         with state.fabric.no_backward_sync(task.model, enabled=alone):
-            loss,extra = task.training_step(batch)
+            with inner_gradients(): loss,extra = task.training_step(batch)
             state.fabric.backward(loss/c.accumulate)
         logs.append(extra | dict(loss=loss) | (judge(state, batch, alone) if task.discriminator is not None else {}))
     logs = mean_logs(state, logs)

@@ -67,6 +67,13 @@ def test_two_processes_equal_one(recipe, tmp_path, name, accumulate, overrides):
     assert max(off) < 1e-4, off
 
 
+def test_discriminator_under_mixed_precision(recipe, tmp_path):
+    "Its weight and its penalty ask for gradients while Fabric watches over all of them"
+    run = train(recipe, tmp_path/"run", (*GAN, "train.precision=bf16-mixed", "train.steps=4", "discriminator.start=1", "discriminator.r1=1"))
+    last = read_metrics(run)[-1] | read_metrics(run)[-2]
+    assert last["adversarial_weight"] > 0 and last["discriminator"] > 0
+
+
 def start_codes(rank, world, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world)
     vectors = torch.randn(240, 4, generator=keyed_generator(0)).chunk(world)[rank]
