@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'STORAGES', 'PUBLISHED', 'warn_once', 'T2IError', 'best_device', 'half_dtype', 'keyed_generator', 'to_unit',
-           'from_unit', 'from_uint8', 'to_uint8', 'to_pil', 'from_pil', 'check_images', 'image_grid', 'fsync_path',
-           'atomic_path', 'save_png', 'data_home', 'dataclass_from', 'bundled_folder', 'Inert', 'TensorUnpickler',
-           'read_checkpoint', 'looks_like', 'rename_weights']
+           'from_unit', 'from_uint8', 'to_uint8', 'to_pil', 'to_rgb', 'from_pil', 'check_images', 'image_grid',
+           'fsync_path', 'atomic_path', 'save_png', 'data_home', 'dataclass_from', 'bundled_folder', 'Inert',
+           'TensorUnpickler', 'read_checkpoint', 'looks_like', 'rename_weights']
 
 # %% ../nbs/00_core.ipynb #fd0f7b57
 import hashlib,logging,math,os,pickle,re,shutil,sys,warnings,zipfile
@@ -18,7 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np, torch
-from PIL import Image
+from PIL import Image,ImageOps
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 from torch import Tensor
@@ -102,13 +102,27 @@ def to_pil(
     "Image tensors to PIL pictures"
     return [Image.fromarray(p) for p in to_uint8(images)]
 
+# %% ../nbs/00_core.ipynb #12c2af97
+def to_rgb(
+    picture:Image.Image, # of any kind
+)->Image.Image:
+    "As RGB: turned as its camera says, 16 bits scaled to 8, transparency on white"
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"): picture = Image.fromarray((np.asarray(picture)>>8).astype(np.uint8))
+    if picture.mode in ("RGBA","LA","PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
 # %% ../nbs/00_core.ipynb #d564fe62
 def from_pil(
     pictures:Image.Image|list[Image.Image], # one picture or several of one size; converted to RGB
 )->Tensor: # (b,3,h,w) float32 in [-1,1]
     "PIL pictures to one image tensor"
     if isinstance(pictures, Image.Image): pictures = [pictures]
-    return from_uint8(np.stack([np.asarray(p.convert("RGB")) for p in pictures]))
+    if other:=[p for p in pictures if not isinstance(p, Image.Image)]: raise T2IError(f"pictures must be PIL's, not {type(other[0]).__name__}: open files with PIL.Image.open")
+    if len(sizes:={p.size for p in pictures})!=1: raise T2IError(f"{len(sizes)} sizes of pictures; a batch has one, see t2i.data.fit_square")
+    return from_uint8(np.stack([np.asarray(to_rgb(p)) for p in pictures]))
 
 # %% ../nbs/00_core.ipynb #58242be2
 def check_images(
@@ -215,6 +229,7 @@ def bundled_folder(
     pretrained = Path(str(files("t2i")))/"pretrained"
     if Path(name).is_dir(): return Path(name)
     if (pretrained/name).is_dir(): return pretrained/name
+    if Path(name).is_file(): raise T2IError(f"{name} is a file, and a folder is wanted here: t2i convert {name} FOLDER makes one")
     known = sorted(p.name for p in pretrained.glob("*") if p.is_dir())
     raise T2IError(f"no model {str(name)!r}: no such file or folder, and not among the bundled ({', '.join(known)}); t2i info lists the published ones too")
 

@@ -18,14 +18,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np, torch
-from PIL import Image,ImageOps
+from PIL import Image
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader,Dataset
 from tqdm.auto import tqdm
 
-from .core import T2IError,atomic_path,data_home,from_pil,from_uint8,keyed_generator,log,warn_once,best_device
+from .core import T2IError,atomic_path,data_home,from_pil,from_uint8,keyed_generator,log,to_rgb,warn_once,best_device
 from .shapes import Scene,render,sample_scene
 
 # %% ../nbs/02_data.ipynb #08fadbbd
@@ -114,12 +114,8 @@ def fit_square(
     picture:Image.Image,
     side:int, # pixels
 )->Image.Image: # (side,side) RGB
-    "Flatten transparency onto white, resize the shorter side, crop the middle"
-    if picture.mode.startswith("I;16"): picture = Image.fromarray((np.asarray(picture)>>8).astype(np.uint8))
-    if picture.mode in ("RGBA","LA","PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = ImageOps.exif_transpose(picture).convert("RGB") # a camera held sideways says so in the file
+    "As RGB (see `to_rgb`), the shorter side resized, the middle cropped"
+    picture = to_rgb(picture)
     k = side/min(picture.size)
     w,h = max(side, round(picture.width*k)),max(side, round(picture.height*k))
     picture = picture.resize((w,h), Image.LANCZOS)

@@ -229,13 +229,16 @@ READERS = {"a VQGAN":VQGAN, "a Gumbel VQGAN":GumbelVQGAN, "a ViT-VQGAN":ViTVQGAN
 
 # %% ../nbs/51_pipeline.ipynb #54eba0cf
 def load_official(
-    path:str|Path, # a file as published
-)->nn.Module:      # in evaluation mode
+    path:str|Path,            # a file as published
+    resolution:int|None=None, # of a VQGAN's pictures, which its file does not tell; None: 256
+)->nn.Module:                 # in evaluation mode
     "A published model, whichever it is"
     weights = read_checkpoint(path)
     kind = looks_like(weights)
     if kind not in READERS: raise T2IError(f"{path} looks like {kind}; files that can be read are those of {', '.join(READERS)}")
-    return READERS[kind].from_official(weights).requires_grad_(False)
+    if resolution and READERS[kind] not in (VQGAN,GumbelVQGAN): raise T2IError(f"{path} looks like {kind}, whose file tells its size: leave resolution out")
+    try: return READERS[kind].from_official(weights, **dict(resolution=resolution) if resolution else {}).requires_grad_(False)
+    except T2IError as e: raise T2IError(f"{path}: {e}") from None
 
 # %% ../nbs/51_pipeline.ipynb #b10a5ae2
 @dataclass(frozen=True)
@@ -284,10 +287,13 @@ def fetch(
 def load(
     name:str|Path,         # an existing folder (saved model or run), a published file, a bundled name, a name of `OFFICIAL`, or a hub id with a "/"
     device:str|None=None,  # None: CUDA, then MPS, then the CPU
+    resolution:int|None=None, # of a published VQGAN's pictures, see `load_official`
 )->TextVARPipeline|nn.Module: # a tokenizer's name gives the tokenizer, a CLIP's the `Clip`
     "Load any model"
     if name in OFFICIAL: name = fetch(OFFICIAL[name])
-    if Path(name).is_file(): return load_official(name).to(best_device(device))
+    if Path(name).is_file(): return load_official(name, resolution).to(best_device(device))
+    if resolution: raise T2IError(f"resolution is for published files; {name} knows its own")
+    if not Path(name).exists() and (str(name).startswith(("/",".","~")) or Path(name).suffix in (".ckpt",".pth",".pt",".safetensors")): raise T2IError(f"no such file or folder: {name}")
     folder = bundled_folder(name) if Path(name).is_dir() or "/" not in str(name) else download(str(name))
     if (folder/"recipe.yaml").is_file() and (folder/"last").is_file(): model = load_run(folder)
     elif (folder/"model_index.json").is_file(): model = load_pipeline(folder, folder.name)

@@ -275,8 +275,10 @@ def fill_model(
 ):
     "Give a model its weights; missing, misshapen or unknown ones, or numbers that are none, are errors of one line"
     own = model.state_dict()
-    bad = [k for k in own if k not in state or state[k].shape!=own[k].shape] + [k for k in state if k not in own]
-    if bad: raise T2IError(f"{what} does not fit the model: {len(bad)} keys missing, misshapen or unknown, such as {', '.join(bad[:3])}")
+    kinds = {"missing": [k for k in own if k not in state], "unknown": [k for k in state if k not in own],
+             "misshapen": [f"{k} {tuple(state[k].shape)} instead of {tuple(w.shape)}" for k,w in own.items() if k in state and state[k].shape!=w.shape]}
+    bad = [f"{len(keys)} {kind}, such as {', '.join(keys[:3])}" if len(keys) > 3 else f"{kind}: {', '.join(keys)}" for kind,keys in kinds.items() if keys]
+    if bad: raise T2IError(f"{what} does not fit the model; {'; '.join(bad)}")
     if lost:=[k for k,v in state.items() if v.is_floating_point() and not v.isfinite().all()]: raise T2IError(f"{what} is damaged: {lost[0]} holds numbers that are not finite")
     model.load_state_dict(state)
 
@@ -286,7 +288,7 @@ def read_weights(
 )->dict[str,Tensor]:
     "The tensors of a file; one cut short is an error of one line"
     try: return load_file(path)
-    except (SafetensorError,OSError) as e: raise T2IError(f"cannot read {path}: {str(e).splitlines()[0]}") from None
+    except (SafetensorError,OSError) as e: raise T2IError(f"cannot read {path}: {str(e).splitlines()[0]}" + ("" if path.suffix==".safetensors" else f"; t2i convert {path} FOLDER may")) from None
 
 # %% ../nbs/03_training.ipynb #e9d2d26c
 def load_weights(
@@ -456,7 +458,7 @@ class TrainingState:
         self.discriminator,optimizers = self.task.discriminator,build_optimizers(self.model, self.config)
         if self.config.compile:
             self.task.compile()
-            log.info("train.compile: the first step takes minutes")
+            log.info("train.compile: the first step takes minutes; with train.compile=false it starts at once")
         self.task.model = self.fabric.setup_module(self.model)
         if self.discriminator is not None:
             optimizers.append(self.task.discriminator_optimizer())
@@ -610,6 +612,7 @@ def fit(
     fast = sdpa_kernel(SDPBackend.MATH) if state.fabric.device.type=="cpu" else contextlib.nullcontext() # the CPU's fused backward is slow
     bar = tqdm(total=c.steps*c.batch_size, initial=state.step*c.batch_size, unit="img", desc=state.folder.name, disable=None if state.zero else True)
     begun,first = time.perf_counter(),state.step # the bar keeps no time where it is not shown
+    if first >= c.steps: log.warning("all %d steps are done already; train.steps=%d would go on", first, 2*first)
     with stop_signal() as stop, fast, bar:
         while state.step < c.steps and not stopped(state, stop):
             logs = optimize(state, data)

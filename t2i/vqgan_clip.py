@@ -10,7 +10,7 @@ __all__ = ['DISTANCES', 'TO_YIQ', 'QUALITY', 'MOVE_EVERY', 'VIDEO_SUFFIXES', 'Pr
            'explain_memory', 'LatentOptimizer', 'VQGANCLIP', 'watch', 'read_story', 'check_video', 'save_video']
 
 # %% ../nbs/21_vqgan_clip.ipynb #692dab82
-import inspect,math,pickle,re
+import inspect,math,re
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from PIL import Image,ImageOps
 from torch import Tensor
 
 from .clip import Clip,load_clip
-from .core import T2IError,atomic_path,best_device,dataclass_from,from_pil,keyed_generator,to_pil
+from .core import T2IError,atomic_path,best_device,dataclass_from,from_pil,keyed_generator,to_pil,to_rgb
 from .data import IMAGE_SUFFIXES,fit_square
 from .quantize import nearest_code,straight_through
 from .tokenizer_training import load_tokenizer
@@ -37,24 +37,28 @@ class Prompt:
     "What a picture should, or should not, look like"
     content:str|Image.Image # a text or a picture
     weight:float=1.
+    def __post_init__(self):
+        said = repr(self.content) if isinstance(self.content, str) else "a picture"
+        if isinstance(self.content, str) and not self.content.strip(): raise T2IError(f"the prompt {said} says nothing")
+        if not isinstance(self.weight, (int,float)) or not 0 < self.weight < math.inf: raise T2IError(f"the weight of {said} is {self.weight}; it must be a number above 0: to steer away from something, exclude it")
 
 # %% ../nbs/21_vqgan_clip.ipynb #45c14bab
 def parse_prompt(
-    prompt:"str|Image.Image|Prompt", # "text", "text:weight", "picture.png", "picture.png:weight"
+    prompt:"str|Path|Image.Image|Prompt", # "text", "text:weight", "picture.png", "picture.png:weight"
 )->Prompt:
     "Read a prompt; a number after the last colon is its weight, unless a digit stands before the colon (as in 12:30)"
     if isinstance(prompt, Prompt): return prompt
     if isinstance(prompt, Image.Image): return Prompt(prompt)
+    if isinstance(prompt, Path): prompt = str(prompt)
     if not isinstance(prompt, str): raise T2IError(f"a prompt is a text or a picture, not {type(prompt).__name__}")
     found = re.fullmatch(r"(.*[^\d:])\s*:\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:inf|nan))\s*", prompt, re.S|re.I)
     text,weight = (found[1].strip(),float(found[2])) if found else (prompt.strip(),1.)
-    if not text: raise T2IError(f"the prompt {prompt!r} says nothing")
-    if not 0 < weight < math.inf: raise T2IError(f"the weight of {text!r} is {weight:g}; it must be a number above 0: to steer away from something, exclude it")
+    said = Prompt(text, weight) # checked
     if re.match(r"\w+://", text): raise T2IError(f"{text} is an address, and nothing is fetched from there: save the picture and give its file")
     if text.lower().endswith(IMAGE_SUFFIXES):
-        try: return Prompt(Image.open(text).convert("RGB"), weight)
+        try: return Prompt(to_rgb(Image.open(text)), weight)
         except (OSError,SyntaxError,ValueError): raise T2IError(f"{text} is no picture that can be read; a prompt that ends like a picture's name is taken for one") from None
-    return Prompt(text, weight)
+    return said
 
 # %% ../nbs/21_vqgan_clip.ipynb #79911184
 def check_prompts(
@@ -98,6 +102,8 @@ class CutoutConfig:
     def __post_init__(self):
         if self.count < 1: raise T2IError(f"cutouts.count is {self.count}; it must be at least 1")
         if not 0 < self.min_size <= self.max_size: raise T2IError(f"cutouts.min_size is {self.min_size} and max_size {self.max_size}; they must be above 0, the first not above the second")
+        if not (0 <= self.flip <= 1 and 0 <= self.erase <= 1): raise T2IError(f"cutouts.flip is {self.flip} and erase {self.erase}; they are probabilities, from 0 to 1")
+        if self.noise < 0 or self.power <= 0: raise T2IError(f"cutouts.noise is {self.noise} and power {self.power}; noise must be at least 0, power above 0")
         if self.pool not in ("mean_max","mean"): raise T2IError(f"cutouts.pool is {self.pool!r}; known are mean_max, mean")
 
     @classmethod
@@ -227,6 +233,9 @@ class DreamConfig:
     def __post_init__(self):
         for name,known in dict(distance=tuple(DISTANCES), schedule=("constant","cosine"), precision=("fp32","bf16")).items():
             if getattr(self, name) not in known: raise T2IError(f"{name} is {getattr(self, name)!r}; known are {', '.join(known)}")
+        for name in ("extras_weight","exclude_weight","lr","tv","decay","patience"):
+            if not 0 <= getattr(self, name) < math.inf: raise T2IError(f"{name} is {getattr(self, name):g}; it must be at least 0")
+        if not 0 <= self.ema < 1: raise T2IError(f"ema is {self.ema:g}; it must be at least 0 and below 1")
         if self.starts < 1 or self.moves < 0: raise T2IError(f"starts is {self.starts} and moves {self.moves}; there must be at least 1 start and 0 moves")
         if self.steps < 1 or self.at_once < 0: raise T2IError(f"steps is {self.steps} and at_once {self.at_once}; there must be at least 1 step")
         step = getattr(getattr(torch.optim, self.optimizer, None), "step", None)
@@ -271,7 +280,7 @@ def picture_size(
     size:int|tuple[int,int]|None, # side, or height and width, pixels; None: what the VQGAN was trained on
 )->tuple[int,int]:                # height and width
     "A size that the VQGAN can make"
-    if not isinstance(vqgan, GridTokenizer): raise T2IError(f"{type(vqgan).__name__} has several maps of tokens; this needs one map, as a VQGAN, GumbelVQGAN or ViTVQGAN has")
+    if not isinstance(vqgan, GridTokenizer): raise T2IError(f"{type(vqgan).__name__} cannot be steered: this needs a tokenizer with one map of tokens, as a VQGAN, GumbelVQGAN or ViTVQGAN has")
     f,own = vqgan.downsample,vqgan.config.resolution
     h,w = (size,size) if isinstance(size, int) else size or (own,own)
     if isinstance(vqgan, ViTVQGAN) and (h,w)!=(own,own): raise T2IError(f"this ViT-VQGAN makes pictures of {own}x{own} only, not {h}x{w}")
@@ -291,7 +300,7 @@ def first_picture(
         angle = torch.rand((), generator=generator)*2*math.pi
         along = torch.linspace(-1, 1, w)*angle.cos() + torch.linspace(-1, 1, h)[:,None]*angle.sin()        # (h,w)
         return one.lerp(other, (along-along.min())/(along.max()-along.min()))[None]
-    try: return from_pil(ImageOps.fit(Image.open(init).convert("RGB"), (w,h), Image.LANCZOS))
+    try: return from_pil(ImageOps.fit(to_rgb(Image.open(init)), (w,h), Image.LANCZOS))
     except (OSError,SyntaxError,ValueError): raise T2IError(f"cannot start from {init!r}: it is neither random, noise or gradient nor a picture that can be read") from None
 
 # %% ../nbs/21_vqgan_clip.ipynb #bd809747
@@ -546,7 +555,9 @@ class VQGANCLIP(LatentOptimizer):
     ):
         "Go on from there"
         try: state = torch.load(path, map_location=self.average.device, weights_only=True)
-        except (OSError,RuntimeError,pickle.UnpicklingError) as e: raise T2IError(f"cannot go on from {path}: {str(e).splitlines()[0]}") from None
+        except OSError as e: raise T2IError(f"cannot go on from {path}: {e.strerror}") from None
+        except Exception: state = None # torch has many words for a file that is not its own
+        if not isinstance(state, dict) or not {"units","average","optimizer","step","progress"} <= state.keys(): raise T2IError(f"cannot go on from {path}: it is no state that save wrote")
         if state["units"].shape!=self.average.shape: raise T2IError(f"cannot go on from {path}: its latents are {tuple(state['units'].shape)}, these {tuple(self.average.shape)}")
         self.latents.units.data,self.average,self.step,self.progress = state["units"],state["average"],state["step"],state["progress"]
         self.optimizer.load_state_dict(state["optimizer"])
