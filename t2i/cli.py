@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'bench_app', 'Model', 'Device', 'main', 'slug', 'unused', 'read_prompts', 'generate',
-           'dream_settings', 'paint', 'dream', 'train', 'evaluate', 'info', 'convert', 'write_folder', 'data_shapes',
-           'data_digits', 'data_cache', 'bench_generate', 'bench_shapes', 'bench_dream', 'bench_tokenizer']
+           'dream_settings', 'paint', 'dream', 'train', 'held_out', 'evaluate', 'info', 'convert', 'write_folder',
+           'data_shapes', 'data_digits', 'data_cache', 'bench_generate', 'bench_shapes', 'bench_dream',
+           'bench_tokenizer']
 
 # %% ../nbs/52_cli.ipynb #3b7d1807
 import itertools,json,logging,os,re,sys
@@ -149,7 +150,8 @@ def paint(
     from t2i.core import atomic_path,log,save_png
     from t2i.vqgan_clip import save_video
     folder = None if output.suffix else output
-    words = {k: " | ".join(about[k]) for k in ("include","exclude","extras")} | dict(model=about["model"], clip=" ".join(about["clip"]), seed=about["seed"])
+    words = {k: " | ".join(about[k]) for k in ("include","exclude","extras")} | dict(model=about["model"], clip=" ".join(about["clip"]), seed=about["seed"],
+        size="x".join(map(str, run.size)), settings=json.dumps(about["settings"])) | (dict(story=json.dumps(about["story"])) if about["story"] else {})
     if resume and (folder/"state.pt").is_file(): run.restore(folder/"state.pt")
     elif folder:
         with atomic_path(folder/"dream.json") as p: p.write_text(json.dumps(about, indent=2)+"\n", encoding="utf-8")
@@ -241,6 +243,24 @@ def train(
     if os.environ.get("RANK", "0")=="0": typer.echo(folder) # of several processes, one speaks
     if int(t2i.training.last_checkpoint(folder).name[5:]) < t2i.training.load_recipe(folder/"recipe.yaml").config.train.steps: raise typer.Exit(130) # stopped on the way
 
+# %% ../nbs/52_cli.ipynb #72470b0c
+def held_out(
+    model:str,      # a tokenizer as the user named it, perhaps a run
+    data:str|None,  # "shapes", "digits" or a folder; None: what a run held out, else what has the tokenizer's size
+    resolution:int, # the tokenizer's, pixels
+)->tuple[str,object]: # what the pictures are called, and the dataset
+    "The pictures on which a tokenizer is scored"
+    from t2i.core import T2IError
+    from t2i.data import DataConfig,FolderDataset,load_dataset
+    from t2i.training import load_recipe
+    own = load_recipe(Path(model)/"recipe.yaml").config.data if data is None and (Path(model)/"recipe.yaml").is_file() else None
+    if own and own.name in ("folder","coco"): return f"{own.path}, held out",load_dataset(own, "val", captioned=False)
+    data = data or ("digits" if resolution==32 else "shapes")
+    dataset = load_dataset(DataConfig(data), "val") if data in ("shapes","digits") else FolderDataset(data, resolution, captioned=False)
+    side = dataset[0]["image"].shape[-1]
+    if side!=resolution: raise T2IError(f"{model} reads pictures of {resolution}x{resolution} pixels, {data} has {side}x{side}: choose other pictures with --data")
+    return data,dataset
+
 # %% ../nbs/52_cli.ipynb #55f13745
 @app.command()
 def evaluate(
@@ -262,10 +282,8 @@ def evaluate(
     "Score a model."
     from t2i.clip import Clip,clip_scores,load_clip
     from t2i.core import T2IError
-    from t2i.data import DataConfig,FolderDataset,load_dataset
     from t2i.evaluation import digit_scores,dream_scores,reconstruction_scores,shapes_scores
     from t2i.pipeline import Pipeline,load
-    from t2i.training import load_recipe
     from t2i.vqgan import GridTokenizer
     from t2i.vqgan_clip import VQGANCLIP
     for name,n in dict(per_task=per_task, num_images_per_prompt=num_images_per_prompt, count=1 if count is None else count).items():
@@ -295,12 +313,8 @@ def evaluate(
     elif benchmark=="clip": scores = clip_scores(loaded, count or 1000)
     elif benchmark=="digits": scores = digit_scores(digits, count or 500)
     else:
-        own = load_recipe(Path(model)/"recipe.yaml").config.data if (Path(model)/"recipe.yaml").is_file() else DataConfig()
-        if data is None and own.name=="folder" and (own.val_path or own.path): data = own.val_path or own.path
-        data,resolution = data or ("digits" if tokenizer.config.resolution==32 else "shapes"),tokenizer.config.resolution
-        dataset = load_dataset(DataConfig(data), "val") if data in ("shapes","digits") else FolderDataset(data, resolution, captioned=False)
-        if dataset[0]["image"].shape[-1]!=resolution: raise T2IError(f"{model} reads pictures of {resolution}x{resolution} pixels, {data} has {dataset[0]['image'].shape[-1]}x{dataset[0]['image'].shape[-1]}: choose other pictures with --data")
-        scores = reconstruction_scores(tokenizer, dataset, count or 2000, judge=judge and load_clip(judge, device)) | dict(data=str(data))
+        data,dataset = held_out(model, data, tokenizer.config.resolution)
+        scores = reconstruction_scores(tokenizer, dataset, count or 2000, judge=judge and load_clip(judge, device)) | dict(data=data)
     if as_json: typer.echo(json.dumps(dict(model=model, benchmark=benchmark, seed=seed, **scores)))
     else:
         for k,v in scores.items(): typer.echo(f"{k:20} {v:.3f}" if isinstance(v, float) else f"{k:20} {v}")

@@ -382,7 +382,9 @@ def make_fabric(
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
     strategy = "ddp" if config.strategy=="auto" and max(world, devices)>1 else config.strategy
     try: return Fabric(accelerator=device.type, devices=devices, num_nodes=max(1, world//devices), strategy=strategy, precision=precision)
-    except ValueError as e: raise T2IError(f"train.precision={config.precision} or train.strategy={config.strategy}: {str(e).splitlines()[0]}") from None
+    except ValueError as e:
+        if "Precision" in str(e): raise T2IError(f"train.precision is {config.precision!r}; known are auto, 32-true, bf16-mixed, 16-mixed and Lightning's others") from None
+        raise T2IError(f"train.strategy={config.strategy}: {str(e).splitlines()[0]}") from None
 
 # %% ../nbs/03_training.ipynb #37e8c10a
 def leave_group():
