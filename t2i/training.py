@@ -442,7 +442,7 @@ class TrainingState:
         folder:str|Path,   # the run
         resume:bool=False, # go on from the run's last checkpoint
     ):
-        self.folder,self.config,self.step,self.streams = Path(folder),recipe.config.train,0,{}
+        self.folder,self.recipe,self.config,self.step,self.streams = Path(folder),recipe,recipe.config.train,0,{}
         self.fabric = make_fabric(self.config)
         self.fabric.launch()
         if self.fabric.world_size>1: atexit.register(leave_group)
@@ -451,8 +451,6 @@ class TrainingState:
         self.fabric.barrier()
         torch.manual_seed(self.config.seed)
         self.task = recipe.task(recipe.config, self.folder)
-        if self.zero:
-            with atomic_path(self.folder/"recipe.yaml") as p: OmegaConf.save(OmegaConf.create(recipe.tree), p)
         if self.config.init_from and not resume: fill_model(self.task.model, initial_weights(self.config.init_from), self.config.init_from)
         self.task.prepare(self.fabric.device)
         self.model = self.task.model.to(self.fabric.device) # bare; `task.model` becomes the wrapped one
@@ -610,6 +608,8 @@ def fit(
 )->Path: # the run
     "Train until `steps`, or until interrupted; either way the last state is on the disk"
     c,data = state.config,batches(state, "train", range(state.step, state.config.steps))
+    if state.zero: # a start that was refused, for its models or its data, has left no recipe
+        with atomic_path(state.folder/"recipe.yaml") as p: OmegaConf.save(OmegaConf.create(state.recipe.tree), p)
     due = lambda every: every>0 and state.step%every==0 or state.step==c.steps
     fast = sdpa_kernel(SDPBackend.MATH) if state.fabric.device.type=="cpu" else contextlib.nullcontext() # the CPU's fused backward is slow
     bar = tqdm(total=c.steps*c.batch_size, initial=state.step*c.batch_size, unit="img", desc=state.folder.name, disable=None if state.zero else True)
