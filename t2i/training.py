@@ -614,7 +614,7 @@ def fit(
     fast = sdpa_kernel(SDPBackend.MATH) if state.fabric.device.type=="cpu" else contextlib.nullcontext() # the CPU's fused backward is slow
     bar = tqdm(total=c.steps*c.batch_size, initial=state.step*c.batch_size, unit="img", desc=state.folder.name, disable=None if state.zero else True)
     begun,first = time.perf_counter(),state.step # the bar keeps no time where it is not shown
-    if first >= c.steps: log.warning("all %d steps are done already; train.steps=%d would go on", first, 2*first)
+    if first >= c.steps: log.warning("nothing to do: %d steps are done, train.steps is %d; a larger one goes on", first, c.steps)
     with stop_signal() as stop, fast, bar:
         while state.step < c.steps and not stopped(state, stop):
             logs = optimize(state, data)
