@@ -55,7 +55,8 @@ def unused(
     path:Path,
 )->Path: # the path itself, or with -2, -3, … before its suffix
     "A name that no file has yet"
-    return next(p for n in itertools.count(1) if not (p:=path if n==1 else path.with_stem(f"{path.stem}-{n}")).exists())
+    names = itertools.chain([path], (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2)))
+    return next(p for p in names if not p.exists())
 
 # %% ../nbs/52_cli.ipynb #a57d58c6
 def read_prompts(
@@ -240,7 +241,8 @@ def train(
         from omegaconf import OmegaConf
         return typer.echo(OmegaConf.to_yaml(OmegaConf.create(t2i.training.load_recipe(recipe, tuple(overrides or ())).tree)), nl=False)
     folder = t2i.training.train(recipe, output, tuple(overrides or ()), resume)
-    if os.environ.get("RANK", "0")=="0": typer.echo(folder) # of several processes, one speaks
+    if os.environ.get("RANK", "0")!="0": return # of several processes, one speaks; other machines may not even have the folder
+    typer.echo(folder)
     if int(t2i.training.last_checkpoint(folder).name[5:]) < t2i.training.load_recipe(folder/"recipe.yaml").config.train.steps: raise typer.Exit(130) # stopped on the way
 
 # %% ../nbs/52_cli.ipynb #72470b0c
@@ -254,7 +256,7 @@ def held_out(
     from t2i.data import DataConfig,FolderDataset,load_dataset
     from t2i.training import load_recipe
     own = load_recipe(Path(model)/"recipe.yaml").config.data if data is None and (Path(model)/"recipe.yaml").is_file() else None
-    if own and own.name in ("folder","coco"): return f"{own.path}, held out",load_dataset(own, "val", captioned=False)
+    if own and own.name in ("folder","coco"): return f"{own.val_path or own.path}, held out",load_dataset(own, "val", captioned=False)
     data = data or ("digits" if resolution==32 else "shapes")
     dataset = load_dataset(DataConfig(data), "val") if data in ("shapes","digits") else FolderDataset(data, resolution, captioned=False)
     side = dataset[0]["image"].shape[-1]

@@ -121,8 +121,9 @@ def from_pil(
     "PIL pictures to one image tensor"
     if isinstance(pictures, Image.Image): pictures = [pictures]
     if other:=[p for p in pictures if not isinstance(p, Image.Image)]: raise T2IError(f"pictures must be PIL's, not {type(other[0]).__name__}: open files with PIL.Image.open")
+    pictures = [to_rgb(p) for p in pictures]
     if len(sizes:={p.size for p in pictures})!=1: raise T2IError(f"{len(sizes)} sizes of pictures; a batch has one, see t2i.data.fit_square")
-    return from_uint8(np.stack([np.asarray(to_rgb(p)) for p in pictures]))
+    return from_uint8(np.stack([np.asarray(p) for p in pictures]))
 
 # %% ../nbs/00_core.ipynb #58242be2
 def check_images(

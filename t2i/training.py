@@ -204,7 +204,7 @@ def load_recipe(
     overrides:tuple[str,...]=(), # "train.steps=100", ...
 )->Recipe:
     "Read a recipe; an unknown key or a value of the wrong type is an error that names it"
-    path = find_recipe(path)
+    asked,path = path,find_recipe(path)
     try: given = OmegaConf.load(path)
     except Exception as e: raise T2IError(f"{path} is no YAML: {str(e).splitlines()[0]}") from None
     if not OmegaConf.is_dict(given) or "task" not in given: raise T2IError(f"{path} does not name its `task`")
@@ -214,7 +214,7 @@ def load_recipe(
     for o in overrides:
         if "=" not in o: raise T2IError(f"{o!r} is not key=value")
     try: tree = OmegaConf.merge(OmegaConf.structured(task.Config), given, OmegaConf.from_dotlist(list(overrides)))
-    except OmegaConfBaseException as e: raise T2IError(f"{path}: {str(e).splitlines()[0]}" + (f" (at {e.full_key})" if getattr(e, "full_key", None) else "") + f"; t2i train {path.stem} --show prints every field") from None
+    except OmegaConfBaseException as e: raise T2IError(f"{path}: {str(e).splitlines()[0]}" + (f" (at {e.full_key})" if getattr(e, "full_key", None) else "") + f"; t2i train {asked} --show prints every field") from None
     return Recipe(task, OmegaConf.to_object(tree), {"task":name} | OmegaConf.to_container(tree))
 
 # %% ../nbs/03_training.ipynb #629fd02f
