@@ -3,15 +3,29 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_public = dict(load="pipeline", list_models="pipeline", T2IError="core", train="training",
-               MultiScaleVQVAE="multiscale", VQGAN="vqgan", GumbelVQGAN="vqgan", ViTVQGAN="vit_vqgan", VAR="var", TextVAR="text_var", VQGANCLIP="vqgan_clip")
-__all__ = [*_public, "__version__"]
+_modules = {
+    "core": ["T2IError"],
+    "training": ["train"],
+    "tokenizers.vqgan": ["VQGAN", "VQGANConfig"],
+    "tokenizers.vit_vqgan": ["ViTVQGAN", "ViTVQGANConfig"],
+    "tokenizers.multiscale": ["MultiScaleVQVAE", "MultiScaleVQVAEConfig"],
+    "tokenizers.soft_codes": ["GumbelVQGAN", "GumbelVQGANConfig"],
+    "guidance.clip": ["CLIP", "load_clip"],
+    "guidance.vqgan_clip": ["VQGANCLIP", "VQGANCLIPConfig"],
+    "generators.var": ["VAR", "VARConfig"],
+    "generators.text_var": ["TextVAR"],
+    "pipeline": ["load", "list_models"],
+}
+_module_of = {name: module for module, names in _modules.items() for name in names}
+__all__ = [*_module_of, "__version__"]
 
 
 def __getattr__(name):
-    "Import a public name where it is first used, so that `import t2i` and `t2i --help` are quick"
-    if name in _public: return getattr(import_module(f"t2i.{_public[name]}"), name)
+    "Import a public name where it is first used: `import t2i` and `t2i --help` stay quick"
+    if name in _module_of:
+        return getattr(import_module(f"t2i.{_module_of[name]}"), name)
     raise AttributeError(f"module 't2i' has no attribute {name!r}")
 
 
-def __dir__(): return sorted(__all__)
+def __dir__():
+    return sorted(__all__)

@@ -6,11 +6,12 @@ given file, so that every run of this program takes the same course.
 import os, signal, sys
 from pathlib import Path
 
+import t2i.engine.runs as runs
 import t2i.training as training
 
 RECIPE = Path(sys.argv[1])/"recipe.yaml"
 RECIPE.write_text("""
-task: t2i.tokenizer_training.TokenizerTask
+task: t2i.tokenizers.training.TokenizerTask
 model: {resolution: 32, scales: [1, 2, 4], codebook_size: 32, code_dim: 4, channels: 32, multipliers: [1, 2], blocks: 1, attention: false, patch: 4}
 data: {name: digits}
 adversarial: 0.8
@@ -31,25 +32,25 @@ def child(run, resume, sabotage=lambda: None):
 def die_after(step):
     "SIGKILL once this many steps are done"
     def plant():
-        optimize = training.optimize
+        train_step = training.train_step
         def deadly(state, data):
-            logs = optimize(state, data)
+            logs = train_step(state, data)
             if state.step == step: os.kill(os.getpid(), signal.SIGKILL)
             return logs
-        training.optimize = deadly
+        training.train_step = deadly
     return plant
 
 
 def die_inside_write(step):
     "SIGKILL when the second file of the checkpoint of this step is half written"
     def plant():
-        save = training.save_file
+        save = runs.save_file
         def deadly(tensors, path):
             save(tensors, path)
             if f"step-{step}" in str(path) and path.name == "ema.safetensors":
                 os.truncate(path, path.stat().st_size//2)
                 os.kill(os.getpid(), signal.SIGKILL)
-        training.save_file = deadly
+        runs.save_file = deadly
     return plant
 
 

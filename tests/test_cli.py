@@ -136,7 +136,7 @@ def test_own_pictures_from_tokenizer_to_picture(t2i):
     (["train", "shapes-msvq", "train.steps=0"], "train.steps is 0"),
     (["train", "shapes-msvq", "train.batch_size=0"], "train.batch_size is 0"),
     (["evaluate", "shapes-var", "--per-task", "0"], "--per-task is 0"),
-    (["generate", "x", "--passes", "0"], "passes is 0"),
+    (["generate", "x", "--num-steps", "0"], "num_steps is 0"),
     (["dream", "--resume", "-o", "nothing"], "no run of t2i dream"),
     (["info", "."], "neither a saved model"),
 ])

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from torch import tensor
 
-from t2i.multiscale import MultiScaleVQVAE
-from t2i.vit_vqgan import ViTVQGAN
-from t2i.vqgan import GumbelVQGAN, VQGAN
+from t2i.tokenizers.multiscale import MultiScaleVQVAE
+from t2i.tokenizers.vit_vqgan import ViTVQGAN
+from t2i.tokenizers.soft_codes import GumbelVQGAN
+from t2i.tokenizers.vqgan import VQGAN
 
 GOLDEN = Path(__file__).parent/"golden"
 KEPT = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV")
@@ -115,7 +116,7 @@ def test_vit_vqgan():
 def test_multi_scale_vqvae():
     case = Case("msvq")
     tok = MultiScaleVQVAE.from_official(case.weights)
-    assert tok.quantizer.phi_of == case.about["constructor"]["vqvae"]["phi_index_per_scale"]
+    assert tok.quantizer.phi_indices == case.about["constructor"]["vqvae"]["phi_index_per_scale"]
     z = tok.features(case.images).detach().requires_grad_()
     case.same("f", z)
     zq, ids, losses = tok.quantize(z)

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np, pytest, torch
 
 import t2i
-from t2i.core import bundled_folder, keyed_generator
-from t2i.data import ShapesDataset
+from t2i.core import fold_in
+from t2i.engine.files import bundled_folder
+from t2i.data.datasets import ShapesDataset
 from t2i.evaluation import digit_scores, reconstruction_scores, shapes_scores
 
 MEAN = .15   # what the bundled models reached, less the noise of small samples; and below
@@ -47,9 +48,9 @@ def test_a_picture_depends_on_its_seed_index_and_prompt_alone(pipe):
 
 
 def test_generators(pipe):
-    g = lambda: keyed_generator(1)
+    g = lambda: fold_in(1)
     assert same(pipe(PROMPTS, generator=g()).images, pipe(PROMPTS, generator=g()).images)
-    each = lambda: [keyed_generator(1, i) for i in range(6)]
+    each = lambda: [fold_in(1, i) for i in range(6)]
     assert alike(pipe(PROMPTS*4, generator=each()+each()).images[6:], pipe(PROMPTS*2, generator=each()).images)
     with pytest.raises(ValueError, match="1 generators for 3 pictures"): pipe(PROMPTS, generator=[g()])
 
@@ -61,12 +62,12 @@ def test_stream_ends_where_the_call_does(pipe):
 
 
 def test_cached_tokens_equal_recomputed(pipe):
-    from t2i.sampling import guidance_ramp, picture_generators
-    from t2i.var import draw_without_cache
+    from t2i.sampling import cfg_schedule, split_generator
+    from t2i.generators.var import generate_naive
     cond, null = (pipe.generator.condition(pipe.encode(p)) for p in (PROMPTS, [""]*3))
-    for temperature, passes in ((0, 1), (1, 1), (0, 4), (1, 4)):
-        fast = pipe.generator.generate(pipe.encode(PROMPTS), pipe.encode([""]*3), picture_generators(0, None, 3, 1), 3., temperature=temperature, passes=passes)
-        slow = draw_without_cache(pipe.generator.net, pipe.tokenizer.quantizer, cond, null, picture_generators(0, None, 3, 1), guidance_ramp(3., 6), temperature, passes)
+    for temperature, num_steps in ((0, 1), (1, 1), (0, 4), (1, 4)):
+        fast = pipe.generator.generate(pipe.encode(PROMPTS), pipe.encode([""]*3), split_generator(0, None, 3, 1), 3., temperature=temperature, num_steps=num_steps)
+        slow = generate_naive(pipe.generator.net, pipe.tokenizer.quantizer, cond, null, split_generator(0, None, 3, 1), cfg_schedule(3., 6), temperature, num_steps)
         assert all(torch.equal(a, b) for a, b in zip(fast, slow))
 
 
@@ -129,6 +130,6 @@ def test_the_wheel_generates_outside_the_checkout(tmp_path):
         shutil.copytree(root/name, source/name) if (root/name).is_dir() else shutil.copy(root/name, source/name)
     subprocess.run([*pip, "wheel", source, "--no-deps", "--no-build-isolation", "-w", tmp_path/"wheels"], check=True, stdin=subprocess.DEVNULL)
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path/"site", *(tmp_path/"wheels").glob("*.whl")], check=True, stdin=subprocess.DEVNULL)
-    code = "import t2i, sys; assert 'site' in t2i.__file__, t2i.__file__; t2i.load('shapes-var','cpu')('a red circle', seed=0).images[0].save('x.png'); from t2i.training import find_recipe; find_recipe('shapes-var')"
+    code = "import t2i, sys; assert 'site' in t2i.__file__, t2i.__file__; t2i.load('shapes-var','cpu')('a red circle', seed=0).images[0].save('x.png'); from t2i.engine.runs import find_recipe; find_recipe('shapes-var')"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path/"site"), "PATH": "/usr/bin", "OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL)
     assert (tmp_path/"x.png").is_file()

@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
 
-from t2i.core import T2IError, keyed_generator
-from t2i.quantize import GumbelCodebook
-from t2i.training import last_checkpoint, load_recipe, read_metrics, train
+from t2i.core import T2IError, fold_in
+from t2i.tokenizers.soft_codes import GumbelCodebook
+from t2i.training import train
+from t2i.engine.checkpoints import last_checkpoint
+from t2i.engine.runs import load_recipe, read_metrics
 
 here = Path(__file__).resolve().parent
 RECIPE = """
-task: t2i.tokenizer_training.TokenizerTask
+task: t2i.tokenizers.training.TokenizerTask
 model: {resolution: 32, scales: [1, 2, 4], codebook_size: 32, code_dim: 4, channels: 32, multipliers: [1, 2], blocks: 1, attention: false, patch: 4}
 data: {name: digits}
 train: {steps: 50, batch_size: 8, precision: 32-true, warmup: 3, log_every: 1, val_every: 0, val_batches: 1, sample_every: 0, save_every: 0}
@@ -49,7 +51,7 @@ CLIP = ["data.name=digits", "attack=2", "model.image_size=32", "train.steps=12",
 
 
 GENERATOR = ["train.steps=50", "train.batch_size=8", "train.warmup=3", "train.precision=32-true", "train.log_every=1", "train.val_batches=1", "train.sample_every=0", "data.cache=0"]
-PARTS = [*GENERATOR, "model.masked=true", "finest_map=0.5", "code_temperature=0.01", "train.steps=12"]
+PARTS = [*GENERATOR, "model.masked=true", "finest_scale_prob=0.5", "label_smoothing_temperature=0.01", "train.steps=12"]
 LATE = ["model.ema_decay=null", "quantize_from=6", "train.steps=12"]
 
 
@@ -76,9 +78,9 @@ def test_discriminator_under_mixed_precision(recipe, tmp_path):
 
 def start_codes(rank, world, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world)
-    vectors = torch.randn(240, 4, generator=keyed_generator(0)).chunk(world)[rank]
+    vectors = torch.randn(240, 4, generator=fold_in(0)).chunk(world)[rank]
     codebook = GumbelCodebook(16, 4)
-    codebook.start(vectors, keyed_generator(1))
+    codebook.start(vectors, fold_in(1))
     torch.save(codebook.state_dict(), folder/f"{world}-{rank}.pt")
     torch.distributed.destroy_process_group()
 

@@ -1,0 +1,1 @@
+"Captioned images: the shapes world, its checker, and datasets from anywhere"

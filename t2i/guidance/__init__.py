@@ -1,0 +1,1 @@
+"CLIP, and a VQGAN that CLIP steers"
