@@ -1,22 +1,39 @@
 # Everything on a fresh machine with Python 3.11+ and make: `make demo`, `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-PROMPT ?= a large red circle left of a small blue star on a gray background
+QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 MPLBACKEND=agg
+CODE := t2i tests nbs
 
-.PHONY: demo test notebooks clean help
+# What the bundled model draws right; `make demo PROMPT="…"` draws your own prompt instead.
+PROMPTS := "a small green heart" "a large yellow star" "a blue circle on a pink background" \
+	"a purple ring on a teal background" "an orange diamond on a gray background" \
+	"a large black cross"
+export PROMPT
+
+.PHONY: demo test test-slow lessons notebooks style clean help
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-demo: .venv/.runtime  ## generate a grid of pictures from a prompt (PROMPT="…") with the bundled model
-	$(BIN)/t2i generate "$(PROMPT)" -n 8 -o t2i-demo.png
-	@echo "The pictures are in $(CURDIR)/t2i-demo.png"
+demo: .venv/.runtime  ## a grid of images, four per prompt, from the bundled model (PROMPT="…")
+	@$(BIN)/t2i generate $(if $(PROMPT),"$$PROMPT",$(PROMPTS)) -n 4 --seed 0 -o t2i-demo.png >/dev/null
+	@echo "The images are in $(CURDIR)/t2i-demo.png"
 
 test: .venv/.dev  ## every notebook and every test
 	$(BIN)/python tests/run.py
 
+test-slow: .venv/.dev  ## tests of many minutes: every lesson with the built wheel alone
+	$(QUIET) $(BIN)/python -m pytest -m slow -n 2
+
+lessons: .venv/.dev  ## run the lessons and store their outputs (LESSON=13_multiscale: one)
+	$(BIN)/python tests/lessons.py $(LESSON)
+
 notebooks: .venv/.dev  ## open the lessons
 	$(BIN)/jupyter lab nbs/index.ipynb
+
+style: .venv/.dev  ## order of imports and rules of style, by ruff
+	$(BIN)/ruff check --select I --diff $(CODE)
+	$(BIN)/ruff check $(CODE)
 
 clean:  ## remove what can be rebuilt (not data/ and runs/)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache t2i-*.png
