@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from t2i.core import T2IError, fold_in
 from t2i.tokenizers.soft_codes import GumbelCodebook
+from t2i.tokenizers.soft_codes import start_codes as start_gumbel_codes
 from t2i.training import train
 from t2i.engine.checkpoints import last_checkpoint
 from t2i.engine.runs import load_recipe, read_metrics
@@ -80,7 +81,7 @@ def start_codes(rank, world, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world)
     vectors = torch.randn(240, 4, generator=fold_in(0)).chunk(world)[rank]
     codebook = GumbelCodebook(16, 4)
-    codebook.start(vectors, fold_in(1))
+    start_gumbel_codes(codebook, vectors, fold_in(1))
     torch.save(codebook.state_dict(), folder/f"{world}-{rank}.pt")
     torch.distributed.destroy_process_group()
 

@@ -25,7 +25,7 @@ from t2i.tokenizers.losses import (
     lpips_network, psnr, r1_penalty, ssim,
 )
 from .multiscale import MultiScaleVQVAE, MultiScaleVQVAEConfig
-from .soft_codes import GumbelVQGAN, GumbelVQGANConfig
+from .soft_codes import GumbelVQGAN, GumbelVQGANConfig, start_codes
 from .vit_vqgan import ViTVQGAN, ViTVQGANConfig
 from .vqgan import VQGAN, VQGANConfig
 from ..training import Task, TrainConfig
@@ -194,7 +194,7 @@ class GumbelVQGANTask(TokenizerTask):
     @torch.no_grad()
     def after_step(self, generator:torch.Generator):
         if self.step+1!=self.config.quantize_from: return
-        self.model.quantizer.start(torch.cat([self.model.features(x).float().movedim(1,-1).flatten(0,2) for x in self.before]), generator)
+        start_codes(self.model.quantizer, torch.cat([self.model.features(x).float().movedim(1,-1).flatten(0,2) for x in self.before]), generator)
         self.before = []
 
 # %% ../../nbs/15_tokenizer_training.ipynb #fbe871e0
