@@ -14,7 +14,8 @@ _modules = {
     "guidance.vqgan_clip": ["VQGANCLIP", "VQGANCLIPConfig"],
     "generators.var": ["VAR", "VARConfig"],
     "generators.text_var": ["TextVAR"],
-    "pipeline": ["load", "list_models"],
+    "pipeline": ["load"],
+    "catalog": ["list_models"],
 }
 _module_of = {name: module for module, names in _modules.items() for name in names}
 __all__ = [*_module_of, "__version__"]

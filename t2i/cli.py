@@ -339,7 +339,8 @@ def info(
     from dataclasses import asdict
     from t2i.guidance.clip import CLIP
     from t2i.engine.checkpoints import REGISTRY
-    from t2i.pipeline import Pipeline,list_models,load
+    from t2i.catalog import list_models
+    from t2i.pipeline import Pipeline,load
     if model is None:
         models = list_models()
         if as_json: return typer.echo(json.dumps(models))

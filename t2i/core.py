@@ -10,6 +10,7 @@ __all__ = ['log', 'warn_once', 'T2IError', 'best_device', 'half_dtype', 'fold_in
 import hashlib
 import logging
 import math
+from contextlib import suppress
 from functools import cache
 
 import numpy as np
@@ -101,7 +102,8 @@ def to_rgb(
     picture:Image.Image, # of any kind
 )->Image.Image:
     "As RGB: turned as its camera says, 16 bits scaled to 8, transparency on white"
-    picture = ImageOps.exif_transpose(picture)
+    with suppress(Exception): # EXIF with errors turns nothing; what cannot be decoded is raised below
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"): picture = Image.fromarray((np.asarray(picture)>>8).astype(np.uint8))
     if picture.mode in ("RGBA","LA","PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")

@@ -16,14 +16,14 @@ from house import bin_, root
 # Rooms and test files that are not rewritten yet: the rules of form and of code style skip them.
 # A test demands that each of them breaks such a rule, so the list can only become shorter.
 NOT_YET = {
-    "00_core", "01_shapes", "02_checker", "03_datasets", "04_training", "05_attention", "06_text",
-    "07_sampling", "10_quantize", "11_vqgan", "12_vit_vqgan", "13_multiscale",
-    "14_tokenizer_losses", "15_tokenizer_training", "16_soft_codes", "20_clip", "21_vqgan_clip",
-    "31_var", "32_text_var", "50_evaluation", "51_pipeline", "52_benchmarks", "53_cli",
-    "90_checkpoints", "91_runs", "92_caches", "93_distributed",
-    "index", "faults", "run", "test_checkpoints", "test_cli", "test_golden", "test_pipeline",
+    "00_core", "04_training", "06_text",
+    "11_vqgan", "12_vit_vqgan", "13_multiscale",
+    "14_tokenizer_losses", "15_tokenizer_training", "20_clip", "21_vqgan_clip",
+    "31_var", "32_text_var", "50_evaluation", "52_benchmarks", "53_cli",
+    "91_runs", "93_distributed",
+    "index", "faults", "run", "test_cli", "test_golden", "test_pipeline",
     "test_training",
-}  # fmt: skip
+}
 
 notebooks = {p.stem: p for p in house.notebook_paths()}
 lessons = {p.stem: p for p in house.lesson_paths()}
@@ -171,7 +171,7 @@ def test_the_decade_decides_the_folder(name):
 
 def test_imports_go_one_way():
     graph = house.package_imports()
-    assert len(graph["cli"]) > 3 and "core" in graph["data.shapes"], "imports are not read"
+    assert len(graph["cli"]) > 3 and "core" in graph["data.datasets"], "imports are not read"
     wrong = [w for name in graph for w in house.wrong_imports(name, graph[name], number)]
     assert not wrong, "\n".join(wrong)
     assert not house.cycle(graph)
@@ -209,7 +209,7 @@ def test_models_load_nothing_heavy():
     "data.__init__": "from .shapes import Scene",                   # a folder loads nothing
     "__init__": "from .core import T2IError",
     "cli": "from .clip import CLIP",                                # there is no such module
-}.items())  # fmt: skip
+}.items())
 def test_a_planted_import_is_found(module, source):
     package = ".".join(["t2i", *module.split(".")[:-1]])
     imports = house.imported_modules(source, modules, house.lazy_names(), package)
@@ -223,7 +223,7 @@ def test_a_planted_import_is_found(module, source):
     "cli": "from .pipeline import load\nfrom t2i import VAR, __version__",
     "__main__": "from t2i.cli import main",
     "text": "import torch\nfrom os import path\nimport t2iother",
-}.items())  # fmt: skip
+}.items())
 def test_a_right_import_passes(module, source):
     package = ".".join(["t2i", *module.split(".")[:-1]])
     imports = house.imported_modules(source, modules, house.lazy_names(), package)
@@ -236,9 +236,9 @@ def test_a_planted_cycle_is_found(tmp_path):
         shutil.copytree(root/name, tmp_path/name, ignore=ignored)
     assert not house.cycle(house.package_imports(tmp_path))
     with open(tmp_path/"t2i"/"core.py", "a") as f:
-        f.write("\n\ndef later():\n    from .data import shapes\n    return shapes\n")
+        f.write("\n\ndef later():\n    from .data import datasets\n    return datasets\n")
     found = house.cycle(house.package_imports(tmp_path)).split(" → ")
-    assert {"core", "data.shapes"} <= set(found) and found[0] == found[-1]
+    assert {"core", "data.datasets"} <= set(found) and found[0] == found[-1]
 
 
 # ---- The rules of style and form find what they should
@@ -253,7 +253,7 @@ def test_a_planted_cycle_is_found(tmp_path):
     ("f((1, g(2 if c else 3)))", "inside a tuple"),
     ("if (a := f()):\n    print(a)", "walrus"),
     ("def f():\n    '''two\n    lines'''\n" + "    a = 1\n"*41, "41 lines"),
-])  # fmt: skip
+])
 def test_a_planted_fault_of_style_is_found(source, fault):
     assert any(fault in f for f in house.style_faults(source))
 
@@ -289,7 +289,7 @@ def lesson():
         "# Two\n\n> What it is.", badge, "The question.\n\n![Two boxes](figures/two.svg)",
         f"As in {link}, section 2.", f"## Exercises\n\n1. Why?{fold}2. How?{fold}3. When?{fold}",
         "← [One](10_one.ipynb) | [index](index.ipynb) | [Three](12_three.ipynb) →",
-    ]  # fmt: skip
+    ]
     cells = [new_markdown_cell(p) for p in prose]
     cells[2:2] = [new_code_cell("#| export\ndef f():\n    'An image'\n    return 1")]
     cells[-1:-1] = [new_code_cell(f"x = {i}") for i in range(4)]
@@ -324,7 +324,7 @@ def swap(i, old, new):
     (swap(5, "2. How?\n<details>", "2. How?"), "2 folded solutions"),
     (swap(-1, "10_one", "09_zero"), "the last line is not ← [title](10_one.ipynb)"),
     (swap(-1, " →", ""), "the last line is not"),
-])  # fmt: skip
+])
 def test_a_planted_fault_of_form_is_found(tmp_path, spoil, fault):
     (tmp_path/"nbs"/"figures").mkdir(parents=True)
     (tmp_path/"nbs"/"figures"/"two.svg").write_text("<svg/>")
@@ -334,6 +334,17 @@ def test_a_planted_fault_of_form_is_found(tmp_path, spoil, fault):
         nbformat.write(new_notebook(cells=cells), tmp_path/"nbs"/f"{stem}.ipynb")
     found = list(house.lesson_faults(tmp_path/"nbs"/"11_two.ipynb"))
     assert any(fault in f for f in found) if fault else not found, found
+
+
+@pytest.mark.parametrize("text, stem, faults", [
+    ("'a picture of {a}', 'there is {a}'", "01_shapes", 0),
+    ("a picture", "01_shapes", 1),
+    ("the picture of a circle", "01_shapes", 1),
+    ("a picture often", "01_shapes", 1),
+    ("'a picture of {a}'", "02_checker", 1),
+])
+def test_one_room_may_use_one_phrase(text, stem, faults):
+    assert len(list(house.picture_faults(text, stem))) == faults
 
 
 def test_first_and_last_lesson_have_one_way_out(tmp_path):

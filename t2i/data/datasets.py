@@ -8,7 +8,7 @@ __all__ = ['DIGIT_NAMES', 'AUGMENTATIONS', 'ShapesDataset', 'digit_arrays', 'Dig
            'DataConfig', 'import_class', 'load_dataset', 'InfiniteDataset', 'MicroBatchSampler', 'ignore_sigint',
            'stream_loader']
 
-# %% ../../nbs/03_datasets.ipynb #5f12c20e
+# %% ../../nbs/03_datasets.ipynb #5a8b680c
 import importlib
 import json
 import os
@@ -36,7 +36,7 @@ from t2i.engine.folders import (
     visible_files,
 )
 
-# %% ../../nbs/03_datasets.ipynb #f5954893
+# %% ../../nbs/03_datasets.ipynb #1747088e
 class ShapesDataset(Dataset):
     "Scenes of the shapes world: item i is the scene of seed `start+i`"
     endless = True  # each index gives a fresh scene, so `InfiniteDataset` need not shuffle
@@ -67,7 +67,7 @@ class ShapesDataset(Dataset):
         "What the items depend on, for `t2i.engine.caches`"
         return (self.start,)
 
-# %% ../../nbs/03_datasets.ipynb #2e3c754d
+# %% ../../nbs/03_datasets.ipynb #02b60e58
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 @lru_cache(maxsize=1)
@@ -82,7 +82,7 @@ def digit_arrays()->tuple[np.ndarray,np.ndarray]: # (1797,32,32) uint8 and (1797
     large = [Image.fromarray(p).resize((32,32), Image.BICUBIC) for p in small]
     return np.stack([np.asarray(p) for p in large]), digits.target
 
-# %% ../../nbs/03_datasets.ipynb #0ce85432
+# %% ../../nbs/03_datasets.ipynb #7bec8084
 class DigitsDataset(Dataset):
     "Handwritten digits with captions; every fifth is held out for validation"
     def __init__(self,
@@ -109,7 +109,7 @@ class DigitsDataset(Dataset):
         "What the items depend on, for `t2i.engine.caches`"
         return (torch.from_numpy(self.pixels),)
 
-# %% ../../nbs/03_datasets.ipynb #3bc3abd9
+# %% ../../nbs/03_datasets.ipynb #01a26994
 def fit_square(
     image:Image.Image,  # of any mode and size
     side:int,           # of the result, pixels
@@ -125,7 +125,7 @@ def fit_square(
     right, bottom = min(width, left+cut), min(height, top+cut)  # rounding must not lead outside
     return image.resize((side,side), Image.LANCZOS, box=(left, top, right, bottom))
 
-# %% ../../nbs/03_datasets.ipynb #745d43c8
+# %% ../../nbs/03_datasets.ipynb #a7143a5b
 class CaptionedFiles(Dataset):
     "Files with captions: of n files, item i is file i%n with its caption number i//n"
     def __init__(self,
@@ -148,7 +148,7 @@ class CaptionedFiles(Dataset):
         "The caption of item i; the file is not read"
         return self.locate(i)[1]
 
-# %% ../../nbs/03_datasets.ipynb #1fc6d69b
+# %% ../../nbs/03_datasets.ipynb #80ef6477
 AUGMENTATIONS = ("none", "flip", "crop")
 
 class ImageFiles(CaptionedFiles):
@@ -187,7 +187,7 @@ class ImageFiles(CaptionedFiles):
         files = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
         return "middle square", self.resolution, files, [captions for _, captions in self.items]
 
-# %% ../../nbs/03_datasets.ipynb #617ab93a
+# %% ../../nbs/03_datasets.ipynb #25dfc981
 @cache
 def info_once(message:str):
     "Log a message, the first time that it comes"
@@ -211,7 +211,7 @@ def split_items(
     info_once(f"{len(items)} images in {folder}, {len(validate)} of them held out")
     return [item for i, item in enumerate(items) if (i in validate) == (split == "val")]
 
-# %% ../../nbs/03_datasets.ipynb #9f132656
+# %% ../../nbs/03_datasets.ipynb #66f65e13
 class FolderDataset(ImageFiles):
     "A folder of captioned images; what cannot be read or has no caption is skipped and counted"
     def __init__(self,
@@ -242,7 +242,7 @@ class FolderDataset(ImageFiles):
             info_once(f"{len(items)} images in {folder} for {split}")
         super().__init__(items, resolution, augment)
 
-# %% ../../nbs/03_datasets.ipynb #3182d508
+# %% ../../nbs/03_datasets.ipynb #a9f9dbe9
 class CocoDataset(ImageFiles):
     "COCO 2017, or images laid out like it; each image is read with five captions in turn"
     def __init__(self,
@@ -275,7 +275,7 @@ class CocoDataset(ImageFiles):
             raise ValueError(f"{table} does not hold captions as COCO does: {e!r}") from None
         return [(images/ids[i], captions[i]) for i in sorted(ids) if captions.get(i)]
 
-# %% ../../nbs/03_datasets.ipynb #ca53a82a
+# %% ../../nbs/03_datasets.ipynb #385eb26a
 def looks_like_coco(folder:str|Path)->bool:
     "Whether a folder has COCO's file of captions"
     notes = Path(folder).expanduser()/"annotations"
@@ -305,7 +305,7 @@ class DataConfig:
         if self.augment != "none" and self.cache:
             raise ValueError("data.cache encodes each image once: it needs data.augment=none")
 
-# %% ../../nbs/03_datasets.ipynb #a72ec954
+# %% ../../nbs/03_datasets.ipynb #d375e51b
 def import_class(
     name:str, # "module.Class"
 )->type:
@@ -322,7 +322,7 @@ def import_class(
     except AttributeError:
         raise ValueError(f"{module} has no {attribute}") from None
 
-# %% ../../nbs/03_datasets.ipynb #4f073280
+# %% ../../nbs/03_datasets.ipynb #d9cc59a3
 def load_dataset(
     config:DataConfig,
     split:str="train",   # or "val"
@@ -349,7 +349,7 @@ def load_dataset(
     chosen = path if split == "train" else config.val_path
     return FolderDataset(chosen, size, captioned, augment, split, hold_out=False)
 
-# %% ../../nbs/03_datasets.ipynb #a4e445e6
+# %% ../../nbs/03_datasets.ipynb #8c2e357d
 class InfiniteDataset(Dataset):
     "A dataset repeated for ever; the item at a position depends on (seed, position) alone"
     def __init__(self,
@@ -381,7 +381,7 @@ class InfiniteDataset(Dataset):
             return self.dataset.augmented(i, generator) | dict(u=u)
         return self.dataset[i] | dict(u=u)
 
-# %% ../../nbs/03_datasets.ipynb #6e7445b0
+# %% ../../nbs/03_datasets.ipynb #88a48eee
 class MicroBatchSampler:
     "Runs of positions, one list per micro-batch"
     def __init__(self,
@@ -401,7 +401,7 @@ def ignore_sigint(
     "Leave Ctrl-C, which reaches every process of a terminal, to the main process"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-# %% ../../nbs/03_datasets.ipynb #b8b801e5
+# %% ../../nbs/03_datasets.ipynb #fe244a7a
 def stream_loader(
     stream:InfiniteDataset,
     batch_size:int,   # images per step, over all processes and micro-batches

@@ -8,7 +8,7 @@ __all__ = ['CLOSED_SUFFIXES', 'OPEN_SUFFIXES', 'IMAGE_SUFFIXES', 'SYSTEM_NAMES',
            'table_captions', 'image_names', 'text_captions', 'folder_captions', 'upright', 'can_decode', 'is_image',
            'usable_images', 'split_images']
 
-# %% ../../nbs/95_folders.ipynb #cec72214
+# %% ../../nbs/95_folders.ipynb #e020e90a
 import csv
 import io
 import json
@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from ..core import to_rgb, warn_once
 
-# %% ../../nbs/95_folders.ipynb #35ab8034
+# %% ../../nbs/95_folders.ipynb #cacaeff5
 def read_text(
     path:Path,
 )->str: # its lines end with "\n"
@@ -38,7 +38,7 @@ def read_text(
         raise ValueError(f"{path} is not text in UTF-8") from None
     return text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
 
-# %% ../../nbs/95_folders.ipynb #f377efe7
+# %% ../../nbs/95_folders.ipynb #c7b2f8e4
 CLOSED_SUFFIXES = (".mpo", ".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".nef", ".arw", ".raw")
 OPEN_SUFFIXES = tuple(s for s, f in Image.registered_extensions().items() if f in Image.OPEN)
 IMAGE_SUFFIXES = tuple(sorted({*OPEN_SUFFIXES, *CLOSED_SUFFIXES, ".avif", ".webp", ".jp2"}))
@@ -75,7 +75,7 @@ def visible_files(
                 waiting.append(path)
     return sorted(files)
 
-# %% ../../nbs/95_folders.ipynb #f3be4202
+# %% ../../nbs/95_folders.ipynb #e18e2444
 def spelling(
     name:str|Path,
 )->str: # with "/", composed letters, and neither "." nor ".."
@@ -97,7 +97,7 @@ def relative_name(
                 return whole[len(base)+1:]
     return path
 
-# %% ../../nbs/95_folders.ipynb #231b2cf1
+# %% ../../nbs/95_folders.ipynb #f721dc2c
 def caption_list(
     value:object, # a text, a list of texts, or None
 )->list[str]:
@@ -112,7 +112,7 @@ def caption_list(
         raise ValueError(f"the caption is not valid Unicode: {ascii(value)}") from None
     return [t for t in texts if t]
 
-# %% ../../nbs/95_folders.ipynb #0595de38
+# %% ../../nbs/95_folders.ipynb #24daf330
 def parse_row(
     row:str|dict, # a line of JSON, or a row of CSV
 )->tuple[str,list[str]]:
@@ -145,7 +145,7 @@ def table_rows(
     except csv.Error as e:
         raise ValueError(f"{table} line {reader.line_num}: {e}") from None
 
-# %% ../../nbs/95_folders.ipynb #99cbab58
+# %% ../../nbs/95_folders.ipynb #694a1b4c
 def table_captions(
     table:Path,
 )->dict[str,list[str]]: # per name within the table's folder, the captions
@@ -160,7 +160,7 @@ def table_captions(
         known += [t for t in texts if t not in known]
     return captions
 
-# %% ../../nbs/95_folders.ipynb #d1a974ff
+# %% ../../nbs/95_folders.ipynb #ccca36cb
 TABLES = ("captions.jsonl", "metadata.jsonl", "metadata.csv")  # of two in one folder, the first
 
 def image_names(files:list[Path], folder:Path)->set[str]:
@@ -186,7 +186,7 @@ def text_captions(
             warn_once(str(e))
     return captions
 
-# %% ../../nbs/95_folders.ipynb #42980f7f
+# %% ../../nbs/95_folders.ipynb #037decc4
 def folder_captions(
     folder:Path,
     files:list[Path]|None=None, # its `visible_files`, if they are known
@@ -216,7 +216,7 @@ def folder_captions(
         captions |= rows
     return captions
 
-# %% ../../nbs/95_folders.ipynb #c7dedf5d
+# %% ../../nbs/95_folders.ipynb #d0dbc1b7
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
@@ -237,7 +237,7 @@ def upright(
         image.info.pop(key, None)
     return image
 
-# %% ../../nbs/95_folders.ipynb #ecda3818
+# %% ../../nbs/95_folders.ipynb #e671c186
 @lru_cache(maxsize=None)
 def can_decode(
     path:Path,
@@ -256,7 +256,7 @@ def is_image(path:Path)->bool:
     "Whether a file can be decoded as an image, as it is now"
     return path.is_file() and can_decode(path, path.stat().st_mtime_ns)
 
-# %% ../../nbs/95_folders.ipynb #b8e4cce2
+# %% ../../nbs/95_folders.ipynb #53c48523
 def usable_images(
     paths:list[Path],               # image files
     folder:Path,                    # they lie in it
@@ -281,7 +281,7 @@ def usable_images(
                   f"{', '.join(skipped[:10])}{' …' if len(skipped) > 10 else ''}")
     return items
 
-# %% ../../nbs/95_folders.ipynb #cf1bf061
+# %% ../../nbs/95_folders.ipynb #11a4b28c
 SPLIT_FOLDERS = {
     "train": "train", "training": "train", "validation": "val", "valid": "val", "val": "val",
     "dev": "val", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['rotation_trick', 'GumbelCodebook', 'start_codes', 'GumbelVQGANConfig', 'GumbelVQGAN', 'code_logits', 'soft_encode']
 
-# %% ../../nbs/16_soft_codes.ipynb #a384efb1
+# %% ../../nbs/16_soft_codes.ipynb #12c931b7
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +16,9 @@ from torch import Tensor
 from ..engine.distributed import world_size
 from ..sampling import draw_uniform, sample_codes
 from .quantize import kmeans, nearest_code, sum_over_processes
-from .vqgan import VQGAN, VQGANConfig, load_taming
+from .vqgan import VQGAN, VQGANConfig
 
-# %% ../../nbs/16_soft_codes.ipynb #deb2f785
+# %% ../../nbs/16_soft_codes.ipynb #ea56a895
 def rotation_trick(
     z:Tensor,   # output of the encoder, (...,d)
     zq:Tensor,  # what it was rounded to, same shape
@@ -32,7 +32,7 @@ def rotation_trick(
     out = zq_norm/z_norm*rotated
     return out + (zq-out).detach()
 
-# %% ../../nbs/16_soft_codes.ipynb #14059344
+# %% ../../nbs/16_soft_codes.ipynb #32112e76
 class GumbelCodebook(nn.Module):
     "Codes sampled by their logits (https://arxiv.org/abs/1611.01144), as in taming-transformers"
     def __init__(self,
@@ -72,7 +72,7 @@ class GumbelCodebook(nn.Module):
     def update(self, generator:torch.Generator):
         "Called after every optimiser step; nothing to do"
 
-# %% ../../nbs/16_soft_codes.ipynb #965554e8
+# %% ../../nbs/16_soft_codes.ipynb #eebff26e
 @torch.no_grad()
 def start_codes(
     codebook:GumbelCodebook,    # changed in place
@@ -88,7 +88,7 @@ def start_codes(
     codebook.proj.weight.copy_(2*codes/temperature)
     codebook.proj.bias.copy_(-codes.pow(2).sum(1)/temperature)
 
-# %% ../../nbs/16_soft_codes.ipynb #c8b623ff
+# %% ../../nbs/16_soft_codes.ipynb #f44aac13
 @dataclass
 class GumbelVQGANConfig(VQGANConfig):
     "Sizes of a Gumbel VQGAN; the defaults are those of the published model"
@@ -97,9 +97,10 @@ class GumbelVQGANConfig(VQGANConfig):
     codebook_size:int=8192
     model_type:str="gumbel_vqgan"
 
-# %% ../../nbs/16_soft_codes.ipynb #21114ede
+# %% ../../nbs/16_soft_codes.ipynb #bf4c9c39
 class GumbelVQGAN(VQGAN):
     "A VQGAN whose codes are sampled in training (taming-transformers' GumbelVQ)"
+    Config = GumbelVQGANConfig
     official_format = "a Gumbel VQGAN"
 
     def __init__(self, config:GumbelVQGANConfig):
@@ -110,15 +111,7 @@ class GumbelVQGAN(VQGAN):
         "Codes with logits"
         return GumbelCodebook(config.codebook_size, config.code_dim)
 
-    @classmethod
-    def from_official(cls,
-        source,              # a file as published, or its weights by name
-        resolution:int=256,  # pixels; the file does not contain it
-    )->"GumbelVQGAN":        # in evaluation mode
-        "Load taming-transformers' Gumbel weights, see `VQGAN.from_official`"
-        return load_taming(cls, GumbelVQGANConfig, source, resolution)
-
-# %% ../../nbs/16_soft_codes.ipynb #a2af7025
+# %% ../../nbs/16_soft_codes.ipynb #6dde6cdf
 def code_logits(
     z:Tensor,           # vectors, (...,d)
     codes:Tensor,       # codebook, (v,d)
@@ -128,7 +121,7 @@ def code_logits(
     z, codes = z.float(), codes.float()
     return (2*z @ codes.T - codes.pow(2).sum(1))/temperature
 
-# %% ../../nbs/16_soft_codes.ipynb #097eb06c
+# %% ../../nbs/16_soft_codes.ipynb #54c5ef9d
 @torch.no_grad()
 def soft_encode(
     quantizer,                         # a `MultiScaleQuantizer`
