@@ -7,7 +7,7 @@ __all__ = ['MODEL_CLASSES', 'PARTS', 'INDEX_FORMAT', 'OFFICIAL_CLASSES', 'Output
            'draw_batches', 'Pipeline', 'TextVARPipeline', 'read_model_index', 'load_pipeline', 'load_generator',
            'check_fingerprint', 'load_run', 'load_official', 'is_hub_id', 'find_model', 'load_folder', 'load']
 
-# %% ../nbs/51_pipeline.ipynb #9e23ce0a
+# %% ../nbs/51_pipeline.ipynb #070ca34f
 import inspect
 import json
 from collections.abc import Iterator
@@ -43,13 +43,10 @@ from .requests import DEFAULTS, check_settings, choose_seed, prompt_list, warn_o
 from .sampling import split_generator
 from .text import TextEncoder, TextEncoderConfig, TextFeatures, TextTokenizer
 from .tokenizers.multiscale import MultiScaleVQVAE
-from .tokenizers.soft_codes import GumbelVQGAN
 from .tokenizers.training import TOKENIZERS, TokenizerTask
-from .tokenizers.vit_vqgan import ViTVQGAN
-from .tokenizers.vqgan import VQGAN
 from .training import load_task
 
-# %% ../nbs/51_pipeline.ipynb #18002fcd
+# %% ../nbs/51_pipeline.ipynb #ee2604d5
 MODEL_CLASSES = TOKENIZERS | dict(
     var=(VAR, VARConfig),
     text_var=(TextVAR, TextVARConfig),
@@ -57,7 +54,7 @@ MODEL_CLASSES = TOKENIZERS | dict(
     text_encoder=(TextEncoder, TextEncoderConfig),
 )  # model_type of a part -> its class, its configuration
 
-# %% ../nbs/51_pipeline.ipynb #eca45b9a
+# %% ../nbs/51_pipeline.ipynb #0602cb7a
 @dataclass
 class Output:
     "What a pipeline returns"
@@ -87,7 +84,7 @@ class Frame:
         "The first image"
         return self.images[0]
 
-# %% ../nbs/51_pipeline.ipynb #83af7ae2
+# %% ../nbs/51_pipeline.ipynb #8ab7c458
 class PipelineParts(nn.Module):
     "Text tokenizer, text encoder, generator and tokenizer of one model"
     def __init__(self,
@@ -122,7 +119,7 @@ class PipelineParts(nn.Module):
         ids, mask = self.text_tokenizer(prompts)
         return self.text_encoder(ids.to(self.device), mask.to(self.device))
 
-# %% ../nbs/51_pipeline.ipynb #ee2f573b
+# %% ../nbs/51_pipeline.ipynb #cccddd2a
 @dataclass
 class Call:
     "A checked call: one prompt and one generator per image"
@@ -136,7 +133,7 @@ class Call:
         "The arguments of `token_maps` for some of the images"
         return self.prompts[part], self.generators[part], self.negative_prompt, self.settings
 
-# %% ../nbs/51_pipeline.ipynb #3edfbce9
+# %% ../nbs/51_pipeline.ipynb #5e194467
 def check_call(
     parts:PipelineParts,
     prompt:str|list[str],
@@ -160,7 +157,7 @@ def check_call(
     each = [p for p in prompts for _ in range(num_images_per_prompt)]
     return Call(each, generators, seed, negative_prompt, parts.defaults | given)
 
-# %% ../nbs/51_pipeline.ipynb #513af261
+# %% ../nbs/51_pipeline.ipynb #9f7633a1
 def draw_batches(
     pipe,            # a `Pipeline`
     call:Call,
@@ -180,7 +177,7 @@ def draw_batches(
         images += to_pil(decoded) if output_type == "pil" else [decoded.float().cpu()]
     return images if output_type == "pil" else torch.cat(images)
 
-# %% ../nbs/51_pipeline.ipynb #a78f7fb1
+# %% ../nbs/51_pipeline.ipynb #79f60c76
 class Pipeline(PipelineParts):
     "Prompts in, images out; a subclass says how token maps are drawn, in `token_maps`"
     def __call__(self,
@@ -219,7 +216,7 @@ class Pipeline(PipelineParts):
         for step, ids in enumerate(self.token_maps(*call.batch(slice(None))), 1):
             yield Frame(to_pil(self.tokenizer.decode(ids)), step, len(self.tokenizer.scales))
 
-# %% ../nbs/51_pipeline.ipynb #eb8658f0
+# %% ../nbs/51_pipeline.ipynb #2bd01f5a
 PARTS = ("generator", "text_encoder", "text_tokenizer", "tokenizer")
 INDEX_FORMAT = 2  # 1 had no fingerprints
 
@@ -257,7 +254,7 @@ class TextVARPipeline(Pipeline):
             self.text_tokenizer.save_pretrained(p/"text_tokenizer")
             (p/"model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
-# %% ../nbs/51_pipeline.ipynb #2fc28c70
+# %% ../nbs/51_pipeline.ipynb #45fb11ff
 def read_model_index(
     folder:Path, # of a saved pipeline
 )->dict:         # parts, fingerprints, defaults
@@ -278,7 +275,7 @@ def read_model_index(
     check_settings(**defaults)
     return dict(fingerprints={}) | index | dict(defaults=defaults)
 
-# %% ../nbs/51_pipeline.ipynb #e1dc842d
+# %% ../nbs/51_pipeline.ipynb #98855d97
 def load_pipeline(
     folder:str|Path,    # with model_index.json
     name:str|None=None, # for the metadata of images; None: the folder's
@@ -299,7 +296,7 @@ def load_pipeline(
         TextTokenizer.from_pretrained(parts["text_tokenizer"]),
         name or folder.name, named, index["defaults"])
 
-
+# %% ../nbs/51_pipeline.ipynb #3e8fac5a
 def load_generator(
     folder:Path,
     tokenizer:nn.Module,
@@ -314,7 +311,7 @@ def load_generator(
     generator.config.model_type = kind
     return generator
 
-# %% ../nbs/51_pipeline.ipynb #4b9a4869
+
 def check_fingerprint(
     tokenizer:nn.Module,
     expected:str|None, # as saved with the generator; None: it was saved without
@@ -328,7 +325,7 @@ def check_fingerprint(
             f"{model} was trained with another tokenizer than {source} (fingerprint {expected}, "
             f"not {found}): put the right tokenizer there, or train the model anew")
 
-# %% ../nbs/51_pipeline.ipynb #f76ea604
+# %% ../nbs/51_pipeline.ipynb #d4477549
 def load_run(
     folder:str|Path, # of a run
 )->nn.Module:        # a pipeline, a tokenizer or a CLIP
@@ -345,7 +342,11 @@ def load_run(
         task.model.generator, task.tokenizer, task.model.text_encoder, task.text_tokenizer,
         folder.name, task.tokenizer_name, task.config.settings())
 
-# %% ../nbs/51_pipeline.ipynb #8759f60a
+# %% ../nbs/51_pipeline.ipynb #d4a35864
+from .tokenizers.soft_codes import GumbelVQGAN
+from .tokenizers.vit_vqgan import ViTVQGAN
+from .tokenizers.vqgan import VQGAN
+
 OFFICIAL_CLASSES = {
     "a VQGAN": VQGAN,
     "a Gumbel VQGAN": GumbelVQGAN,
@@ -353,7 +354,7 @@ OFFICIAL_CLASSES = {
     "VAR's tokenizer": MultiScaleVQVAE,
 }  # what `detect_format` finds -> the class that reads it
 
-# %% ../nbs/51_pipeline.ipynb #e13ff4b7
+# %% ../nbs/51_pipeline.ipynb #95097f7f
 def load_official(
     path:str|Path,            # a file as published
     resolution:int|None=None, # of a VQGAN's images, which its file does not tell; None: 256
@@ -373,7 +374,7 @@ def load_official(
     except ValueError as e:
         raise T2IError(f"{path}: {e}") from None
 
-# %% ../nbs/51_pipeline.ipynb #c5c8a3dc
+# %% ../nbs/51_pipeline.ipynb #90bd082d
 def is_hub_id(
     name:str,
 )->bool: # as in owner/model
@@ -382,7 +383,7 @@ def is_hub_id(
     known = (".ckpt", ".pth", ".pt", ".safetensors")
     return name.count("/") == 1 and name[0] not in "/.~" and suffix not in known
 
-# %% ../nbs/51_pipeline.ipynb #6bfe0f30
+# %% ../nbs/51_pipeline.ipynb #12fcba54
 def find_model(
     name:str|Path, # as for `load`
 )->Path:           # a folder or a file
@@ -402,7 +403,7 @@ def find_model(
         raise T2IError(f"no such file or folder: {name}")
     return bundled_folder(name, only_bundled=True)
 
-# %% ../nbs/51_pipeline.ipynb #4bf5735c
+# %% ../nbs/51_pipeline.ipynb #885aa25c
 def load_folder(
     folder:Path,
 )->nn.Module: # on the CPU
@@ -419,7 +420,7 @@ def load_folder(
         f"{folder} is neither a saved model (with model_index.json, config.json or "
         "open_clip_config.json) nor a run with a checkpoint (recipe.yaml and last)")
 
-# %% ../nbs/51_pipeline.ipynb #dca28212
+# %% ../nbs/51_pipeline.ipynb #98a8af58
 def load(
     name:str|Path,         # a folder, a file, a bundled or published name, or a hub id with a "/"
     device:str|None=None,  # None: CUDA, then MPS, then the CPU

@@ -139,6 +139,7 @@ def read_captions(
         return [dataset.caption(i) for i in rows]
     return [dataset[i]["caption"] for i in rows]
 
+# %% ../nbs/06_text.ipynb #baa999d8
 def prepare_text_tokenizer(
     folder:Path|None,   # of the run, which keeps the text tokenizer; None: nothing is kept
     init_from:str|None, # the model that it starts from: a bundled name, a folder, or None

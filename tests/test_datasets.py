@@ -27,6 +27,7 @@ from t2i.data.datasets import (
     stream_loader,
 )
 from t2i.engine.folders import IMAGE_SUFFIXES, is_image, upright, visible_files
+from t2i.text import TextTokenizer, prepare_text_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of EXIF with errors
 root = Path(__file__).resolve().parent.parent
@@ -585,3 +586,49 @@ def test_items_end(tmp_path):
     assert [i["caption"] for i in data] == ["a", "b"] and data[-1]["caption"] == "b"
     with pytest.raises(IndexError):
         data[2]
+
+
+# ---- Captions as tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return TextTokenizer.train(["a red circle", "two blue stars on pink"], length=8)
+
+
+@pytest.mark.parametrize("text", ["", " ", "???", "...", "!?", '"";:', "\u2026"])
+def test_texts_without_a_word_are_empty(tokenizer, text):
+    assert tokenizer.is_empty(text) and not tokenizer.unfamiliar(text)
+    assert torch.equal(tokenizer([text])[0], tokenizer([""])[0])
+
+
+@pytest.mark.parametrize("text", ["a", "A?", "elephant", "\U0001f388", "(", "5"])
+def test_texts_with_a_sign_are_not_empty(tokenizer, text):
+    assert not tokenizer.is_empty(text)
+
+
+@pytest.mark.parametrize("text", ["a \udcff circle", "\ud83d", b"\xc3".decode(errors="surrogateescape")])
+def test_half_characters_are_one_clear_line(tokenizer, text):
+    for call in (tokenizer.encode, tokenizer.cut, tokenizer.unfamiliar, tokenizer.is_empty):
+        with pytest.raises(ValueError, match="^the text is not valid UTF-8: ") as e:
+            call(text)
+        assert str(e.value).isascii() and "\n" not in str(e.value)
+    with pytest.raises(ValueError, match="UTF-8"):
+        tokenizer(["a red circle", text])
+
+
+@pytest.mark.parametrize("text", [5, None, ["a"], b"a"])
+def test_what_is_no_text_is_refused(tokenizer, text):
+    with pytest.raises(TypeError, match="a caption is a text, not"):
+        tokenizer([text])
+
+
+def test_cut_captions_are_counted_once(tmp_path, messages):
+    for i, caption in enumerate(("a cat", "a cat and a dog and an owl", "a dog")):
+        image(tmp_path/f"{i}.png", caption)
+    config = DataConfig(path=str(tmp_path), val_path=str(tmp_path))
+    for _ in range(2):
+        prepare_text_tokenizer(tmp_path/"run", None, config, 100, 64, 5)
+        prepare_text_tokenizer(None, None, config, 100, 64, 5)
+    (line,) = [m for m in messages if "tokens" in m]
+    assert line.startswith("1 of 3 captions have more than 4 tokens")

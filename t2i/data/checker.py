@@ -6,7 +6,7 @@
 __all__ = ['components', 'components_margin', 'vote_color', 'covered_share', 'centre_crop', 'templates', 'best_template', 'Found',
            'identify', 'find_objects', 'mismatches', 'Verdict', 'check', 'shapes_bench']
 
-# %% ../../nbs/02_checker.ipynb #62772710
+# %% ../../nbs/02_checker.ipynb #de1feb57
 import itertools
 import random
 from dataclasses import dataclass
@@ -16,11 +16,22 @@ import numpy as np
 from scipy import ndimage
 
 from t2i.data.shapes import (
-    BACKGROUNDS, COLORS, SHAPES, SIDE, TASKS, Group, Scene, Spec, caption, coverage, parse_caption,
-    relation_margin, sample_spec,
+    BACKGROUNDS,
+    COLORS,
+    SHAPES,
+    SIDE,
+    TASKS,
+    Group,
+    Scene,
+    Spec,
+    caption,
+    coverage,
+    parse_caption,
+    relation_margin,
+    sample_spec,
 )
 
-# %% ../../nbs/02_checker.ipynb #e8814991
+# %% ../../nbs/02_checker.ipynb #71e1a75a
 def components(
     mask:np.ndarray,  # (h,w) bool
 )->list[np.ndarray]:  # (h,w) bool each, largest first
@@ -29,7 +40,7 @@ def components(
     parts = [labels == i for i in range(1, n+1)]
     return sorted(parts, key=lambda part: (-part.sum(), np.flatnonzero(part)[-1]))
 
-# %% ../../nbs/02_checker.ipynb #e0357fd7
+# %% ../../nbs/02_checker.ipynb #d8041344
 _neighbours = np.ones((3, 3), bool)
 
 
@@ -39,7 +50,7 @@ def components_margin(
     "A part and the pixels around it, where its antialiased edge fades out"
     return ndimage.binary_dilation(part, _neighbours)
 
-# %% ../../nbs/02_checker.ipynb #e7c07441
+# %% ../../nbs/02_checker.ipynb #cfeff965
 def vote_color(
     pixels:np.ndarray,  # (n,3) float32 in [0,255], those of one part
 )->tuple[str, bool]:    # the color, and whether enough of the pixels are close to it
@@ -51,7 +62,7 @@ def vote_color(
     winner = int(votes.argmax())
     return list(COLORS)[winner], bool(votes[winner] >= .3*len(pixels))
 
-# %% ../../nbs/02_checker.ipynb #60c9760c
+# %% ../../nbs/02_checker.ipynb #9b24e178
 def covered_share(
     pixels:np.ndarray,      # (...,3) float32
     background:np.ndarray,  # (3,)
@@ -61,7 +72,7 @@ def covered_share(
     toward = color-background
     return ((pixels-background)@toward/(toward@toward)).clip(0, 1)
 
-# %% ../../nbs/02_checker.ipynb #7a0186af
+# %% ../../nbs/02_checker.ipynb #9d630bdf
 def _box(mask):
     "First and last row, first and last column of what is above one half"
     rows = np.flatnonzero((mask > .5).any(1))
@@ -79,7 +90,7 @@ def centre_crop(
     left = (first_col+last_col)//2 - side//2 + side
     return np.pad(mask, side)[top:top+side, left:left+side]
 
-# %% ../../nbs/02_checker.ipynb #74e8edd4
+# %% ../../nbs/02_checker.ipynb #f070d20f
 @lru_cache(maxsize=1)
 def templates()->tuple[list[tuple[str, int]], np.ndarray]:  # (shape, radius) of each; (n,37,37)
     "Every shape at every radius from 5 to 17, with its box in the middle of the mask"
@@ -90,7 +101,7 @@ def templates()->tuple[list[tuple[str, int]], np.ndarray]:  # (shape, radius) of
         masks.append(centre_crop(frame, 37))
     return names, np.stack(masks)
 
-# %% ../../nbs/02_checker.ipynb #a527dc8e
+# %% ../../nbs/02_checker.ipynb #6afa0ada
 def best_template(
     patch:np.ndarray,  # (39,39) covered shares, the object's box in the middle
 )->tuple[tuple[str, int], float]:  # shape and radius, and the overlap in [0,1]
@@ -104,7 +115,7 @@ def best_template(
     i = int(best.argmax())
     return names[i], float(best[i])
 
-# %% ../../nbs/02_checker.ipynb #abd531d9
+# %% ../../nbs/02_checker.ipynb #bc43ab09
 @dataclass(frozen=True)
 class Found:
     "An object that the checker found in an image"
@@ -135,7 +146,7 @@ def identify(
         x=float(left+right)/2, y=float(top+bottom)/2, score=score,
     )
 
-# %% ../../nbs/02_checker.ipynb #2f0a3494
+# %% ../../nbs/02_checker.ipynb #3e242eda
 def find_objects(
     image:np.ndarray,  # (64,64,3) uint8
 )->tuple[str|None, list[Found]]:  # the background (None: none fills the image), and the objects
@@ -151,7 +162,7 @@ def find_objects(
     parts = [p for p in components(distance[...,b] > 50) if p.sum() >= 12]
     return names[b], [identify(pixels, p, values[b]) for p in parts]
 
-# %% ../../nbs/02_checker.ipynb #e57b5365
+# %% ../../nbs/02_checker.ipynb #cf485bc4
 def mismatches(
     wanted:list[Group],         # one per object
     objects:tuple[Found, ...],  # in the order of `wanted`
@@ -172,7 +183,7 @@ def mismatches(
             failures.append(f"not {relation}")
     return failures
 
-# %% ../../nbs/02_checker.ipynb #80a25f99
+# %% ../../nbs/02_checker.ipynb #e2c0cc36
 @dataclass(frozen=True)
 class Verdict:
     "What the checker finds out about an image"
@@ -211,7 +222,7 @@ def check(
         failures += min((mismatches(wanted, o, spec.relation) for o in orders), key=len)
     return Verdict(not failures, tuple(failures), tuple(objects))
 
-# %% ../../nbs/02_checker.ipynb #3ed2218d
+# %% ../../nbs/02_checker.ipynb #0e3f1e59
 def _prompt(seed, task, i, unseen=False):
     rng = random.Random(f"bench {seed} {task} {i} {unseen}")
     return caption(sample_spec(task, rng, unseen), task, rng)
@@ -222,7 +233,9 @@ def shapes_bench(
     per_task:int=100,  # prompts per task
 )->dict[str, list[str]]:  # task -> prompts; besides `TASKS` there is "unseen_pairs"
     "The prompts of the benchmark"
-    bench = {task: [_prompt(seed, task, i) for i in range(per_task)] for task in TASKS}
+    bench = {}
+    for task in TASKS:
+        bench[task] = [_prompt(seed, task, i) for i in range(per_task)]
     two = ("single_object", "two_objects")  # an unseen pair alone, then beside another object
-    unseen = [_prompt(seed, two[i%2], i, unseen=True) for i in range(per_task)]
-    return {**bench, "unseen_pairs": unseen}
+    bench["unseen_pairs"] = [_prompt(seed, two[i%2], i, unseen=True) for i in range(per_task)]
+    return bench

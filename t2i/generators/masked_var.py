@@ -6,7 +6,7 @@
 __all__ = ['random_order', 'MaskedNextScaleTransformer', 'unmask_map', 'stream_masked', 'random_mask', 'masked_weights',
            'MaskedTextVARConfig', 'MaskedTextVAR', 'unset_config', 'MaskedTextVARTaskConfig', 'MaskedTextVARTask']
 
-# %% ../../nbs/33_masked_var.ipynb #43c7d836
+# %% ../../nbs/33_masked_var.ipynb #24b383e6
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,18 +17,30 @@ from torch import Tensor
 
 from ..core import fold_in
 from t2i.generators.text_var import (
-    SoftTextVARTask, SoftTextVARTaskConfig, TextVAR, TextVARConfig,
+    SoftTextVARTask,
+    SoftTextVARTaskConfig,
+    TextVAR,
+    TextVARConfig,
 )
 from t2i.generators.var import (
-    Condition, NextScaleTransformer, VARBlock, VARConfig, guidance_weights, new_caches, next_sums,
+    Condition,
+    NextScaleTransformer,
+    VARBlock,
+    VARConfig,
+    guidance_weights,
+    new_caches,
+    next_sums,
 )
 from t2i.sampling import (
-    classifier_free_guidance, draw_uniform, sample_codes, unmasking_schedule,
+    classifier_free_guidance,
+    draw_uniform,
+    sample_codes,
+    unmasking_schedule,
 )
 from ..text import TextFeatures
 from ..tokenizers.multiscale import MultiScaleVQVAE
 
-# %% ../../nbs/33_masked_var.ipynb #4c76bc80
+# %% ../../nbs/33_masked_var.ipynb #4838941f
 def random_order(
     generators:list[torch.Generator], # one per image
     size:int,                         # tokens of the map
@@ -37,7 +49,7 @@ def random_order(
     "A random order of a map's tokens, another one for each image"
     return draw_uniform(generators, size, device).argsort(1).argsort(1)
 
-# %% ../../nbs/33_masked_var.ipynb #6dabd59d
+# %% ../../nbs/33_masked_var.ipynb #f3f29d91
 class MaskedNextScaleTransformer(NextScaleTransformer):
     "A `NextScaleTransformer` whose tokens may read the known codes of their own map"
     def __init__(self,
@@ -69,7 +81,7 @@ class MaskedNextScaleTransformer(NextScaleTransformer):
         mask = self.mask[:x.shape[1],:x.shape[1]]
         return self.forward_blocks(x, self.condition(condition), mask)
 
-# %% ../../nbs/33_masked_var.ipynb #e5ea3755
+# %% ../../nbs/33_masked_var.ipynb #a2d77379
 def unmask_map(
     predict,        # (tokens, unmasked), (b,size) each -> logits (b,size,v)
     uniform:Tensor, # (b,size) in [0,1)
@@ -86,7 +98,7 @@ def unmask_map(
         unmasked = order < count
     return tokens
 
-# %% ../../nbs/33_masked_var.ipynb #f5ef2cf2
+# %% ../../nbs/33_masked_var.ipynb #0742083d
 @torch.no_grad()
 def stream_masked(
     net:MaskedNextScaleTransformer,
@@ -126,7 +138,7 @@ def stream_masked(
             x = net.embed(next_sums(quantizer, total, i+1), sum(net.sizes[:i+1]))
             x = torch.cat([x]*(1+guided))
 
-# %% ../../nbs/33_masked_var.ipynb #93b8eab5
+# %% ../../nbs/33_masked_var.ipynb #57988e0d
 def random_mask(
     sizes:list[int],                  # tokens of each map
     generators:list[torch.Generator], # one per image
@@ -142,7 +154,7 @@ def random_mask(
         masks.append(draw.argsort(1).argsort(1) < count)
     return masks
 
-# %% ../../nbs/33_masked_var.ipynb #1d7d16ca
+# %% ../../nbs/33_masked_var.ipynb #249ea0b5
 def masked_weights(
     unmasked:list[Tensor], # (b,size) bool per map, True = known
 )->Tensor:                 # (b,l) float32
@@ -153,7 +165,7 @@ def masked_weights(
         weights.append(masked*known.shape[1]/masked.sum(1, keepdim=True))
     return torch.cat(weights, 1)
 
-# %% ../../nbs/33_masked_var.ipynb #15e83a68
+# %% ../../nbs/33_masked_var.ipynb #024a5416
 @dataclass
 class MaskedTextVARConfig(TextVARConfig):
     "A `TextVARConfig` of a model that samples a map in several steps"
@@ -192,7 +204,7 @@ class MaskedTextVAR(TextVAR):
             self.condition(unconditional), generators, weights, num_steps,
             temperature=temperature, top_k=top_k, top_p=top_p)
 
-# %% ../../nbs/33_masked_var.ipynb #d779356b
+# %% ../../nbs/33_masked_var.ipynb #05093b33
 def unset_config()->MaskedTextVARConfig:
     "Scales and codes left open: in a recipe they follow the tokenizer"
     return MaskedTextVARConfig(scales=None, codebook_size=None, code_dim=None)

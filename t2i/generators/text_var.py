@@ -8,7 +8,7 @@ __all__ = ['TextVARConfig', 'TextCondition', 'TextVARBlock', 'TextVAR', 'TextVAR
            'find_tokenizer', 'check_tokenizer', 'token_maps', 'TextConditionedTask', 'TextVARTask',
            'SoftTextVARTaskConfig', 'soft_targets', 'SoftTextVARTask']
 
-# %% ../../nbs/32_text_var.ipynb #7d498ae9
+# %% ../../nbs/32_text_var.ipynb #cdec85d9
 import json
 import os
 from collections.abc import Iterator
@@ -28,7 +28,11 @@ from ..engine.caches import CachedDataset, build_token_cache
 from ..engine.checkpoints import fingerprint
 from ..engine.files import atomic_path, bundled_folder
 from t2i.generators.var import (
-    Condition, NextScaleModel, NextScaleTransformer, VARBlock, VARConfig,
+    Condition,
+    NextScaleModel,
+    NextScaleTransformer,
+    VARBlock,
+    VARConfig,
 )
 from ..sampling import split_generator
 from ..text import TextEncoder, TextEncoderConfig, TextFeatures, run_text_tokenizer
@@ -37,7 +41,7 @@ from ..tokenizers.soft_codes import soft_encode
 from ..tokenizers.training import load_tokenizer
 from ..training import Task, TrainConfig, load_task
 
-# %% ../../nbs/32_text_var.ipynb #75e92cba
+# %% ../../nbs/32_text_var.ipynb #975a50e1
 @dataclass
 class TextVARConfig(VARConfig):
     "A `VARConfig` with a text in the place of a class"
@@ -51,7 +55,7 @@ class TextCondition(Condition):
     tokens:Tensor # (b,pieces,text_width), for cross-attention
     mask:Tensor   # (b,pieces) bool, True = real
 
-# %% ../../nbs/32_text_var.ipynb #f2377426
+# %% ../../nbs/32_text_var.ipynb #e6b8704f
 class TextVARBlock(VARBlock):
     "A `VARBlock` with cross-attention to the text between self-attention and feed-forward"
     def __init__(self, config:TextVARConfig):
@@ -78,7 +82,7 @@ class TextVARBlock(VARBlock):
         x = x + self.cross(self.cross_norm(x), text, text_mask)
         return x + (1+gate2)*self.ffn(modulate(x, scale2, shift2))
 
-# %% ../../nbs/32_text_var.ipynb #4fa57420
+# %% ../../nbs/32_text_var.ipynb #741f088f
 class TextVAR(NextScaleModel, PyTorchModelHubMixin):
     "VAR from captions: pooled vectors start and modulate, pieces are looked up"
     Net = NextScaleTransformer
@@ -119,7 +123,7 @@ class TextVAR(NextScaleModel, PyTorchModelHubMixin):
         *_, ids = self.stream(*inputs, **settings)
         return ids
 
-# %% ../../nbs/32_text_var.ipynb #66c2a2ef
+# %% ../../nbs/32_text_var.ipynb #ad6b59d6
 class TextVARWithEncoder(nn.Module):
     "A generator and the text encoder that is trained along with it"
     def __init__(self, generator:TextVAR, text_encoder:TextEncoder):
@@ -134,7 +138,7 @@ class TextVARWithEncoder(nn.Module):
     )->Tensor:       # (b,l,v) logits
         return self.generator(self.text_encoder(ids, mask), *inputs)
 
-# %% ../../nbs/32_text_var.ipynb #680bf35e
+# %% ../../nbs/32_text_var.ipynb #b9156f2e
 def drop_captions(
     captions:list[str],
     u:Tensor,           # (b,) in [0,1)
@@ -146,7 +150,7 @@ def drop_captions(
         kept[i] = ""
     return kept
 
-# %% ../../nbs/32_text_var.ipynb #e68f0792
+# %% ../../nbs/32_text_var.ipynb #70b3a396
 def unset_config()->TextVARConfig:
     "Scales and codes left open: in a recipe they follow the tokenizer"
     return TextVARConfig(scales=None, codebook_size=None, code_dim=None)
@@ -182,7 +186,7 @@ class TextVARTaskConfig:
         return dict(guidance_scale=self.sample_guidance, temperature=self.sample_temperature,
                     top_p=self.sample_top_p, guidance_schedule=self.sample_guidance_schedule)
 
-# %% ../../nbs/32_text_var.ipynb #7f8d553a
+# %% ../../nbs/32_text_var.ipynb #e54c06cc
 def load_multiscale(
     source:Path, # a saved tokenizer or a run
 )->MultiScaleVQVAE:
@@ -221,7 +225,7 @@ def write_parts(
     with atomic_path(folder/"parts.json") as p:
         p.write_text(json.dumps(dict(tokenizer=part), indent=2)+"\n")
 
-# %% ../../nbs/32_text_var.ipynb #070b03ca
+# %% ../../nbs/32_text_var.ipynb #ee68f9e1
 def find_tokenizer(
     name:str,         # as the recipe has it
     folder:Path|None, # the run
@@ -259,7 +263,7 @@ def token_maps(
         return list(batch["tokens"].split([p*p for p in tokenizer.scales], 1))
     return tokenizer.encode(batch["image"])
 
-# %% ../../nbs/32_text_var.ipynb #9329f810
+# %% ../../nbs/32_text_var.ipynb #9760ca03
 class TextConditionedTask(Task):
     "The parts and the data of a generator that is trained on captions"
     Config = TextVARTaskConfig
@@ -296,7 +300,7 @@ class TextConditionedTask(Task):
     def dataset(self, split:str):
         return self.cached.get(split) or load_dataset(self.config.data, split)
 
-# %% ../../nbs/32_text_var.ipynb #2507c145
+# %% ../../nbs/32_text_var.ipynb #328c9dcd
 class TextVARTask(TextConditionedTask):
     "Cross-entropy of each token of each map, given the caption and the coarser maps"
     def read(self,
@@ -330,7 +334,7 @@ class TextVARTask(TextConditionedTask):
                                             **self.config.settings())
         return self.tokenizer.decode(ids)
 
-# %% ../../nbs/32_text_var.ipynb #6f72d9d9
+# %% ../../nbs/32_text_var.ipynb #8ee12c04
 @dataclass
 class SoftTextVARTaskConfig(TextVARTaskConfig):
     "A recipe with soft labels, and with steps that leave out the finest map"
@@ -354,7 +358,7 @@ def soft_targets(
     generators = [fold_in(int(u*2**24)) for u in batch["u"].tolist()]
     return soft_encode(tokenizer.quantizer, z, temperature, generators)
 
-# %% ../../nbs/32_text_var.ipynb #916cc422
+# %% ../../nbs/32_text_var.ipynb #b0015c39
 class SoftTextVARTask(TextVARTask):
     "`TextVARTask` whose targets are probabilities of codes"
     Config = SoftTextVARTaskConfig
