@@ -324,7 +324,7 @@ def evaluate(
     elif benchmark=="digits": scores = digit_scores(digits, count or 500)
     else:
         data,dataset = held_out(model, data, tokenizer.config.resolution)
-        scores = reconstruction_scores(tokenizer, dataset, count or 2000, judge=judge and load_clip(judge, device)) | dict(data=data)
+        scores = reconstruction_scores(tokenizer, dataset, count or 2000, eval_clip=judge and load_clip(judge, device)) | dict(data=data)
     if as_json: typer.echo(json.dumps(dict(model=model, benchmark=benchmark, seed=seed, **scores)))
     else:
         for k,v in scores.items(): typer.echo(f"{k:20} {v:.3f}" if isinstance(v, float) else f"{k:20} {v}")

@@ -217,7 +217,7 @@ def score_reconstruction(subject:Subject, options:ScoreOptions)->dict[str,float]
         options = ScoreOptions(**options.__dict__ | dict(data="shapes"))
     data, dataset = held_out_images(subject, options.data, captioned=False)
     judge = load_clip(options.eval_clip, options.device) if options.eval_clip else None
-    scores = reconstruction_scores(tokenizer, dataset, options.count or 2000, judge=judge)
+    scores = reconstruction_scores(tokenizer, dataset, options.count or 2000, eval_clip=judge)
     return scores | dict(data=data)
 
 

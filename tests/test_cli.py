@@ -84,7 +84,7 @@ def test_evaluate_prints_json(t2i):
     code, out, err = t2i("evaluate", "shapes-clip", "--count", 100, "--json")
     assert code == 0 and json.loads(out)["pairs"] == 100, err
     code, out, err = t2i("evaluate", "shapes-var", "--per-task", 1, "-n", 1, "--json")
-    assert code == 0 and json.loads(out)["pictures"] == 7, err
+    assert code == 0 and json.loads(out)["images"] == 7, err
 
 
 def test_convert_a_folder_and_load_it(t2i):
@@ -98,7 +98,7 @@ def test_data_and_folder_training_input(t2i):
     assert code == 0, err
     assert len(Path("made/captions.jsonl").read_text().splitlines()) == 5
     code, out, err = t2i("evaluate", "shapes-msvq", "--data", "made", "--count", 5, "--json")
-    assert code == 0 and json.loads(out)["pictures"] == 5, err
+    assert code == 0 and json.loads(out)["images"] == 5, err
 
 
 def test_own_pictures_from_tokenizer_to_picture(t2i):

@@ -607,7 +607,7 @@ def test_texts_with_a_sign_are_not_empty(tokenizer, text):
     assert not tokenizer.is_empty(text)
 
 
-@pytest.mark.parametrize("text", ["a \udcff circle", "\ud83d", b"\xc3".decode(errors="surrogateescape")])
+@pytest.mark.parametrize("text", ["a \udcff circle", "\ud83d", "\udcc3"])
 def test_half_characters_are_one_clear_line(tokenizer, text):
     for call in (tokenizer.encode, tokenizer.cut, tokenizer.unfamiliar, tokenizer.is_empty):
         with pytest.raises(ValueError, match="^the text is not valid UTF-8: ") as e:

@@ -16,10 +16,10 @@ from house import bin_, root
 # Rooms and test files that are not rewritten yet: the rules of form and of code style skip them.
 # A test demands that each of them breaks such a rule, so the list can only become shorter.
 NOT_YET = {
-    "00_core", "04_training", "06_text",
+    "00_core", "04_training",
     "11_vqgan", "12_vit_vqgan", "13_multiscale",
     "14_tokenizer_losses", "15_tokenizer_training", "20_clip", "21_vqgan_clip",
-    "31_var", "32_text_var", "50_evaluation", "52_benchmarks", "53_cli",
+    "50_evaluation", "52_benchmarks", "53_cli",
     "91_runs", "93_distributed",
     "index", "faults", "run", "test_cli", "test_golden", "test_pipeline",
     "test_training",

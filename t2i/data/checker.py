@@ -6,7 +6,7 @@
 __all__ = ['components', 'components_margin', 'vote_color', 'covered_share', 'centre_crop', 'templates', 'best_template', 'Found',
            'identify', 'find_objects', 'mismatches', 'Verdict', 'check', 'shapes_bench']
 
-# %% ../../nbs/02_checker.ipynb #de1feb57
+# %% ../../nbs/02_checker.ipynb #521db1d1
 import itertools
 import random
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from t2i.data.shapes import (
     sample_spec,
 )
 
-# %% ../../nbs/02_checker.ipynb #71e1a75a
+# %% ../../nbs/02_checker.ipynb #c8ac631a
 def components(
     mask:np.ndarray,  # (h,w) bool
 )->list[np.ndarray]:  # (h,w) bool each, largest first
@@ -40,7 +40,7 @@ def components(
     parts = [labels == i for i in range(1, n+1)]
     return sorted(parts, key=lambda part: (-part.sum(), np.flatnonzero(part)[-1]))
 
-# %% ../../nbs/02_checker.ipynb #d8041344
+# %% ../../nbs/02_checker.ipynb #85df2488
 _neighbours = np.ones((3, 3), bool)
 
 
@@ -50,19 +50,19 @@ def components_margin(
     "A part and the pixels around it, where its antialiased edge fades out"
     return ndimage.binary_dilation(part, _neighbours)
 
-# %% ../../nbs/02_checker.ipynb #cfeff965
+# %% ../../nbs/02_checker.ipynb #a41b3785
 def vote_color(
-    pixels:np.ndarray,  # (n,3) float32 in [0,255], those of one part
+    pixels:np.ndarray,  # (pixels,3) float32 in [0,255], of one part
 )->tuple[str, bool]:    # the color, and whether enough of the pixels are close to it
     "The color that most pixels are closest to"
     palette = np.float32(list(COLORS.values()))
-    distance = np.linalg.norm(pixels[:,None]-palette, axis=-1)         # (n,8)
+    distance = np.linalg.norm(pixels[:,None]-palette, axis=-1)         # (pixels,8)
     close = distance.min(1) < 60
     votes = np.bincount(distance.argmin(1), weights=close, minlength=len(palette))
     winner = int(votes.argmax())
     return list(COLORS)[winner], bool(votes[winner] >= .3*len(pixels))
 
-# %% ../../nbs/02_checker.ipynb #9b24e178
+# %% ../../nbs/02_checker.ipynb #de4dd8b9
 def covered_share(
     pixels:np.ndarray,      # (...,3) float32
     background:np.ndarray,  # (3,)
@@ -72,7 +72,7 @@ def covered_share(
     toward = color-background
     return ((pixels-background)@toward/(toward@toward)).clip(0, 1)
 
-# %% ../../nbs/02_checker.ipynb #9d630bdf
+# %% ../../nbs/02_checker.ipynb #645634b7
 def _box(mask):
     "First and last row, first and last column of what is above one half"
     rows = np.flatnonzero((mask > .5).any(1))
@@ -90,9 +90,9 @@ def centre_crop(
     left = (first_col+last_col)//2 - side//2 + side
     return np.pad(mask, side)[top:top+side, left:left+side]
 
-# %% ../../nbs/02_checker.ipynb #f070d20f
+# %% ../../nbs/02_checker.ipynb #52b4e473
 @lru_cache(maxsize=1)
-def templates()->tuple[list[tuple[str, int]], np.ndarray]:  # (shape, radius) of each; (n,37,37)
+def templates()->tuple[list[tuple[str, int]], np.ndarray]:  # (shape, radius) each; (104,37,37)
     "Every shape at every radius from 5 to 17, with its box in the middle of the mask"
     names = list(itertools.product(SHAPES, range(5, 18)))
     masks = []
@@ -101,7 +101,7 @@ def templates()->tuple[list[tuple[str, int]], np.ndarray]:  # (shape, radius) of
         masks.append(centre_crop(frame, 37))
     return names, np.stack(masks)
 
-# %% ../../nbs/02_checker.ipynb #6afa0ada
+# %% ../../nbs/02_checker.ipynb #16bbfe9a
 def best_template(
     patch:np.ndarray,  # (39,39) covered shares, the object's box in the middle
 )->tuple[tuple[str, int], float]:  # shape and radius, and the overlap in [0,1]
@@ -115,7 +115,7 @@ def best_template(
     i = int(best.argmax())
     return names[i], float(best[i])
 
-# %% ../../nbs/02_checker.ipynb #bc43ab09
+# %% ../../nbs/02_checker.ipynb #f47ccaf9
 @dataclass(frozen=True)
 class Found:
     "An object that the checker found in an image"
@@ -146,7 +146,7 @@ def identify(
         x=float(left+right)/2, y=float(top+bottom)/2, score=score,
     )
 
-# %% ../../nbs/02_checker.ipynb #3e242eda
+# %% ../../nbs/02_checker.ipynb #11c4510a
 def find_objects(
     image:np.ndarray,  # (64,64,3) uint8
 )->tuple[str|None, list[Found]]:  # the background (None: none fills the image), and the objects
@@ -162,7 +162,7 @@ def find_objects(
     parts = [p for p in components(distance[...,b] > 50) if p.sum() >= 12]
     return names[b], [identify(pixels, p, values[b]) for p in parts]
 
-# %% ../../nbs/02_checker.ipynb #cf485bc4
+# %% ../../nbs/02_checker.ipynb #d4c54757
 def mismatches(
     wanted:list[Group],         # one per object
     objects:tuple[Found, ...],  # in the order of `wanted`
@@ -183,7 +183,7 @@ def mismatches(
             failures.append(f"not {relation}")
     return failures
 
-# %% ../../nbs/02_checker.ipynb #e2c0cc36
+# %% ../../nbs/02_checker.ipynb #03ad8d0f
 @dataclass(frozen=True)
 class Verdict:
     "What the checker finds out about an image"
@@ -222,7 +222,7 @@ def check(
         failures += min((mismatches(wanted, o, spec.relation) for o in orders), key=len)
     return Verdict(not failures, tuple(failures), tuple(objects))
 
-# %% ../../nbs/02_checker.ipynb #0e3f1e59
+# %% ../../nbs/02_checker.ipynb #2ea337ad
 def _prompt(seed, task, i, unseen=False):
     rng = random.Random(f"bench {seed} {task} {i} {unseen}")
     return caption(sample_spec(task, rng, unseen), task, rng)

@@ -8,14 +8,14 @@ __all__ = ['COLORS', 'BACKGROUNDS', 'SHAPES', 'RADII', 'UNSEEN_PAIRS', 'SIDE', '
            'noun_phrase', 'caption', 'parse_noun_phrase', 'parse_caption', 'relation_margin', 'place_objects',
            'choose_objects', 'realize', 'sample_scene']
 
-# %% ../../nbs/01_shapes.ipynb #c485d4b9
+# %% ../../nbs/01_shapes.ipynb #8a926318
 import random
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
-# %% ../../nbs/01_shapes.ipynb #e3a08015
+# %% ../../nbs/01_shapes.ipynb #4b92020d
 COLORS = dict(
     red=(220, 50, 47), orange=(245, 140, 30), yellow=(240, 210, 50), green=(40, 160, 70),
     blue=(45, 90, 220), purple=(140, 60, 180), white=(250, 250, 250), black=(20, 20, 20),
@@ -32,7 +32,7 @@ UNSEEN_PAIRS = (
 SIDE = 64  # pixels: the image's height and width
 GAP = 3    # pixels: the least distance between the squares around two objects
 
-# %% ../../nbs/01_shapes.ipynb #31f2e0b3
+# %% ../../nbs/01_shapes.ipynb #a208da3c
 def _inside_star(x, y):
     angle = (np.arctan2(x, -y) + np.pi/5) % (2*np.pi/5) - np.pi/5   # from the nearest tip
     u = np.hypot(x, y)*np.cos(angle)       # along the line from the centre to that tip
@@ -68,7 +68,7 @@ def inside(
         raise ValueError(f"unknown shape {shape!r}; known are {', '.join(SHAPES)}")
     return _inside[shape](x, y)
 
-# %% ../../nbs/01_shapes.ipynb #5ba44380
+# %% ../../nbs/01_shapes.ipynb #d7c212cc
 @lru_cache(maxsize=None)
 def coverage(
     shape:str,   # one of `SHAPES`
@@ -81,7 +81,7 @@ def coverage(
     points = inside(shape, ticks[None], ticks[:,None])       # (fine*side,fine*side)
     return points.reshape(side, fine, side, fine).mean((1, 3), dtype=np.float32)
 
-# %% ../../nbs/01_shapes.ipynb #d7219621
+# %% ../../nbs/01_shapes.ipynb #0ff0deff
 @dataclass(frozen=True)
 class Obj:
     "One object of a scene"
@@ -102,7 +102,7 @@ class Obj:
         top = self.y - self.radius
         return (int(left+cols[0]), int(top+rows[0]), int(left+cols[-1]+1), int(top+rows[-1]+1))
 
-# %% ../../nbs/01_shapes.ipynb #ae2c9f48
+# %% ../../nbs/01_shapes.ipynb #d1db94e3
 @dataclass(frozen=True)
 class Group:
     "What a caption says about one kind of object; None is left open"
@@ -119,7 +119,7 @@ class Spec:
     relation:str|None=None    # "left", "right", "above", "below": where the first group is
     background:str|None=None  # a key of `BACKGROUNDS`
 
-# %% ../../nbs/01_shapes.ipynb #31da8dc1
+# %% ../../nbs/01_shapes.ipynb #d9a0bd1a
 @dataclass(frozen=True)
 class Scene:
     "An image before it is drawn, and its caption"
@@ -129,7 +129,7 @@ class Scene:
     spec:Spec       # what the caption demands
     task:str        # the benchmark task of the caption, one of `TASKS`
 
-# %% ../../nbs/01_shapes.ipynb #1c7c0c6f
+# %% ../../nbs/01_shapes.ipynb #2812be53
 def render(
     scene:Scene,  # what to draw
 )->np.ndarray:    # (64,64,3) uint8
@@ -143,7 +143,7 @@ def render(
         canvas[rows,cols] += share*(np.float32(COLORS[o.color]) - canvas[rows,cols])
     return (canvas+.5).astype(np.uint8)
 
-# %% ../../nbs/01_shapes.ipynb #808e6830
+# %% ../../nbs/01_shapes.ipynb #73a86c65
 TASKS = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
 NUMBERS = dict(two=2, three=3, four=4)
 RELATIONS = {
@@ -161,7 +161,7 @@ PHRASES = dict(  # a phrasing that stands twice is twice as likely; `a_noun` is 
     ),
 )
 
-# %% ../../nbs/01_shapes.ipynb #a47c4d7c
+# %% ../../nbs/01_shapes.ipynb #24b0bada
 def pick_pair(
     rng:random.Random,
     unseen:bool=False,  # one of the six pairs that training never shows, or any of the others
@@ -173,7 +173,7 @@ def pick_pair(
         pass
     return pair
 
-# %% ../../nbs/01_shapes.ipynb #a411f11c
+# %% ../../nbs/01_shapes.ipynb #189110b0
 _size_said = dict(single_object=.5, counting=.3, colors=.1)  # how often a size is said, else 1/4
 
 
@@ -197,7 +197,7 @@ def sample_group(
         size = "small"
     return Group(shape, color, size, count)
 
-# %% ../../nbs/01_shapes.ipynb #f1c77c13
+# %% ../../nbs/01_shapes.ipynb #3610d09d
 def sample_spec(
     task:str,           # one of `TASKS`
     rng:random.Random,  # decides everything
@@ -220,7 +220,7 @@ def sample_spec(
     relation = rng.choice(sides) if task == "position" else None
     return Spec((first, second), relation, background)
 
-# %% ../../nbs/01_shapes.ipynb #082ccd94
+# %% ../../nbs/01_shapes.ipynb #7de4f684
 def noun_phrase(
     group:Group,
     article:bool=True,  # "a red circle", else "red circle"
@@ -236,7 +236,7 @@ def noun_phrase(
         return words
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
-# %% ../../nbs/01_shapes.ipynb #2c15d9de
+# %% ../../nbs/01_shapes.ipynb #f54e9bc7
 def caption(
     spec:Spec,
     task:str,           # one of `TASKS`; each has its own phrasings
@@ -254,7 +254,7 @@ def caption(
     text = rng.choice(phrases).format(**words)
     return f"{text} on a {spec.background} background" if spec.background else text
 
-# %% ../../nbs/01_shapes.ipynb #33c9473e
+# %% ../../nbs/01_shapes.ipynb #90befa16
 _fillers = {"an", "the", "one", "exactly", "there", "is", "are", "that", "in"}
 _fillers |= set("a picture of".split())
 _words = {
@@ -284,7 +284,7 @@ def parse_noun_phrase(
         raise ValueError(f"no shape in {text[:60]!r}; known are {', '.join(SHAPES)}")
     return Group(**found)
 
-# %% ../../nbs/01_shapes.ipynb #bf158662
+# %% ../../nbs/01_shapes.ipynb #e7ead3fc
 def parse_caption(
     text:str,  # a caption of the shapes world, in any of its phrasings
 )->Spec:
@@ -299,7 +299,7 @@ def parse_caption(
     parts = text.split(f" {joints[0]} ", 1) if joints else [text]
     return Spec(tuple(map(parse_noun_phrase, parts)), RELATIONS.get(relation), background)
 
-# %% ../../nbs/01_shapes.ipynb #5ccd424a
+# %% ../../nbs/01_shapes.ipynb #01d437ae
 def relation_margin(
     relation:str,                # "left", "right", "above" or "below"
     first:tuple[float, float],   # centre (x,y), pixels
@@ -335,7 +335,7 @@ def place_objects(
             return centres
     return None
 
-# %% ../../nbs/01_shapes.ipynb #2da9b70f
+# %% ../../nbs/01_shapes.ipynb #f221303d
 def choose_objects(
     group:Group,
     rng:random.Random,
@@ -366,7 +366,7 @@ def realize(
     background = spec.background or rng.choice(list(BACKGROUNDS))
     return Scene(placed, background, text, spec, task)
 
-# %% ../../nbs/01_shapes.ipynb #d38aa78b
+# %% ../../nbs/01_shapes.ipynb #9c18444a
 def sample_scene(
     seed:int,            # the same seed gives the same scene
     task:str|None=None,  # one of `TASKS`; None picks one at random
