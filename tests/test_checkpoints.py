@@ -151,6 +151,19 @@ def test_a_view_beyond_its_storage(tmp_path):
         read_checkpoint(path)
 
 
+def test_a_storage_of_another_size(tmp_path):
+    path = tmp_path/"last.ckpt"
+    torch.save(dict(state_dict=dict(w=torch.arange(6.)), other=Callback()), path)
+
+    def five(name, data):
+        fewer = data.replace(b"K\x06t", b"K\x05t").replace(b"K\x06\x85", b"K\x05\x85")
+        return fewer if name.endswith("data.pkl") else data
+
+    rewritten(path, five)
+    with pytest.raises(CheckpointError, match="storage 0 has not the size that it claims"):
+        read_checkpoint(path)
+
+
 def test_a_compressed_storage(tmp_path):
     path = tmp_path/"last.ckpt"
     torch.save(dict(w=torch.zeros(100_000), other=Callback()), path)
