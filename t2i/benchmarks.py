@@ -6,7 +6,7 @@
 __all__ = ['PUBLISHED_SIZES', 'median_seconds', 'shapes_world', 'cache_speed', 'taming_modules', 'tokenizer_speed', 'peak_memory',
            'torchvision_cutout', 'random_vqgan', 'random_clip', 'dream_run', 'dream_parts', 'dream_speed']
 
-# %% ../nbs/52_benchmarks.ipynb #9ddfe560
+# %% ../nbs/52_benchmarks.ipynb #4331ebae
 import contextlib
 import copy
 import io
@@ -32,7 +32,7 @@ from .pipeline import load
 from .sampling import split_generator
 from .tokenizers.vqgan import VQGAN, VQGANConfig, VQTokenizer
 
-# %% ../nbs/52_benchmarks.ipynb #1d0a8f52
+# %% ../nbs/52_benchmarks.ipynb #dafdb96f
 def median_seconds(
     calls:dict[str,Callable],  # what to compare; each is called without arguments
     device="cpu",              # where they compute
@@ -47,7 +47,7 @@ def median_seconds(
             seconds[name].append(timed(call, device)[1])
     return {name: median(times) for name, times in seconds.items()}
 
-# %% ../nbs/52_benchmarks.ipynb #bd837b5f
+# %% ../nbs/52_benchmarks.ipynb #6bf9b5de
 def shapes_world(
     count:int=2000,    # scenes
 )->dict[str,float]:    # scenes per second; shares accepted with own and with others' captions
@@ -63,7 +63,7 @@ def shapes_world(
         scenes_per_second=count/seconds, accepted=own/count,
         accepted_shuffled=shuffled/count, scenes=count)
 
-# %% ../nbs/52_benchmarks.ipynb #ef3220f6
+# %% ../nbs/52_benchmarks.ipynb #e9b18b26
 @torch.no_grad()
 def cache_speed(
     pipe,               # a `Pipeline` that predicts the next scale
@@ -94,7 +94,7 @@ def cache_speed(
         transformer_uncached=seconds["uncached"]/batch_size,
         uncached_over_cached=seconds["uncached"]/seconds["cached"])
 
-# %% ../nbs/52_benchmarks.ipynb #bf34de83
+# %% ../nbs/52_benchmarks.ipynb #c46bb20d
 def taming_modules(
     config:VQGANConfig,
 )->nn.ModuleDict:  # in evaluation mode, with random weights and taming's names
@@ -118,7 +118,7 @@ def taming_modules(
             post_quant_conv=nn.Conv2d(c.code_dim, c.z_channels, 1))
     return nn.ModuleDict(modules).eval()
 
-# %% ../nbs/52_benchmarks.ipynb #92f403ba
+# %% ../nbs/52_benchmarks.ipynb #643573ec
 @torch.no_grad()
 def tokenizer_speed(
     config:VQGANConfig,
@@ -158,7 +158,7 @@ def tokenizer_speed(
         scores[f"difference{suffix}"] = float(error.abs().max())
     return scores
 
-# %% ../nbs/52_benchmarks.ipynb #328cc690
+# %% ../nbs/52_benchmarks.ipynb #a88e5dff
 def peak_memory(
     device:torch.device|str,
 )->float:  # GiB; NaN where the system does not report it
@@ -172,7 +172,7 @@ def peak_memory(
     unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/unit
 
-# %% ../nbs/52_benchmarks.ipynb #ec85cebd
+# %% ../nbs/52_benchmarks.ipynb #5c597c8d
 def torchvision_cutout(
     image:Tensor,  # (1,3,h,w), [-1,1]
     side:int,      # of the images that CLIP reads, pixels
@@ -187,10 +187,10 @@ def torchvision_cutout(
     x = TF.adjust_brightness(x/2+.5, 1.05)
     x = TF.adjust_saturation(TF.adjust_contrast(x, .95), 1.05)
     gray = x.new_full((3, 1, 1), .5)
-    x = TF.erase(TF.adjust_hue(x, .02), side//8, side//8, side//4, side//4, gray)*2-1
+    x = TF.erase(x, side//8, side//8, side//4, side//4, gray)*2-1
     return x + .05*torch.randn_like(x)
 
-# %% ../nbs/52_benchmarks.ipynb #f100dd11
+# %% ../nbs/52_benchmarks.ipynb #3d24b933
 PUBLISHED_SIZES = {
     "vqgan-imagenet-f16-1024": VQGANConfig(),
     "vqgan-imagenet-f16-16384": VQGANConfig(codebook_size=16384),
@@ -212,7 +212,7 @@ def random_vqgan(
         torch.manual_seed(seed)
         return VQGAN(copy.copy(PUBLISHED_SIZES[name])).eval()
 
-# %% ../nbs/52_benchmarks.ipynb #dd6d6380
+# %% ../nbs/52_benchmarks.ipynb #cb4db8f9
 def random_clip(
     name:str,    # of `open_clip.list_models()`; weights named after a slash are not read
     seed:int=0,
@@ -231,7 +231,7 @@ def random_clip(
     clip = CLIP(model, open_clip.get_tokenizer(name), side, about["mean"], about["std"])
     return clip.eval()
 
-# %% ../nbs/52_benchmarks.ipynb #a7fa8b86
+# %% ../nbs/52_benchmarks.ipynb #99fdc59e
 def dream_run(
     vqgan:str|VQTokenizer="shapes-vqgan",  # a model, or a name as `load` reads it
     clip:str|CLIP="shapes-clip",           # a model, or a name as `load_clip` reads it
@@ -249,7 +249,7 @@ def dream_run(
     settings = dict(steps=10**6, seed=0) | settings
     return VQGANCLIP("a red circle", vqgan=vqgan, clip=clip, device=device, **settings)
 
-# %% ../nbs/52_benchmarks.ipynb #43a1a9d2
+# %% ../nbs/52_benchmarks.ipynb #eca62de6
 def dream_parts(
     run:VQGANCLIP,
 )->dict[str,Callable]:  # decode, sample, cutouts, clip, one_by_one, torchvision, classic
@@ -283,7 +283,7 @@ def dream_parts(
         clip=partial(forth_and_back, clip.encode_image, views),
         one_by_one=one_by_one, torchvision=torchvision, classic=partial(next, classic))
 
-# %% ../nbs/52_benchmarks.ipynb #20019c73
+# %% ../nbs/52_benchmarks.ipynb #0059c6f9
 def dream_speed(
     run:VQGANCLIP,      # see `dream_run`
     repeat:int=10,      # rounds; the medians count

@@ -1,29 +1,56 @@
 "`make test`: nbdev_test over all notebooks, then pytest; closes with one line of counts."
-import os, re, subprocess, sys
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
-bin_ = Path(sys.executable).parent
-env = os.environ | dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", MPLBACKEND="agg", PATH=f"{bin_}{os.pathsep}{os.environ['PATH']}")
+programs = Path(sys.executable).parent
+env = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "MPLBACKEND": "agg",
+    "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+}
 
 
 def run(*command):
     "Run, showing the output as it comes; returns exit code and output"
-    p = subprocess.Popen([str(c) for c in command], cwd=root, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [str(word) for word in command]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, cwd=root, env=env, text=True, **streams)
     lines = []
-    for line in p.stdout:
+    for line in process.stdout:
         print(line, end="", flush=True)
         lines.append(line)
-    return p.wait(), "".join(lines)
+    return process.wait(), "".join(lines)
 
 
-notebooks = sorted((root/"nbs").glob("*.ipynb"))
-code, out = run(bin_/"nbdev_test", "--n_workers", 2)
-# nbdev_test exits 0 when it finds no notebook: only the word counts
-failed = set(re.findall(r"^\s*(\w+\.ipynb)\s*$", out, re.M)) if code or "Success." not in out else set()
-if "Success." not in out and not failed: failed = {n.name for n in notebooks}
-code, out = run(sys.executable, "-m", "pytest", "-n", 2)
-count = lambda word: sum(map(int, re.findall(rf"(\d+) {word}", out.splitlines()[-1]))) if out else 0
-bad = len(failed) + count("failed") + count("error") + (code not in (0, 1))
-print(f"{len(notebooks)-len(failed)+count('passed')} passed, {bad} failed, {count('skipped')} skipped")
-sys.exit(bool(bad or code))
+def failed_notebooks(notebooks, code, output):
+    "Names of the notebooks that failed"
+    # nbdev_test exits 0 when it finds no notebook, so only its last word counts
+    if "Success." not in output:
+        named = set(re.findall(r"^\s*(\w+\.ipynb)\s*$", output, re.M))
+        return named or {path.name for path in notebooks}
+    return {path.name for path in notebooks} if code else set()
+
+
+def count(word, output):
+    "The number before `word` in the last line of pytest's output"
+    last = output.splitlines()[-1] if output else ""
+    return sum(int(number) for number in re.findall(rf"(\d+) {word}", last))
+
+
+def main():
+    notebooks = sorted((root/"nbs").glob("*.ipynb"))
+    failed = failed_notebooks(notebooks, *run(programs/"nbdev_test", "--n_workers", 2))
+    code, output = run(sys.executable, "-m", "pytest", "-n", 2)
+    bad = len(failed) + count("failed", output) + count("error", output) + (code not in (0, 1))
+    passed = len(notebooks) - len(failed) + count("passed", output)
+    print(f"{passed} passed, {bad} failed, {count('skipped', output)} skipped")
+    sys.exit(bool(bad or code))
+
+
+if __name__ == "__main__":
+    main()

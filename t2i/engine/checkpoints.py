@@ -9,7 +9,7 @@ __all__ = ['WRAPPERS', 'FORMATS', 'TAMING', 'VAR_FILES', 'VQ_F8', 'VGG16', 'ENHA
            'upgrade_saved', 'load_model', 'load_part', 'part_weights', 'initial_weights', 'fingerprint', 'download',
            'PublishedFile', 'download_file', 'unpack_member', 'fetch']
 
-# %% ../../nbs/90_checkpoints.ipynb #56744999
+# %% ../../nbs/90_checkpoints.ipynb #b4d05b28
 import json
 import os
 import re
@@ -31,7 +31,7 @@ from ..core import log
 from .files import atomic_path, bundled_folder, config_from_dict, data_home, hash_of
 from .unpickling import CheckpointError, check_archive, file_format, first_line, read_any
 
-# %% ../../nbs/90_checkpoints.ipynb #da70e719
+# %% ../../nbs/90_checkpoints.ipynb #d256156b
 WRAPPERS = ("state_dict", "model", "module", "trainer", "var_wo_ddp")
 
 def find_weights(
@@ -47,7 +47,7 @@ def find_weights(
             return inner
     return {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
-# %% ../../nbs/90_checkpoints.ipynb #84db4669
+# %% ../../nbs/90_checkpoints.ipynb #7025a588
 def unwrap_names(
     weights:dict[str,Tensor],
 )->dict[str,Tensor]:
@@ -66,7 +66,7 @@ def unwrap_names(
                 weights = {k.removeprefix(wrapper): w for k, w in weights.items()}
     return weights
 
-# %% ../../nbs/90_checkpoints.ipynb #6b7d8884
+# %% ../../nbs/90_checkpoints.ipynb #272f6c47
 def read_checkpoint(
     path:str|Path, # as published: .safetensors, or written by `torch.save`
 )->dict[str,Tensor]: # name -> tensor, on the CPU, whatever the weights were wrapped in
@@ -88,7 +88,7 @@ def read_checkpoint(
         raise CheckpointError(f"{path}: {huge[0]} claims more numbers than the file holds")
     return weights
 
-# %% ../../nbs/90_checkpoints.ipynb #3094696e
+# %% ../../nbs/90_checkpoints.ipynb #b049bb27
 FORMATS = {  # how a name in the file begins -> what publishes such names
     "quantize.quant_resi": "VAR's tokenizer",
     "quantize.embed.": "a Gumbel VQGAN",
@@ -109,7 +109,7 @@ def detect_format(
             return kind
     return "no model known here"
 
-# %% ../../nbs/90_checkpoints.ipynb #a3d1a9a1
+# %% ../../nbs/90_checkpoints.ipynb #4b7bfeb9
 def rename_weights(
     weights:dict[str,Tensor],
     rules:list[tuple[str,str|None]], # regular expression, replacement; None drops the entry
@@ -123,7 +123,7 @@ def rename_weights(
             renamed[re.sub(pattern, replacement, name)] = weight
     return renamed
 
-# %% ../../nbs/90_checkpoints.ipynb #b126263b
+# %% ../../nbs/90_checkpoints.ipynb #0d8a9250
 def misfits(
     own:dict[str,Tensor],   # a model's state
     state:dict[str,Tensor], # what it is to be filled with
@@ -156,14 +156,14 @@ def load_state_dict_strict(
             raise CheckpointError(f"{what} is damaged: {name} holds numbers that are not finite")
     model.load_state_dict(state)
 
-# %% ../../nbs/90_checkpoints.ipynb #2344ccab
+# %% ../../nbs/90_checkpoints.ipynb #2a4a729b
 def plain_state(
     model:nn.Module,
 )->dict[str,Tensor]: # on the CPU, contiguous, no two entries sharing memory
     "A state dict that safetensors can write"
     return {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
 
-# %% ../../nbs/90_checkpoints.ipynb #97e76e98
+# %% ../../nbs/90_checkpoints.ipynb #730a14e9
 def last_checkpoint(
     folder:str|Path, # a run
 )->Path:
@@ -187,7 +187,7 @@ def weights_file(
         return path
     raise CheckpointError(f"no weights in {path}")
 
-# %% ../../nbs/90_checkpoints.ipynb #242a094e
+# %% ../../nbs/90_checkpoints.ipynb #23af8d78
 def read_weights(
     path:Path, # a .safetensors file
 )->dict[str,Tensor]:
@@ -205,7 +205,7 @@ def load_weights(
     "Fill a model from one of our own files"
     load_state_dict_strict(model, read_weights(path), path)
 
-# %% ../../nbs/90_checkpoints.ipynb #a55bd548
+# %% ../../nbs/90_checkpoints.ipynb #86c09137
 def save_part(
     model:nn.Module, # with a dataclass `config`
     folder:str|Path, # made if it is not there
@@ -223,7 +223,7 @@ def save_part(
     (Path(folder)/"config.json").write_text(config + "\n")
     save_file(state, Path(folder)/"model.safetensors", metadata=dict(format="pt"))
 
-# %% ../../nbs/90_checkpoints.ipynb #6c46cb77
+# %% ../../nbs/90_checkpoints.ipynb #532925c7
 def read_config(
     folder:str|Path, # of a saved model
 )->dict:             # the fields of its config
@@ -254,7 +254,7 @@ def upgrade_saved(
         values, state = cls.upgrade(values, state)
     return {**values, "format": today}, state
 
-# %% ../../nbs/90_checkpoints.ipynb #9ebbc48c
+# %% ../../nbs/90_checkpoints.ipynb #f5066f91
 def load_model(
     cls:type,        # a model, made from a config
     config:type,     # the config's dataclass
@@ -286,7 +286,7 @@ def load_part(
         raise CheckpointError(f"{folder}: unknown model_type {kind!r}; known are {known}")
     return load_model(*kinds[kind], folder, **kw)
 
-# %% ../../nbs/90_checkpoints.ipynb #d486e698
+# %% ../../nbs/90_checkpoints.ipynb #9be17bcf
 def part_weights(
     file:Path,            # model.safetensors; config.json may lie beside it
     part:nn.Module|None,  # what it will fill, if known
@@ -314,7 +314,7 @@ def initial_weights(
             found |= {f"{name}.{k}": w for k, w in part.items()}
     return found
 
-# %% ../../nbs/90_checkpoints.ipynb #6b5d8a29
+# %% ../../nbs/90_checkpoints.ipynb #1dc99a48
 def fingerprint(
     tokenizer:nn.Module, # with a `quantizer`, in float32 or float16
 )->str:                  # 16 hexadecimal digits
@@ -323,7 +323,7 @@ def fingerprint(
     codebook = getattr(quantizer, "codebook", quantizer)
     return hash_of(codebook.weight.half(), tuple(getattr(tokenizer, "scales", ())))
 
-# %% ../../nbs/90_checkpoints.ipynb #1561b90e
+# %% ../../nbs/90_checkpoints.ipynb #d765e05c
 def download(
     name:str, # a hub id, "owner/model"
 )->Path:      # a folder
@@ -337,7 +337,7 @@ def download(
         hint = "is the name right and the network up? A folder can be loaded by its path"
         raise CheckpointError(f"cannot fetch {name!r} from the hub ({why}): {hint}") from None
 
-# %% ../../nbs/90_checkpoints.ipynb #a21e15a0
+# %% ../../nbs/90_checkpoints.ipynb #08627ca3
 @dataclass(frozen=True)
 class PublishedFile:
     "A file with weights that others published"
@@ -348,7 +348,7 @@ class PublishedFile:
     manual:bool=False     # `source` is a page
     kind:str="tokenizer"  # or "generator", "features"
 
-# %% ../../nbs/90_checkpoints.ipynb #e57c7eb5
+# %% ../../nbs/90_checkpoints.ipynb #9f4c8bcc
 TAMING = "https://heibox.uni-heidelberg.de/f"
 VAR_FILES = "https://huggingface.co/FoundationVision/var/resolve/main"
 VQ_F8 = "https://ommer-lab.com/files/latent-diffusion/vq-f8.zip"
@@ -376,7 +376,7 @@ for size in ("d16", "d20", "d24", "d30", "d36"):
         f"var_{size}.pth", f"{VAR_FILES}/var_{size}.pth", kind="generator")
 REGISTRY["var-d36-s"] = REGISTRY.pop("var-d36")  # 512 pixels; the file's name lacks the s
 
-# %% ../../nbs/90_checkpoints.ipynb #8c4a2abb
+# %% ../../nbs/90_checkpoints.ipynb #fda9bc9b
 def download_file(
     url:str,                # http:, https: or file:
     path:Path,              # where to
@@ -413,7 +413,7 @@ def unpack_member(
     finally:
         archive.unlink()
 
-# %% ../../nbs/90_checkpoints.ipynb #a835329f
+# %% ../../nbs/90_checkpoints.ipynb #4bcc6f3a
 def fetch(
     published:PublishedFile,
 )->Path: # in `checkpoints` under `data_home()`

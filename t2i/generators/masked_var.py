@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['random_order', 'MaskedNextScaleTransformer', 'unmask_map', 'stream_masked', 'random_mask', 'masked_weights',
-           'MaskedTextVARConfig', 'MaskedTextVAR', 'unset_config', 'MaskedTextVARTaskConfig', 'MaskedTextVARTask']
+           'MaskedTextVARConfig', 'upgrade_masked', 'MaskedTextVAR', 'unset_config', 'MaskedTextVARTaskConfig',
+           'MaskedTextVARTask']
 
-# %% ../../nbs/33_masked_var.ipynb #24b383e6
+# %% ../../nbs/33_masked_var.ipynb #14cc22cb
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from t2i.generators.text_var import (
     SoftTextVARTaskConfig,
     TextVAR,
     TextVARConfig,
+    upgrade_text_var,
 )
 from t2i.generators.var import (
     Condition,
@@ -40,7 +42,7 @@ from t2i.sampling import (
 from ..text import TextFeatures
 from ..tokenizers.multiscale import MultiScaleVQVAE
 
-# %% ../../nbs/33_masked_var.ipynb #4838941f
+# %% ../../nbs/33_masked_var.ipynb #27b69f2f
 def random_order(
     generators:list[torch.Generator], # one per image
     size:int,                         # tokens of the map
@@ -49,7 +51,7 @@ def random_order(
     "A random order of a map's tokens, another one for each image"
     return draw_uniform(generators, size, device).argsort(1).argsort(1)
 
-# %% ../../nbs/33_masked_var.ipynb #f3f29d91
+# %% ../../nbs/33_masked_var.ipynb #6c14c889
 class MaskedNextScaleTransformer(NextScaleTransformer):
     "A `NextScaleTransformer` whose tokens may read the known codes of their own map"
     def __init__(self,
@@ -81,7 +83,7 @@ class MaskedNextScaleTransformer(NextScaleTransformer):
         mask = self.mask[:x.shape[1],:x.shape[1]]
         return self.forward_blocks(x, self.condition(condition), mask)
 
-# %% ../../nbs/33_masked_var.ipynb #a2d77379
+# %% ../../nbs/33_masked_var.ipynb #67943910
 def unmask_map(
     predict,        # (tokens, unmasked), (b,size) each -> logits (b,size,v)
     uniform:Tensor, # (b,size) in [0,1)
@@ -98,7 +100,7 @@ def unmask_map(
         unmasked = order < count
     return tokens
 
-# %% ../../nbs/33_masked_var.ipynb #0742083d
+# %% ../../nbs/33_masked_var.ipynb #455f9309
 @torch.no_grad()
 def stream_masked(
     net:MaskedNextScaleTransformer,
@@ -138,7 +140,7 @@ def stream_masked(
             x = net.embed(next_sums(quantizer, total, i+1), sum(net.sizes[:i+1]))
             x = torch.cat([x]*(1+guided))
 
-# %% ../../nbs/33_masked_var.ipynb #57988e0d
+# %% ../../nbs/33_masked_var.ipynb #e32ca578
 def random_mask(
     sizes:list[int],                  # tokens of each map
     generators:list[torch.Generator], # one per image
@@ -154,7 +156,7 @@ def random_mask(
         masks.append(draw.argsort(1).argsort(1) < count)
     return masks
 
-# %% ../../nbs/33_masked_var.ipynb #249ea0b5
+# %% ../../nbs/33_masked_var.ipynb #acd59bd3
 def masked_weights(
     unmasked:list[Tensor], # (b,size) bool per map, True = known
 )->Tensor:                 # (b,l) float32
@@ -165,15 +167,25 @@ def masked_weights(
         weights.append(masked*known.shape[1]/masked.sum(1, keepdim=True))
     return torch.cat(weights, 1)
 
-# %% ../../nbs/33_masked_var.ipynb #024a5416
+# %% ../../nbs/33_masked_var.ipynb #30e436a9
 @dataclass
 class MaskedTextVARConfig(TextVARConfig):
     "A `TextVARConfig` of a model that samples a map in several steps"
     model_type:str="masked_text_var"
 
+def upgrade_masked(
+    values:dict,            # of config.json
+    state:dict[str,Tensor], # the weights
+)->tuple[dict,dict[str,Tensor]]: # the same in format 2
+    "Translate what was saved in format 1, see `upgrade_var`"
+    state = {name.replace("embed.said.", "token_embed."): w for name, w in state.items()}
+    return upgrade_text_var(values, state)
+
+# %% ../../nbs/33_masked_var.ipynb #24622813
 class MaskedTextVAR(TextVAR):
     "`TextVAR` that samples a map in several steps (HMAR, Kumbong et al. 2025)"
     Net = MaskedNextScaleTransformer
+    upgrade = staticmethod(upgrade_masked)
 
     def __init__(self, config:MaskedTextVARConfig, tokenizer:MultiScaleVQVAE|None=None):
         super().__init__(config, tokenizer)
@@ -204,7 +216,7 @@ class MaskedTextVAR(TextVAR):
             self.condition(unconditional), generators, weights, num_steps,
             temperature=temperature, top_k=top_k, top_p=top_p)
 
-# %% ../../nbs/33_masked_var.ipynb #05093b33
+# %% ../../nbs/33_masked_var.ipynb #633e66d7
 def unset_config()->MaskedTextVARConfig:
     "Scales and codes left open: in a recipe they follow the tokenizer"
     return MaskedTextVARConfig(scales=None, codebook_size=None, code_dim=None)
