@@ -6,10 +6,11 @@
 __all__ = ['PUBLISHED_SIZES', 'median_seconds', 'shapes_world', 'cache_speed', 'taming_modules', 'tokenizer_speed', 'peak_memory',
            'torchvision_cutout', 'random_vqgan', 'random_clip', 'dream_run', 'dream_parts', 'dream_speed']
 
-# %% ../nbs/52_benchmarks.ipynb #4331ebae
+# %% ../nbs/52_benchmarks.ipynb #55b2f8af
 import contextlib
 import copy
 import io
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from .pipeline import load
 from .sampling import split_generator
 from .tokenizers.vqgan import VQGAN, VQGANConfig, VQTokenizer
 
-# %% ../nbs/52_benchmarks.ipynb #dafdb96f
+# %% ../nbs/52_benchmarks.ipynb #b526dca8
 def median_seconds(
     calls:dict[str,Callable],  # what to compare; each is called without arguments
     device="cpu",              # where they compute
@@ -47,7 +48,7 @@ def median_seconds(
             seconds[name].append(timed(call, device)[1])
     return {name: median(times) for name, times in seconds.items()}
 
-# %% ../nbs/52_benchmarks.ipynb #6bf9b5de
+# %% ../nbs/52_benchmarks.ipynb #d0fea356
 def shapes_world(
     count:int=2000,    # scenes
 )->dict[str,float]:    # scenes per second; shares accepted with own and with others' captions
@@ -63,7 +64,7 @@ def shapes_world(
         scenes_per_second=count/seconds, accepted=own/count,
         accepted_shuffled=shuffled/count, scenes=count)
 
-# %% ../nbs/52_benchmarks.ipynb #e9b18b26
+# %% ../nbs/52_benchmarks.ipynb #5c2f8eae
 @torch.no_grad()
 def cache_speed(
     pipe,               # a `Pipeline` that predicts the next scale
@@ -94,7 +95,7 @@ def cache_speed(
         transformer_uncached=seconds["uncached"]/batch_size,
         uncached_over_cached=seconds["uncached"]/seconds["cached"])
 
-# %% ../nbs/52_benchmarks.ipynb #c46bb20d
+# %% ../nbs/52_benchmarks.ipynb #645de4ad
 def taming_modules(
     config:VQGANConfig,
 )->nn.ModuleDict:  # in evaluation mode, with random weights and taming's names
@@ -118,7 +119,7 @@ def taming_modules(
             post_quant_conv=nn.Conv2d(c.code_dim, c.z_channels, 1))
     return nn.ModuleDict(modules).eval()
 
-# %% ../nbs/52_benchmarks.ipynb #643573ec
+# %% ../nbs/52_benchmarks.ipynb #567f621c
 @torch.no_grad()
 def tokenizer_speed(
     config:VQGANConfig,
@@ -158,7 +159,7 @@ def tokenizer_speed(
         scores[f"difference{suffix}"] = float(error.abs().max())
     return scores
 
-# %% ../nbs/52_benchmarks.ipynb #a88e5dff
+# %% ../nbs/52_benchmarks.ipynb #95e371ba
 def peak_memory(
     device:torch.device|str,
 )->float:  # GiB; NaN where the system does not report it
@@ -172,7 +173,7 @@ def peak_memory(
     unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/unit
 
-# %% ../nbs/52_benchmarks.ipynb #5c597c8d
+# %% ../nbs/52_benchmarks.ipynb #d88760c4
 def torchvision_cutout(
     image:Tensor,  # (1,3,h,w), [-1,1]
     side:int,      # of the images that CLIP reads, pixels
@@ -190,7 +191,7 @@ def torchvision_cutout(
     x = TF.erase(x, side//8, side//8, side//4, side//4, gray)*2-1
     return x + .05*torch.randn_like(x)
 
-# %% ../nbs/52_benchmarks.ipynb #3d24b933
+# %% ../nbs/52_benchmarks.ipynb #688be104
 PUBLISHED_SIZES = {
     "vqgan-imagenet-f16-1024": VQGANConfig(),
     "vqgan-imagenet-f16-16384": VQGANConfig(codebook_size=16384),
@@ -212,7 +213,7 @@ def random_vqgan(
         torch.manual_seed(seed)
         return VQGAN(copy.copy(PUBLISHED_SIZES[name])).eval()
 
-# %% ../nbs/52_benchmarks.ipynb #cb4db8f9
+# %% ../nbs/52_benchmarks.ipynb #f00ab365
 def random_clip(
     name:str,    # of `open_clip.list_models()`; weights named after a slash are not read
     seed:int=0,
@@ -222,16 +223,21 @@ def random_clip(
     name = name.partition("/")[0]
     if name not in open_clip.list_models():
         raise T2IError(f"OpenCLIP has no model {name!r}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = open_clip.create_model(name)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # open_clip warns that the weights are random
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = open_clip.create_model(name)
+    finally:
+        logging.disable(before)
     about = open_clip.model.get_model_preprocess_cfg(model)
     side = model.visual.image_size
     side = side if isinstance(side, int) else side[0]
     clip = CLIP(model, open_clip.get_tokenizer(name), side, about["mean"], about["std"])
     return clip.eval()
 
-# %% ../nbs/52_benchmarks.ipynb #99fdc59e
+# %% ../nbs/52_benchmarks.ipynb #e5e5a3d1
 def dream_run(
     vqgan:str|VQTokenizer="shapes-vqgan",  # a model, or a name as `load` reads it
     clip:str|CLIP="shapes-clip",           # a model, or a name as `load_clip` reads it
@@ -249,7 +255,7 @@ def dream_run(
     settings = dict(steps=10**6, seed=0) | settings
     return VQGANCLIP("a red circle", vqgan=vqgan, clip=clip, device=device, **settings)
 
-# %% ../nbs/52_benchmarks.ipynb #eca62de6
+# %% ../nbs/52_benchmarks.ipynb #3fcda8d7
 def dream_parts(
     run:VQGANCLIP,
 )->dict[str,Callable]:  # decode, sample, cutouts, clip, one_by_one, torchvision, classic
@@ -283,7 +289,7 @@ def dream_parts(
         clip=partial(forth_and_back, clip.encode_image, views),
         one_by_one=one_by_one, torchvision=torchvision, classic=partial(next, classic))
 
-# %% ../nbs/52_benchmarks.ipynb #0059c6f9
+# %% ../nbs/52_benchmarks.ipynb #761a1610
 def dream_speed(
     run:VQGANCLIP,      # see `dream_run`
     repeat:int=10,      # rounds; the medians count

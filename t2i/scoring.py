@@ -8,7 +8,7 @@ __all__ = ['BENCHMARKS', 'held_out_loss', 'token_loss', 'clip_score', 'Subject',
            'score_reconstruction', 'score_clip', 'score_dream', 'score_captions', 'caption_recall', 'Benchmark',
            'default_benchmark', 'evaluate_model']
 
-# %% ../nbs/57_scoring.ipynb #7aac15d7
+# %% ../nbs/57_scoring.ipynb #05e8d65b
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ from .guidance.vqgan_clip import VQGANCLIP
 from .pipeline import Pipeline, load
 from .tokenizers.vqgan import VQTokenizer
 
-# %% ../nbs/57_scoring.ipynb #819fca92
+# %% ../nbs/57_scoring.ipynb #661ebc4c
 @torch.no_grad()
 def held_out_loss(
     pipe:Pipeline,
@@ -69,7 +69,7 @@ def token_loss(
     "The mean cross-entropy of each image's tokens"
     return F.cross_entropy(logits.float().transpose(1, 2), target, reduction="none").mean(1)
 
-# %% ../nbs/57_scoring.ipynb #24808bde
+# %% ../nbs/57_scoring.ipynb #2b86e802
 @torch.no_grad()
 def clip_score(
     clip:CLIP,           # one that had no part in the training
@@ -81,7 +81,7 @@ def clip_score(
     fit = (clip.encode_image(images.to(device))*clip.encode_text(captions)).sum(1)
     return 100*fit.clamp(min=0).mean().item()
 
-# %% ../nbs/57_scoring.ipynb #a3c87732
+# %% ../nbs/57_scoring.ipynb #c09f902d
 @dataclass
 class Subject:
     "A model to be scored, and what is known of it"
@@ -113,7 +113,7 @@ def load_subject(
             kind = word
     return Subject(name, model, kind, training_data(name))
 
-# %% ../nbs/57_scoring.ipynb #ec05cf77
+# %% ../nbs/57_scoring.ipynb #89359917
 def held_out_images(
     subject:Subject,
     data:str|None=None,  # "shapes", "digits" or a folder; None: what the training held out
@@ -139,7 +139,7 @@ def held_out_images(
         raise T2IError(f"{subject.name} {sizes}: choose other images with --data")
     return data, dataset
 
-# %% ../nbs/57_scoring.ipynb #021df1f5
+# %% ../nbs/57_scoring.ipynb #c5165587
 @dataclass
 class ScoreOptions:
     "How to score; each benchmark reads what concerns it"
@@ -161,7 +161,7 @@ class ScoreOptions:
             if value is not None and value < 1:
                 raise T2IError(f"{name} is {value}; it must be at least 1")
 
-# %% ../nbs/57_scoring.ipynb #36b5440c
+# %% ../nbs/57_scoring.ipynb #484873c9
 def draw_prompts(
     subject:Subject,
     prompts:list[str],
@@ -182,7 +182,7 @@ def draw_prompts(
         drawn.append([run.run() for run in runs])
     return drawn
 
-# %% ../nbs/57_scoring.ipynb #66b7afd3
+# %% ../nbs/57_scoring.ipynb #32f8a2af
 def reads_shapes(
     pipe:Pipeline,
 )->bool:
@@ -209,15 +209,15 @@ def score_digits(subject:Subject, options:ScoreOptions)->dict[str,float]:
         return [[seen[prompt].pop(0)] for prompt in prompts]
     return digit_scores(draw, options.count or 500)
 
-# %% ../nbs/57_scoring.ipynb #f8e23a93
+# %% ../nbs/57_scoring.ipynb #8461dd27
 def score_reconstruction(subject:Subject, options:ScoreOptions)->dict[str,float]:
     "What a tokenizer keeps of images that it has not seen"
     tokenizer = getattr(subject.model, "tokenizer", subject.model)
     if subject.data is None and options.data is None:
         options = ScoreOptions(**options.__dict__ | dict(data="shapes"))
     data, dataset = held_out_images(subject, options.data, captioned=False)
-    judge = load_clip(options.eval_clip, options.device) if options.eval_clip else None
-    scores = reconstruction_scores(tokenizer, dataset, options.count or 2000, eval_clip=judge)
+    other = load_clip(options.eval_clip, options.device) if options.eval_clip else None
+    scores = reconstruction_scores(tokenizer, dataset, options.count or 2000, eval_clip=other)
     return scores | dict(data=data)
 
 
@@ -234,7 +234,7 @@ def score_dream(subject:Subject, options:ScoreOptions)->dict[str,float]:
     return dream_scores(subject.model, steering, measuring, options.count or 50, options.seed,
                         quality=options.quality)
 
-# %% ../nbs/57_scoring.ipynb #ba973f0e
+# %% ../nbs/57_scoring.ipynb #4029f258
 def score_captions(subject:Subject, options:ScoreOptions)->dict[str,float]:
     "A generator or a CLIP on captions and images that its training held out"
     data, dataset = held_out_images(subject, options.data)
@@ -253,7 +253,7 @@ def score_captions(subject:Subject, options:ScoreOptions)->dict[str,float]:
         scores["clip_score_of_true_images"] = clip_score(clip, true, captions)
     return scores | dict(data=data)
 
-# %% ../nbs/57_scoring.ipynb #f3e98fb1
+# %% ../nbs/57_scoring.ipynb #edc92783
 @torch.no_grad()
 def caption_recall(
     clip:CLIP,
@@ -270,7 +270,7 @@ def caption_recall(
     return dict(image_to_text=recall_at(similarity), text_to_image=recall_at(similarity.T),
                 pairs=len(pairs))
 
-# %% ../nbs/57_scoring.ipynb #0b8aaafc
+# %% ../nbs/57_scoring.ipynb #98a54efe
 @dataclass(frozen=True)
 class Benchmark:
     "A benchmark, and the kinds of models that it is for"
@@ -289,7 +289,7 @@ BENCHMARKS = dict(
     dream=Benchmark(score_dream, ("vqgan",), "include and exclude, as another CLIP sees them"),
 )
 
-# %% ../nbs/57_scoring.ipynb #f5741c06
+# %% ../nbs/57_scoring.ipynb #88c0eeb7
 def default_benchmark(
     subject:Subject,
     data:str|None=None, # images that were named
@@ -309,7 +309,7 @@ def default_benchmark(
         raise T2IError(f"{subject.name} does not tell what it was trained on: {hint}")
     return "captions"
 
-# %% ../nbs/57_scoring.ipynb #249686ae
+# %% ../nbs/57_scoring.ipynb #ab1b833c
 def evaluate_model(
     name:str,                # as for `load`
     benchmark:str|None=None, # a name of `BENCHMARKS`; None: what suits the model

@@ -19,7 +19,7 @@ NOT_YET = {
     "00_core", "04_training",
     "11_vqgan", "12_vit_vqgan", "13_multiscale",
     "14_tokenizer_losses", "15_tokenizer_training", "20_clip", "21_vqgan_clip",
-    "50_evaluation", "52_benchmarks", "53_cli",
+    "53_cli",
     "91_runs", "93_distributed",
     "index", "faults", "run", "test_cli", "test_golden", "test_pipeline",
     "test_training",

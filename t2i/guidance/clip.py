@@ -7,7 +7,7 @@ __all__ = ['gather_with_gradients', 'CLIPLoss', 'CLIPConfig', 'CLIP', 'text_mask
            'fgm_attack', 'CLIPTaskConfig', 'CLIPStep', 'CLIPTask', 'save_clip', 'check_reachable', 'named_clip',
            'folder_clip', 'wrap_clip', 'load_clip', 'build_feature_cache']
 
-# %% ../../nbs/20_clip.ipynb #36715a46
+# %% ../../nbs/20_clip.ipynb #de739be8
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
@@ -31,7 +31,7 @@ from ..engine.files import atomic_path, bundled_folder, config_from_dict, hash_o
 from ..text import TextFeatures, TextTokenizer, prepare_text_tokenizer
 from ..training import Task, TrainConfig, load_task
 
-# %% ../../nbs/20_clip.ipynb #8cd5125b
+# %% ../../nbs/20_clip.ipynb #afe3030f
 def gather_with_gradients(
     x:Tensor,  # (b,d), of this process
 )->Tensor:     # (B,d), of all processes, with gradients
@@ -56,7 +56,7 @@ class CLIPLoss(nn.Module):
         text_logits = scale*texts @ gather_with_gradients(images).T
         return (F.cross_entropy(image_logits, target) + F.cross_entropy(text_logits, target))/2
 
-# %% ../../nbs/20_clip.ipynb #6a44bdc9
+# %% ../../nbs/20_clip.ipynb #c198e3b5
 @dataclass
 class CLIPConfig:
     "Sizes of a small CLIP; the defaults suit images of 64x64 pixels"
@@ -83,7 +83,7 @@ class CLIPConfig:
                     pad_id=0)
         return dict(embed_dim=self.embed_dim, vision_cfg=vision, text_cfg=text)
 
-# %% ../../nbs/20_clip.ipynb #03f1fc29
+# %% ../../nbs/20_clip.ipynb #5d06be95
 class CLIP(nn.Module):
     "An OpenCLIP model with its text tokenizer: images and texts to unit vectors"
     def __init__(self,
@@ -121,11 +121,10 @@ class CLIP(nn.Module):
     def similarity(self, images:Tensor, texts:list[str])->Tensor:  # (b, texts) cosines
         return self.encode_image(images) @ self.encode_text(texts).T
 
-    def text_features(self, texts:list[str])->TextFeatures:
-        "Hidden state of each token, mask, and unit vector of each text, see `text_features`"
+    def text_features(self, texts:list[str])->TextFeatures:  # by the function below
         return text_features(self, texts)
 
-# %% ../../nbs/20_clip.ipynb #8bbeae12
+# %% ../../nbs/20_clip.ipynb #f88b3e1c
 def text_mask(
     tokenize,    # an open_clip tokenizer
     ids:Tensor,  # (b,l)
@@ -153,7 +152,7 @@ def text_features(
     tokens, pooled = out["text_intermediates"][-1], out["text_features"]
     return TextFeatures(tokens.float(), mask.to(device), pooled.float())
 
-# %% ../../nbs/20_clip.ipynb #303165c9
+# %% ../../nbs/20_clip.ipynb #2a196da1
 def recall_at(
     similarity:Tensor,  # (b,b), of each image with each caption; own pairs on the diagonal
     k:int=1,
@@ -163,7 +162,7 @@ def recall_at(
     ahead = (similarity >= own).sum(1) - 1   # other captions that fit at least as well
     return float((ahead < k).float().mean())
 
-# %% ../../nbs/20_clip.ipynb #57026956
+# %% ../../nbs/20_clip.ipynb #26432181
 @torch.no_grad()
 def zero_shot(
     clip:CLIP,
@@ -175,7 +174,7 @@ def zero_shot(
     logits = clip.scale*clip.encode_image(images) @ torch.stack(means).T
     return logits.softmax(-1)
 
-# %% ../../nbs/20_clip.ipynb #2644706c
+# %% ../../nbs/20_clip.ipynb #6abc9171
 def fgm_attack(
     model:nn.Module,  # open_clip's
     images:Tensor,    # (b,3,s,s), as the model reads them
@@ -193,7 +192,7 @@ def fgm_attack(
     direction = F.normalize(gradient.flatten(1), dim=1).view_as(images)
     return images.detach() + lengths.to(direction)[:,None,None,None]*direction
 
-# %% ../../nbs/20_clip.ipynb #a62fa7f3
+# %% ../../nbs/20_clip.ipynb #23b55614
 @dataclass
 class CLIPTaskConfig:
     "A recipe for a small CLIP"
@@ -207,7 +206,7 @@ class CLIPTaskConfig:
         if self.train.batch_size < 2:
             raise ValueError("train.batch_size is 1; a contrastive loss needs at least 2 pairs")
 
-# %% ../../nbs/20_clip.ipynb #94ce1281
+# %% ../../nbs/20_clip.ipynb #6efd3b6e
 class CLIPStep(Task):
     "The training step: images and captions into one space, by `CLIPLoss`"
     Config = CLIPTaskConfig
@@ -248,7 +247,7 @@ class CLIPStep(Task):
         logs = dict(accuracy=right.float().mean(), scale=scale.detach())
         return self.loss(vectors, texts, scale.float()), logs
 
-# %% ../../nbs/20_clip.ipynb #18883bfc
+# %% ../../nbs/20_clip.ipynb #f729f2a3
 class CLIPTask(CLIPStep):
     "The task of a small CLIP: the step, the bound of the scale, and samples"
     def after_step(self, generator:torch.Generator):
@@ -264,7 +263,7 @@ class CLIPTask(CLIPStep):
         best = table.topk(min(4, len(items)), 0).indices                           # (4,8)
         return images[best.T.flatten().cpu()]
 
-# %% ../../nbs/20_clip.ipynb #6d020349
+# %% ../../nbs/20_clip.ipynb #d6ff19a0
 def save_clip(
     clip:CLIP,     # one that was trained here
     folder:str|Path,
@@ -294,7 +293,7 @@ def save_clip(
         (p/"tokenizer_config.json").write_text(json.dumps(words)+"\n")
         save_file(weights, p/"open_clip_model.safetensors", metadata=dict(format="pt"))
 
-# %% ../../nbs/20_clip.ipynb #876ff6e0
+# %% ../../nbs/20_clip.ipynb #d11f6d02
 def check_reachable(
     source:str,  # hub id of the weights
 ):
@@ -311,7 +310,7 @@ def check_reachable(
     except Exception as e:
         raise OSError(f"{source} cannot be reached: {e}") from None
 
-# %% ../../nbs/20_clip.ipynb #081ea970
+# %% ../../nbs/20_clip.ipynb #cabac012
 def named_clip(
     name:str,  # of `open_clip.list_models()`
     tag:str,   # of its weights, or a file
@@ -335,7 +334,7 @@ def named_clip(
         hint = f"load it once with a network, or download the file and use {name}/FILE"
         raise T2IError(f"cannot load {tag!r} of {name} ({reason}): {hint}") from None
 
-# %% ../../nbs/20_clip.ipynb #afc7be4d
+# %% ../../nbs/20_clip.ipynb #82f2dc41
 def folder_clip(
     folder:Path,  # with open_clip_config.json
 )->CLIP:
@@ -363,7 +362,7 @@ def wrap_clip(model:nn.Module, tokenize, config:CLIPConfig|None=None)->CLIP:
     side = side[0] if isinstance(side, (tuple, list)) else side
     return CLIP(model, tokenize, side, tuple(about["mean"]), tuple(about["std"]), config)
 
-# %% ../../nbs/20_clip.ipynb #6764a446
+# %% ../../nbs/20_clip.ipynb #9148da09
 def load_clip(
     name:str|Path="shapes-clip",  # bundled name, run, folder, or OpenCLIP's NAME/TAG or NAME/FILE
     device:str|None=None,         # None: CUDA, then MPS, then the CPU
@@ -384,7 +383,7 @@ def load_clip(
         clip = wrap_clip(*named_clip(*str(name).partition("/")[::2]))
     return clip.eval().requires_grad_(False).to(best_device(device))
 
-# %% ../../nbs/20_clip.ipynb #3a684c04
+# %% ../../nbs/20_clip.ipynb #742b6a14
 def build_feature_cache(
     dataset:Dataset,   # of dicts with image and caption
     clip:CLIP,
