@@ -7,7 +7,7 @@ __all__ = ['frechet_distance', 'timed', 'ReconstructionScores', 'load_lpips', 's
            'shapes_scores', 'digit_features', 'digit_classifier', 'nearest_distance', 'digit_scores', 'palette_counts',
            'dream_row', 'dream_scores', 'clip_pairs', 'clip_scores']
 
-# %% ../nbs/50_evaluation.ipynb #9dd8b513
+# %% ../nbs/50_evaluation.ipynb #91159b00
 import random
 import time
 from collections.abc import Callable
@@ -32,7 +32,7 @@ from .tokenizers.losses import lpips_network, psnr, ssim
 from .tokenizers.quantize import code_counts, perplexity, usage
 from .tokenizers.vqgan import VQTokenizer
 
-# %% ../nbs/50_evaluation.ipynb #c99954e9
+# %% ../nbs/50_evaluation.ipynb #fd9ca60e
 def frechet_distance(
     real:Tensor,  # (n,d), at least two vectors
     fake:Tensor,  # (m,d)
@@ -46,7 +46,7 @@ def frechet_distance(
     metric.update(fake.cpu(), real=False)
     return max(0., float(metric.compute()))  # rounding may give a little less
 
-# %% ../nbs/50_evaluation.ipynb #35fea275
+# %% ../nbs/50_evaluation.ipynb #9d0ce315
 def timed(
     f:Callable,               # called without arguments
     device:torch.device|str,  # where it computes
@@ -61,7 +61,7 @@ def timed(
         torch.cuda.synchronize()
     return result, time.perf_counter()-begun
 
-# %% ../nbs/50_evaluation.ipynb #7847802e
+# %% ../nbs/50_evaluation.ipynb #07d24f92
 @dataclass
 class ReconstructionScores:
     "What `reconstruction_scores` returns, as a dict without the entries that are None"
@@ -81,7 +81,7 @@ class ReconstructionScores:
         "The entries that are there"
         return {name: value for name, value in asdict(self).items() if value is not None}
 
-# %% ../nbs/50_evaluation.ipynb #c5e2e961
+# %% ../nbs/50_evaluation.ipynb #726008b9
 def load_lpips(
     device:torch.device|str,
 )->torch.nn.Module|None:  # None: the package or its weights are not there
@@ -111,7 +111,7 @@ def score_batch(
         row["checked"] = torch.tensor(passed).float()
     return row
 
-# %% ../nbs/50_evaluation.ipynb #a766ae6a
+# %% ../nbs/50_evaluation.ipynb #4945de86
 @torch.no_grad()
 def reconstruction_scores(
     tokenizer,             # with encode, decode and codebook_size
@@ -148,7 +148,7 @@ def reconstruction_scores(
         milliseconds=1000*seconds/count, images=count, eval_clip_frechet=frechet, **means,
     ).as_dict()
 
-# %% ../nbs/50_evaluation.ipynb #02bcf2ee
+# %% ../nbs/50_evaluation.ipynb #5bde0000
 def shapes_scores(
     generate:Callable[[list[str]],list[list[Image.Image]]],  # prompts -> images of each
     seed:int=0,        # of the prompts
@@ -167,14 +167,14 @@ def shapes_scores(
     seen_pairs = (scores["single_object"]+scores["two_objects"])/2
     return scores | dict(mean=mean, seen_pairs=seen_pairs, images=count)
 
-# %% ../nbs/50_evaluation.ipynb #d146dd24
+# %% ../nbs/50_evaluation.ipynb #6903cbea
 def digit_features(
     pixels:np.ndarray,  # (n,32,32) uint8
 )->np.ndarray:          # (n,64) in [0,16]
     "Back to the 8x8 pixels with 17 gray levels that the digits came as"
     return pixels.reshape(-1, 8, 4, 8, 4).mean((2, 4)).reshape(-1, 64)*(16/255)
 
-# %% ../nbs/50_evaluation.ipynb #be5b4ad3
+# %% ../nbs/50_evaluation.ipynb #a0cae170
 @cache
 def digit_classifier():
     "A support vector machine, fitted to the real training digits alone"
@@ -186,7 +186,7 @@ def digit_classifier():
     train = DigitsDataset()
     return SVC(gamma=.001, C=10).fit(digit_features(train.pixels), train.labels)
 
-# %% ../nbs/50_evaluation.ipynb #e430b08f
+# %% ../nbs/50_evaluation.ipynb #7d5bf185
 def nearest_distance(
     points:np.ndarray,  # (n,d)
     known:np.ndarray,   # (m,d)
@@ -195,7 +195,7 @@ def nearest_distance(
     points, known = torch.as_tensor(points), torch.as_tensor(known)
     return torch.cdist(points.double(), known.double()).amin(1).numpy()
 
-# %% ../nbs/50_evaluation.ipynb #c49b4db0
+# %% ../nbs/50_evaluation.ipynb #4117fa06
 def digit_scores(
     generate:Callable[[list[str]],list[list[Image.Image]]],  # prompts -> images of each, 32x32
     count:int=500,   # images, in equal parts of the ten digits
@@ -211,7 +211,7 @@ def digit_scores(
     novelty = distance/np.median(nearest_distance(real, known))
     return dict(accuracy=float(right.mean()), novelty=float(novelty), images=count)
 
-# %% ../nbs/50_evaluation.ipynb #5303c1f0
+# %% ../nbs/50_evaluation.ipynb #e044be3b
 def palette_counts(
     image:Image.Image,
 )->dict[str,int]:  # for each of `COLORS`
@@ -222,7 +222,7 @@ def palette_counts(
     counts = np.bincount(nearest, minlength=len(known)).tolist()
     return dict(zip(COLORS, counts))
 
-# %% ../nbs/50_evaluation.ipynb #70455b43
+# %% ../nbs/50_evaluation.ipynb #54442921
 def dream_row(
     draw:Callable[...,Image.Image],  # include, exclude -> an image
     eval_clip:CLIP,
@@ -243,7 +243,7 @@ def dream_row(
         excluded_pixels_before=before[other[0]],
         excluded_pixels_after=after[other[0]])
 
-# %% ../nbs/50_evaluation.ipynb #2f790b21
+# %% ../nbs/50_evaluation.ipynb #eeefebcf
 def dream_scores(
     vqgan:VQTokenizer,
     clip:CLIP,           # guides
@@ -267,7 +267,7 @@ def dream_scores(
         means[name] = float(np.mean([row[name] for row in rows]))
     return means | dict(prompts=count)
 
-# %% ../nbs/50_evaluation.ipynb #8b3bf56f
+# %% ../nbs/50_evaluation.ipynb #ae705c91
 def clip_pairs(
     count:int,   # images in all
     among:int,   # different captions per list
@@ -286,7 +286,7 @@ def clip_pairs(
     full = [captions for captions in lists if len(captions) == among]
     return full[:count//among], singles[:count//4]
 
-# %% ../nbs/50_evaluation.ipynb #ae67c519
+# %% ../nbs/50_evaluation.ipynb #52f8cda0
 @torch.no_grad()
 def clip_scores(
     clip:CLIP,

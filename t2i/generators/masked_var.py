@@ -7,7 +7,7 @@ __all__ = ['random_order', 'MaskedNextScaleTransformer', 'unmask_map', 'stream_m
            'MaskedTextVARConfig', 'upgrade_masked', 'MaskedTextVAR', 'unset_config', 'MaskedTextVARTaskConfig',
            'MaskedTextVARTask']
 
-# %% ../../nbs/33_masked_var.ipynb #14cc22cb
+# %% ../../nbs/33_masked_var.ipynb #70c0039f
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ from t2i.sampling import (
 from ..text import TextFeatures
 from ..tokenizers.multiscale import MultiScaleVQVAE
 
-# %% ../../nbs/33_masked_var.ipynb #27b69f2f
+# %% ../../nbs/33_masked_var.ipynb #5146687e
 def random_order(
     generators:list[torch.Generator], # one per image
     size:int,                         # tokens of the map
@@ -51,7 +51,7 @@ def random_order(
     "A random order of a map's tokens, another one for each image"
     return draw_uniform(generators, size, device).argsort(1).argsort(1)
 
-# %% ../../nbs/33_masked_var.ipynb #6c14c889
+# %% ../../nbs/33_masked_var.ipynb #5228c77f
 class MaskedNextScaleTransformer(NextScaleTransformer):
     "A `NextScaleTransformer` whose tokens may read the known codes of their own map"
     def __init__(self,
@@ -83,7 +83,7 @@ class MaskedNextScaleTransformer(NextScaleTransformer):
         mask = self.mask[:x.shape[1],:x.shape[1]]
         return self.forward_blocks(x, self.condition(condition), mask)
 
-# %% ../../nbs/33_masked_var.ipynb #67943910
+# %% ../../nbs/33_masked_var.ipynb #fcabf1b0
 def unmask_map(
     predict,        # (tokens, unmasked), (b,size) each -> logits (b,size,v)
     uniform:Tensor, # (b,size) in [0,1)
@@ -100,7 +100,7 @@ def unmask_map(
         unmasked = order < count
     return tokens
 
-# %% ../../nbs/33_masked_var.ipynb #455f9309
+# %% ../../nbs/33_masked_var.ipynb #7682259c
 @torch.no_grad()
 def stream_masked(
     net:MaskedNextScaleTransformer,
@@ -140,7 +140,7 @@ def stream_masked(
             x = net.embed(next_sums(quantizer, total, i+1), sum(net.sizes[:i+1]))
             x = torch.cat([x]*(1+guided))
 
-# %% ../../nbs/33_masked_var.ipynb #e32ca578
+# %% ../../nbs/33_masked_var.ipynb #38db433d
 def random_mask(
     sizes:list[int],                  # tokens of each map
     generators:list[torch.Generator], # one per image
@@ -156,7 +156,7 @@ def random_mask(
         masks.append(draw.argsort(1).argsort(1) < count)
     return masks
 
-# %% ../../nbs/33_masked_var.ipynb #acd59bd3
+# %% ../../nbs/33_masked_var.ipynb #56c27002
 def masked_weights(
     unmasked:list[Tensor], # (b,size) bool per map, True = known
 )->Tensor:                 # (b,l) float32
@@ -167,7 +167,7 @@ def masked_weights(
         weights.append(masked*known.shape[1]/masked.sum(1, keepdim=True))
     return torch.cat(weights, 1)
 
-# %% ../../nbs/33_masked_var.ipynb #30e436a9
+# %% ../../nbs/33_masked_var.ipynb #d601f00c
 @dataclass
 class MaskedTextVARConfig(TextVARConfig):
     "A `TextVARConfig` of a model that samples a map in several steps"
@@ -181,7 +181,7 @@ def upgrade_masked(
     state = {name.replace("embed.said.", "token_embed."): w for name, w in state.items()}
     return upgrade_text_var(values, state)
 
-# %% ../../nbs/33_masked_var.ipynb #24622813
+# %% ../../nbs/33_masked_var.ipynb #9242eb7f
 class MaskedTextVAR(TextVAR):
     "`TextVAR` that samples a map in several steps (HMAR, Kumbong et al. 2025)"
     Net = MaskedNextScaleTransformer
@@ -216,7 +216,7 @@ class MaskedTextVAR(TextVAR):
             self.condition(unconditional), generators, weights, num_steps,
             temperature=temperature, top_k=top_k, top_p=top_p)
 
-# %% ../../nbs/33_masked_var.ipynb #633e66d7
+# %% ../../nbs/33_masked_var.ipynb #0ed61ae1
 def unset_config()->MaskedTextVARConfig:
     "Scales and codes left open: in a recipe they follow the tokenizer"
     return MaskedTextVARConfig(scales=None, codebook_size=None, code_dim=None)

@@ -8,7 +8,7 @@ __all__ = ['TextVARConfig', 'upgrade_text_var', 'TextCondition', 'TextVARBlock',
            'write_parts', 'find_tokenizer', 'check_tokenizer', 'token_maps', 'TextConditionedTask', 'TextVARTask',
            'SoftTextVARTaskConfig', 'soft_targets', 'SoftTextVARTask']
 
-# %% ../../nbs/32_text_var.ipynb #f3cf8bca
+# %% ../../nbs/32_text_var.ipynb #c3bdfe55
 import json
 import os
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ from ..tokenizers.soft_codes import soft_encode
 from ..tokenizers.training import load_tokenizer
 from ..training import Task, TrainConfig, load_task
 
-# %% ../../nbs/32_text_var.ipynb #9bdffa19
+# %% ../../nbs/32_text_var.ipynb #2dd8373e
 @dataclass
 class TextVARConfig(VARConfig):
     "A `VARConfig` with a text in the place of a class"
@@ -64,7 +64,7 @@ class TextCondition(Condition):
     tokens:Tensor # (b,pieces,text_width), for cross-attention
     mask:Tensor   # (b,pieces) bool, True = real
 
-# %% ../../nbs/32_text_var.ipynb #4bc5aa73
+# %% ../../nbs/32_text_var.ipynb #806abb52
 class TextVARBlock(VARBlock):
     "A `VARBlock` with cross-attention to the text between self-attention and feed-forward"
     def __init__(self, config:TextVARConfig):
@@ -91,7 +91,7 @@ class TextVARBlock(VARBlock):
         x = x + self.cross(self.cross_norm(x), text, text_mask)
         return x + (1+gate2)*self.ffn(modulate(x, scale2, shift2))
 
-# %% ../../nbs/32_text_var.ipynb #fe3fdc73
+# %% ../../nbs/32_text_var.ipynb #fc384888
 class TextVAR(NextScaleModel, PyTorchModelHubMixin):
     "VAR from captions: pooled vectors start and modulate, pieces are looked up"
     Net = NextScaleTransformer
@@ -132,7 +132,7 @@ class TextVAR(NextScaleModel, PyTorchModelHubMixin):
         "The last that `stream` yields"
         return list(self.stream(*inputs, **settings))[-1]
 
-# %% ../../nbs/32_text_var.ipynb #1379c953
+# %% ../../nbs/32_text_var.ipynb #e89629c2
 class TextVARWithEncoder(nn.Module):
     "A generator and the text encoder that is trained along with it"
     def __init__(self, generator:TextVAR, text_encoder:TextEncoder):
@@ -147,7 +147,7 @@ class TextVARWithEncoder(nn.Module):
     )->Tensor:       # (b,l,v) logits
         return self.generator(self.text_encoder(ids, mask), *inputs)
 
-# %% ../../nbs/32_text_var.ipynb #232199ff
+# %% ../../nbs/32_text_var.ipynb #9933d19e
 def drop_captions(
     captions:list[str],
     u:Tensor,           # (b,) in [0,1)
@@ -159,7 +159,7 @@ def drop_captions(
         kept[i] = ""
     return kept
 
-# %% ../../nbs/32_text_var.ipynb #fb88e437
+# %% ../../nbs/32_text_var.ipynb #ee96a9c3
 def unset_config()->TextVARConfig:
     "Scales and codes left open: in a recipe they follow the tokenizer"
     return TextVARConfig(scales=None, codebook_size=None, code_dim=None)
@@ -195,7 +195,7 @@ class TextVARTaskConfig:
         return dict(guidance_scale=self.sample_guidance, temperature=self.sample_temperature,
                     top_p=self.sample_top_p, guidance_schedule=self.sample_guidance_schedule)
 
-# %% ../../nbs/32_text_var.ipynb #5b79b438
+# %% ../../nbs/32_text_var.ipynb #70afa4c0
 def load_multiscale(
     source:Path, # a saved tokenizer or a run
 )->MultiScaleVQVAE:
@@ -234,7 +234,7 @@ def write_parts(
     with atomic_path(folder/"parts.json") as p:
         p.write_text(json.dumps(dict(tokenizer=part), indent=2)+"\n")
 
-# %% ../../nbs/32_text_var.ipynb #2446ebe2
+# %% ../../nbs/32_text_var.ipynb #92300e6c
 def find_tokenizer(
     name:str,         # as the recipe has it
     folder:Path|None, # the run
@@ -272,7 +272,7 @@ def token_maps(
         return list(batch["tokens"].split([p*p for p in tokenizer.scales], 1))
     return tokenizer.encode(batch["image"])
 
-# %% ../../nbs/32_text_var.ipynb #1a6196e5
+# %% ../../nbs/32_text_var.ipynb #37e03108
 class TextConditionedTask(Task):
     "The parts and the data of a generator that is trained on captions"
     Config = TextVARTaskConfig
@@ -309,7 +309,7 @@ class TextConditionedTask(Task):
     def dataset(self, split:str):
         return self.cached.get(split) or load_dataset(self.config.data, split)
 
-# %% ../../nbs/32_text_var.ipynb #d0a206b2
+# %% ../../nbs/32_text_var.ipynb #ca7e48df
 class TextVARTask(TextConditionedTask):
     "Cross-entropy of each token of each map, given the caption and the coarser maps"
     def read(self,
@@ -343,7 +343,7 @@ class TextVARTask(TextConditionedTask):
                                             **self.config.settings())
         return self.tokenizer.decode(ids)
 
-# %% ../../nbs/32_text_var.ipynb #f13765d2
+# %% ../../nbs/32_text_var.ipynb #e936b932
 @dataclass
 class SoftTextVARTaskConfig(TextVARTaskConfig):
     "A recipe with soft labels, and with steps that leave out the finest map"
@@ -367,7 +367,7 @@ def soft_targets(
     generators = [fold_in(int(u*2**24)) for u in batch["u"].tolist()]
     return soft_encode(tokenizer.quantizer, z, temperature, generators)
 
-# %% ../../nbs/32_text_var.ipynb #0d08372e
+# %% ../../nbs/32_text_var.ipynb #8f93c487
 class SoftTextVARTask(TextVARTask):
     "`TextVARTask` whose targets are probabilities of codes"
     Config = SoftTextVARTaskConfig

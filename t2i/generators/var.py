@@ -7,7 +7,7 @@ __all__ = ['RENAMED', 'VARConfig', 'next_sums', 'ScaleEmbedding', 'Condition', '
            'NextScaleTransformer', 'guidance_weights', 'generate_naive', 'new_caches', 'stream_scales', 'upgrade_var',
            'NextScaleModel', 'VAR']
 
-# %% ../../nbs/31_var.ipynb #6fe019f7
+# %% ../../nbs/31_var.ipynb #7e2c9d84
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ from t2i.sampling import (
 )
 from ..tokenizers.multiscale import MultiScaleVQVAE
 
-# %% ../../nbs/31_var.ipynb #6af75393
+# %% ../../nbs/31_var.ipynb #5e0f5c31
 @dataclass
 class VARConfig:
     "Everything that shapes a next-scale transformer; the defaults are the published VAR-d16's"
@@ -52,7 +52,7 @@ class VARConfig:
             if self.scales[0] != 1:
                 raise ValueError(f"scales must begin with 1, got {self.scales}")
 
-# %% ../../nbs/31_var.ipynb #9f0b83fb
+# %% ../../nbs/31_var.ipynb #4e724ce6
 def next_sums(
     quantizer,    # the tokenizer's `MultiScaleQuantizer`
     total:Tensor, # (b,code_dim,h,w), the sum of the maps so far
@@ -61,7 +61,7 @@ def next_sums(
     "What the tokens of a scale read: the sum so far, averaged down to their grid"
     return quantizer.downscale(total, scale).flatten(2).transpose(1, 2)
 
-# %% ../../nbs/31_var.ipynb #221e2b67
+# %% ../../nbs/31_var.ipynb #532fe2cb
 class ScaleEmbedding(nn.Module):
     "The vectors that enter the blocks: sum so far, position and level of each token"
     def __init__(self, config:VARConfig):
@@ -94,7 +94,7 @@ class ScaleEmbedding(nn.Module):
     )->Tensor:       # (b,l,d)
         return self.word_embed(sums) + self.position(begin, begin+sums.shape[1])
 
-# %% ../../nbs/31_var.ipynb #870780b0
+# %% ../../nbs/31_var.ipynb #53003309
 @dataclass
 class Condition:
     "What a batch of images is conditioned on"
@@ -107,7 +107,7 @@ class Condition:
         pairs = zip(vars(self).values(), vars(other).values())
         return type(self)(*[torch.cat(pair) for pair in pairs])
 
-# %% ../../nbs/31_var.ipynb #8fbb7b05
+# %% ../../nbs/31_var.ipynb #f7cc4706
 class VARBlock(nn.Module):
     "Self-attention and feed-forward with adaptive norms"
     def __init__(self, config:VARConfig):
@@ -141,7 +141,7 @@ class VARBlock(nn.Module):
         x = x + (1+gate1)*self.attn(modulate(x, scale1, shift1), mask, cache)
         return x + (1+gate2)*self.ffn(modulate(x, scale2, shift2))
 
-# %% ../../nbs/31_var.ipynb #28c8f380
+# %% ../../nbs/31_var.ipynb #fbef1109
 def init_transformer(
     net:nn.Module, # with `blocks`
 ):
@@ -158,7 +158,7 @@ def init_transformer(
             if name.endswith(("proj","fc2")):                    # the last matrix of a branch
                 module.weight.data.div_((2*len(net.blocks))**.5)
 
-# %% ../../nbs/31_var.ipynb #e488ba7b
+# %% ../../nbs/31_var.ipynb #395e3e83
 class VARBackbone(nn.Module):
     "The blocks, and the head that makes logits of their output"
     def __init__(self,
@@ -196,7 +196,7 @@ class VARBackbone(nn.Module):
             x = block(x, blocks[i], mask, caches and caches[i])
         return self.head(modulate(x, scale, shift)).float()
 
-# %% ../../nbs/31_var.ipynb #fcb6ad3e
+# %% ../../nbs/31_var.ipynb #d7531c5d
 class NextScaleTransformer(VARBackbone):
     "Logits for each token of each map, given the condition and the coarser maps"
     def __init__(self,
@@ -231,7 +231,7 @@ class NextScaleTransformer(VARBackbone):
         mask = self.mask[:x.shape[1],:x.shape[1]]
         return self.forward_blocks(x, self.condition(condition), mask)
 
-# %% ../../nbs/31_var.ipynb #5a4b887b
+# %% ../../nbs/31_var.ipynb #6f3a7487
 def guidance_weights(
     scale:float,         # w, see `classifier_free_guidance`
     k:int,               # scales
@@ -244,7 +244,7 @@ def guidance_weights(
         return [float(scale)]*k
     raise ValueError(f"guidance_schedule must be ramp or constant, got {schedule!r}")
 
-# %% ../../nbs/31_var.ipynb #1bc2ac6b
+# %% ../../nbs/31_var.ipynb #bccc040b
 @torch.no_grad()
 def generate_naive(
     net:NextScaleTransformer,
@@ -267,7 +267,7 @@ def generate_naive(
         ids.append(sample_codes(logits, uniform, temperature))
     return ids
 
-# %% ../../nbs/31_var.ipynb #9235b520
+# %% ../../nbs/31_var.ipynb #ca2e462b
 def new_caches(
     net:NextScaleTransformer,
     x:Tensor,     # (b,…,d), for its number of rows, its type and device
@@ -276,7 +276,7 @@ def new_caches(
     shape = len(x), net.config.heads, sum(net.sizes), net.config.width//net.config.heads
     return [KVCache(*shape, dtype=x.dtype, device=x.device) for _ in net.blocks]
 
-# %% ../../nbs/31_var.ipynb #b9964a69
+# %% ../../nbs/31_var.ipynb #e84f66eb
 @torch.no_grad()
 def stream_scales(
     net:NextScaleTransformer,
@@ -312,7 +312,7 @@ def stream_scales(
             if guided:
                 x = torch.cat([x, x])
 
-# %% ../../nbs/31_var.ipynb #d1734d41
+# %% ../../nbs/31_var.ipynb #adc4d151
 RENAMED = {"embed.word.": "embed.word_embed.", "embed.start": "embed.start_token",
            "head_ada.": "head_norm."}
 
@@ -325,7 +325,7 @@ def upgrade_var(
         state = {name.replace(old, new): weight for name, weight in state.items()}
     return values | dict(format=2), state
 
-# %% ../../nbs/31_var.ipynb #c4f866fa
+# %% ../../nbs/31_var.ipynb #bb602000
 class NextScaleModel(nn.Module):
     "A transformer and the tokenizer that it refers to; a subclass adds `condition`"
     upgrade = staticmethod(upgrade_var)
@@ -360,7 +360,7 @@ class NextScaleModel(nn.Module):
         return stream_scales(self.net, self.tokenizer.quantizer, condition, unconditional,
                              generators, weights, **sampling)
 
-# %% ../../nbs/31_var.ipynb #2ff8d864
+# %% ../../nbs/31_var.ipynb #e38a1b03
 class VAR(NextScaleModel, PyTorchModelHubMixin):
     "Class-conditional VAR (Tian et al. 2024)"
     def __init__(self,
