@@ -6,7 +6,7 @@
 __all__ = ['count_weights', 'describe', 'model_summary', 'list_models', 'describe_run', 'local_path', 'describe_remote',
            'describe_name']
 
-# %% ../nbs/56_catalog.ipynb #53a55333
+# %% ../nbs/56_catalog.ipynb #44e578c9
 import json
 import math
 from dataclasses import asdict
@@ -22,7 +22,7 @@ from .guidance.clip import CLIP
 from .outputs import read_about
 from .pipeline import PARTS, Pipeline, find_model, is_hub_id, load, load_folder
 
-# %% ../nbs/56_catalog.ipynb #86e92390
+# %% ../nbs/56_catalog.ipynb #b7746163
 def count_weights(
     path:str|Path, # .safetensors
 )->int:
@@ -30,7 +30,7 @@ def count_weights(
     with safe_open(path, "pt") as f:
         return sum(math.prod(f.get_slice(name).get_shape()) for name in f.keys())
 
-# %% ../nbs/56_catalog.ipynb #c74e94e6
+# %% ../nbs/56_catalog.ipynb #6de8f4e1
 def describe(
     model:nn.Module, # what `load` returns
 )->dict[str,dict]:   # part -> its number of parameters and its configuration
@@ -49,7 +49,7 @@ def describe(
         about["settings"] = dict(model.defaults)
     return about
 
-# %% ../nbs/56_catalog.ipynb #88c5f497
+# %% ../nbs/56_catalog.ipynb #8dd34c2b
 def model_summary(
     folder:Path, # of a saved model
 )->dict:         # name, kind, parameters, resolution (pixels), megabytes, scores
@@ -78,7 +78,7 @@ def list_models()->list[dict]: # per model, see `model_summary`
     folders = bundled_folder("shapes-var", only_bundled=True).parent.iterdir()
     return [model_summary(folder) for folder in sorted(folders) if folder.is_dir()]
 
-# %% ../nbs/56_catalog.ipynb #58384c9e
+# %% ../nbs/56_catalog.ipynb #639e2534
 def describe_run(
     folder:str|Path, # of a run, or of a model that was converted from one
 )->dict:             # task, data, steps done, steps in all, last validation values
@@ -97,7 +97,7 @@ def describe_run(
         about |= {k: v for k, v in line.items() if k.startswith("val_")}
     return about
 
-# %% ../nbs/56_catalog.ipynb #bd96f165
+# %% ../nbs/56_catalog.ipynb #58f98cb8
 def local_path(
     name:str,   # as for `load`
 )->Path|None:   # None: it would have to be fetched
@@ -131,7 +131,7 @@ def describe_remote(
         hint = f"not here yet; find the link at the source and put the file at {place}"
     return dict(file=published.file, source=published.source, next=hint)
 
-# %% ../nbs/56_catalog.ipynb #604632c3
+# %% ../nbs/56_catalog.ipynb #8271626a
 def describe_name(
     name:str, # as for `load`, or an image file
 )->dict[str,dict]: # sections such as generator, settings, scores, training, image

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['slug', 'unused_path', 'is_grid_path', 'check_writable', 'grid_columns', 'output_grid', 'save_images', 'read_about']
 
-# %% ../nbs/55_outputs.ipynb #799b83f0
+# %% ../nbs/55_outputs.ipynb #068b30c7
 import itertools
 import math
 import re
@@ -18,7 +18,7 @@ from PIL import Image
 from .core import T2IError, image_grid
 from .engine.files import save_png
 
-# %% ../nbs/55_outputs.ipynb #86cdfb50
+# %% ../nbs/55_outputs.ipynb #33d2be7b
 def slug(
     text:str,
 )->str: # at most 40 characters: a-z, 0-9 and dashes
@@ -26,7 +26,7 @@ def slug(
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()  # é -> e
     return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:40].strip("-") or "image"
 
-# %% ../nbs/55_outputs.ipynb #f7e60e85
+# %% ../nbs/55_outputs.ipynb #cac890f5
 def unused_path(
     path:Path,
 )->Path: # the path itself, or with -2, -3 and so on before its suffix
@@ -36,7 +36,7 @@ def unused_path(
         if not candidate.exists():
             return candidate
 
-# %% ../nbs/55_outputs.ipynb #784090ff
+# %% ../nbs/55_outputs.ipynb #f0f02405
 def is_grid_path(
     path:str|Path, # one .png file, or a folder
 )->bool:           # True: a .png file; False: a folder
@@ -50,7 +50,7 @@ def is_grid_path(
         raise T2IError(f"cannot write {path}: name a .png file for a grid, or a folder")
     return False
 
-# %% ../nbs/55_outputs.ipynb #399ac807
+# %% ../nbs/55_outputs.ipynb #ea501eb5
 def check_writable(
     path:Path, # one .png file, or a folder
 ):
@@ -63,7 +63,7 @@ def check_writable(
     except OSError as e:
         raise T2IError(f"cannot write {path}: {e.strerror}") from None
 
-# %% ../nbs/55_outputs.ipynb #d72b2fec
+# %% ../nbs/55_outputs.ipynb #85af612c
 def grid_columns(
     n:int, # images
 )->int:    # images per row
@@ -72,7 +72,7 @@ def grid_columns(
     full = [c for c in range(math.ceil(side), int(2*side)+1) if n % c == 0]
     return full[0] if full else math.ceil(side)
 
-# %% ../nbs/55_outputs.ipynb #7b9b9009
+# %% ../nbs/55_outputs.ipynb #2ba0ac67
 def output_grid(
     images:list[Image.Image], # prompt-major: all images of the first prompt first; of one size
     per_prompt:int=1,         # images per prompt
@@ -84,7 +84,7 @@ def output_grid(
         columns = 1
     return image_grid(images, columns, scale=max(1, 128//height))
 
-# %% ../nbs/55_outputs.ipynb #966c7f7e
+# %% ../nbs/55_outputs.ipynb #05209422
 def save_images(
     images:list[Image.Image], # prompt-major, of one size
     prompts:list[str],        # one per image
@@ -106,7 +106,7 @@ def save_images(
         save_png(image, paths[-1], prompt=prompt, index=i % per_prompt, **about)
     return paths
 
-# %% ../nbs/55_outputs.ipynb #ec2a8428
+# %% ../nbs/55_outputs.ipynb #bf2e87ed
 def read_about(
     path:str|Path, # a PNG that `save_images` or `save_png` wrote
 )->dict[str,str]:  # prompt, model, seed and so on; {} if it carries no text

@@ -17,7 +17,7 @@ from house import bin_, root
 # A test demands that each of them breaks such a rule, so the list can only become shorter.
 NOT_YET = {
     "04_training", "21_vqgan_clip", "53_cli", "91_runs", "93_distributed",
-    "faults", "test_cli", "test_pipeline", "test_training",
+    "faults", "test_cli", "test_training",
 }
 
 notebooks = {p.stem: p for p in house.notebook_paths()}
