@@ -13,7 +13,8 @@ _modules = {
     "guidance.clip": ["CLIP", "load_clip"],
     "guidance.vqgan_clip": ["VQGANCLIP", "VQGANCLIPConfig"],
     "generators.var": ["VAR", "VARConfig"],
-    "generators.text_var": ["TextVAR"],
+    "generators.text_var": ["TextVAR", "TextVARConfig"],
+    "generators.masked_var": ["MaskedTextVAR", "MaskedTextVARConfig"],
     "pipeline": ["load"],
     "catalog": ["list_models"],
 }

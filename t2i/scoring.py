@@ -8,10 +8,9 @@ __all__ = ['BENCHMARKS', 'held_out_loss', 'token_loss', 'clip_score', 'Subject',
            'score_reconstruction', 'score_clip', 'score_dream', 'score_captions', 'caption_recall', 'Benchmark',
            'default_benchmark', 'evaluate_model']
 
-# %% ../nbs/57_scoring.ipynb #cb62e75b
+# %% ../nbs/57_scoring.ipynb #5a4e6d56
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -38,7 +37,7 @@ from .guidance.vqgan_clip import VQGANCLIP
 from .pipeline import Pipeline, load
 from .tokenizers.vqgan import VQTokenizer
 
-# %% ../nbs/57_scoring.ipynb #39e22a92
+# %% ../nbs/57_scoring.ipynb #380fd23b
 @torch.no_grad()
 def held_out_loss(
     pipe:Pipeline,
@@ -49,7 +48,8 @@ def held_out_loss(
     "How well a generator predicts the tokens of images that it has not seen"
     count = min(count, len(dataset))
     rows = []
-    for start in auto.tqdm(range(0, count, batch_size), desc="predicting", unit="batch", disable=None):
+    starts = range(0, count, batch_size)
+    for start in auto.tqdm(starts, desc="predicting", unit="batch", disable=None):
         items = [dataset[i] for i in range(start, min(count, start + batch_size))]
         images = torch.stack([item["image"] for item in items]).to(pipe.device)
         maps = pipe.tokenizer.encode(images)                                   # (b,p*p) per scale
@@ -69,7 +69,7 @@ def token_loss(
     "The mean cross-entropy of each image's tokens"
     return F.cross_entropy(logits.float().transpose(1, 2), target, reduction="none").mean(1)
 
-# %% ../nbs/57_scoring.ipynb #27c9fe53
+# %% ../nbs/57_scoring.ipynb #555edd33
 @torch.no_grad()
 def clip_score(
     clip:CLIP,           # one that had no part in the training
@@ -81,7 +81,7 @@ def clip_score(
     fit = (clip.encode_image(images.to(device))*clip.encode_text(captions)).sum(1)
     return 100*fit.clamp(min=0).mean().item()
 
-# %% ../nbs/57_scoring.ipynb #2f45ebf1
+# %% ../nbs/57_scoring.ipynb #2e449e9e
 @dataclass
 class Subject:
     "A model to be scored, and what is known of it"
@@ -113,7 +113,7 @@ def load_subject(
             kind = word
     return Subject(name, model, kind, training_data(name))
 
-# %% ../nbs/57_scoring.ipynb #a7aae34e
+# %% ../nbs/57_scoring.ipynb #5a3a0353
 def held_out_images(
     subject:Subject,
     data:str|None=None,  # "shapes", "digits" or a folder; None: what the training held out
@@ -139,7 +139,7 @@ def held_out_images(
         raise T2IError(f"{subject.name} {sizes}: choose other images with --data")
     return data, dataset
 
-# %% ../nbs/57_scoring.ipynb #811d5441
+# %% ../nbs/57_scoring.ipynb #2b91c91c
 @dataclass
 class ScoreOptions:
     "How to score; each benchmark reads what concerns it"
@@ -161,7 +161,7 @@ class ScoreOptions:
             if value is not None and value < 1:
                 raise T2IError(f"{name} is {value}; it must be at least 1")
 
-# %% ../nbs/57_scoring.ipynb #1fa37d40
+# %% ../nbs/57_scoring.ipynb #8023d867
 def draw_prompts(
     subject:Subject,
     prompts:list[str],
@@ -182,7 +182,7 @@ def draw_prompts(
         drawn.append([run.run() for run in runs])
     return drawn
 
-# %% ../nbs/57_scoring.ipynb #f5c5b867
+# %% ../nbs/57_scoring.ipynb #27fb5572
 def reads_shapes(
     pipe:Pipeline,
 )->bool:
@@ -209,7 +209,7 @@ def score_digits(subject:Subject, options:ScoreOptions)->dict[str,float]:
         return [[seen[prompt].pop(0)] for prompt in prompts]
     return digit_scores(draw, options.count or 500)
 
-# %% ../nbs/57_scoring.ipynb #57c4e1be
+# %% ../nbs/57_scoring.ipynb #9aab22f3
 def score_reconstruction(subject:Subject, options:ScoreOptions)->dict[str,float]:
     "What a tokenizer keeps of images that it has not seen"
     tokenizer = getattr(subject.model, "tokenizer", subject.model)
@@ -234,7 +234,7 @@ def score_dream(subject:Subject, options:ScoreOptions)->dict[str,float]:
     return dream_scores(subject.model, steering, measuring, options.count or 50, options.seed,
                         quality=options.quality)
 
-# %% ../nbs/57_scoring.ipynb #5f35dcbd
+# %% ../nbs/57_scoring.ipynb #caa64c3e
 def score_captions(subject:Subject, options:ScoreOptions)->dict[str,float]:
     "A generator or a CLIP on captions and images that its training held out"
     data, dataset = held_out_images(subject, options.data)
@@ -253,7 +253,7 @@ def score_captions(subject:Subject, options:ScoreOptions)->dict[str,float]:
         scores["clip_score_of_true_images"] = clip_score(clip, true, captions)
     return scores | dict(data=data)
 
-# %% ../nbs/57_scoring.ipynb #181178c8
+# %% ../nbs/57_scoring.ipynb #cd746f55
 @torch.no_grad()
 def caption_recall(
     clip:CLIP,
@@ -270,7 +270,7 @@ def caption_recall(
     return dict(image_to_text=recall_at(similarity), text_to_image=recall_at(similarity.T),
                 pairs=len(pairs))
 
-# %% ../nbs/57_scoring.ipynb #db426514
+# %% ../nbs/57_scoring.ipynb #7edf2076
 @dataclass(frozen=True)
 class Benchmark:
     "A benchmark, and the kinds of models that it is for"
@@ -289,7 +289,7 @@ BENCHMARKS = dict(
     dream=Benchmark(score_dream, ("vqgan",), "include and exclude, as another CLIP sees them"),
 )
 
-# %% ../nbs/57_scoring.ipynb #55f8821e
+# %% ../nbs/57_scoring.ipynb #c6acfb73
 def default_benchmark(
     subject:Subject,
     data:str|None=None, # images that were named
@@ -309,7 +309,7 @@ def default_benchmark(
         raise T2IError(f"{subject.name} does not tell what it was trained on: {hint}")
     return "captions"
 
-# %% ../nbs/57_scoring.ipynb #78b6b6c9
+# %% ../nbs/57_scoring.ipynb #29390012
 def evaluate_model(
     name:str,                # as for `load`
     benchmark:str|None=None, # a name of `BENCHMARKS`; None: what suits the model
