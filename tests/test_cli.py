@@ -1,45 +1,100 @@
 "The command as a user types it: good input, bad input, exit codes, one-line errors."
-import json, os, subprocess, sys
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np, pytest
+import numpy as np
+import pytest
 from PIL import Image
 
-from t2i import cli
+from t2i import __version__, cli
+
+FEW = ["train.steps=2", "train.batch_size=4", "train.val_batches=1", "train.sample_every=0"]
 
 
 @pytest.fixture
 def t2i(tmp_path, monkeypatch, capsys, caplog):
-    "Runs the command in this process, in an empty folder; returns exit code, stdout, stderr with log lines"
+    "Runs the command in this process, in an empty folder: exit code, stdout, stderr with log lines"
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("T2I_HOME", str(tmp_path.parent/"home"))
+
     def run(*args):
         monkeypatch.setattr(sys, "argv", ["t2i", *map(str, args)])
         caplog.clear()
-        try: cli.main(); code = 0
-        except SystemExit as e: code = e.code or 0
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as e:
+            code = e.code or 0
         out, err = capsys.readouterr()
         return code, out, err + caplog.text
+
     return run
 
 
+def shell(*args, **environment):
+    "Runs the command as a process of its own"
+    env = os.environ | environment
+    command = [sys.executable, "-m", "t2i", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
+# ---- The command itself
+
+
 def test_help_is_quick_and_complete(t2i):
-    modules = subprocess.run([sys.executable, "-X", "importtime", "-m", "t2i.cli", "--help"], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-X", "importtime", "-m", "t2i.cli", "--help"]
+    p = subprocess.run(command, capture_output=True, text=True, check=True)
     for heavy in ("torch", "lightning", "open_clip", "numpy", "matplotlib"):
-        assert f"| {heavy}\n" not in modules.stderr, f"t2i --help imports {heavy}"
-    for command in ("generate", "train", "evaluate", "info", "convert", "data", "bench"):
-        assert command in modules.stdout
+        assert f"| {heavy}\n" not in p.stderr, f"t2i --help imports {heavy}"
+    for command in ("generate", "dream", "train", "evaluate", "info", "convert", "data", "bench"):
+        assert command in p.stdout
         code, out, _ = t2i(command, "--help")
         assert code == 0 and "--help" in out
+
+
+def test_version_and_module():
+    for args in (["-m", "t2i"], ["-m", "t2i.cli"]):
+        p = subprocess.run([sys.executable, *args, "--version"], capture_output=True, text=True)
+        assert (p.returncode, p.stdout) == (0, f"t2i {__version__}\n")
+
+
+def test_completion_is_offered(t2i):
+    assert "--install-completion" in t2i("--help")[1]
+
+
+@pytest.mark.parametrize("command", [
+    "generate", "dream", "train", "evaluate", "info", "data cache", "bench dream"])
+def test_flags_take_no_value_and_help_is_ascii(t2i, command):
+    out = t2i(*command.split(), "--help")[1]
+    assert "bool" not in out and out.isascii()
+
+
+def test_help_names_the_python_argument(t2i):
+    out = " ".join(t2i("generate", "--help")[1].split())
+    assert "Python: num_images_per_prompt." in out and "Python: guidance_scale." in out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp437"])
+def test_old_terminals(encoding):
+    for command in ("generate", "dream", "train"):
+        assert shell(command, "--help", PYTHONIOENCODING=encoding).returncode == 0
+
+
+# ---- generate
 
 
 def test_generate_grid_says_how_it_was_made(t2i, tmp_path):
     code, out, err = t2i("generate", "a red circle", "-n", 4, "--seed", 3, "-o", "a.png")
     assert (code, out.strip()) == (0, "a.png"), err
     about = Image.open("a.png").text
-    assert about["prompt"] == "a red circle" and about["seed"] == "3" and about["model"] == "shapes-var"
+    assert about["prompt"] == "a red circle" and about["seed"] == "3"
+    assert about["model"] == "shapes-var" and about["num_steps"] == "8"
     t2i("generate", "a red circle", "-n", 4, "--seed", 3, "-o", "b.png")
-    assert np.array_equal(Image.open("a.png"), Image.open("b.png"))   # the same seed, the same picture
-    assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]         # nothing else is left
+    assert np.array_equal(Image.open("a.png"), Image.open("b.png"))  # the same seed, the same image
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]        # nothing else is left
 
 
 def test_generate_files_from_prompts_file(t2i):
@@ -47,14 +102,76 @@ def test_generate_files_from_prompts_file(t2i):
     code, out, err = t2i("generate", "--prompts", "p.txt", "-n", 2, "--seed", 0, "-o", "drawn")
     assert code == 0, err
     files = sorted(Path("drawn").iterdir())
-    assert [f.name for f in files] == ["000-a-red-circle-0.png", "000-a-red-circle-1.png", "001-a-blue-star-0.png", "001-a-blue-star-1.png"]
-    assert Image.open(files[3]).text["prompt"] == "a blue star" and Image.open(files[0]).size == (64, 64)
+    assert [f.name for f in files] == [
+        "000-a-red-circle-0.png", "000-a-red-circle-1.png",
+        "001-a-blue-star-0.png", "001-a-blue-star-1.png"]
+    assert Image.open(files[3]).text["prompt"] == "a blue star"
+    assert Image.open(files[0]).size == (64, 64)
+
+
+def digits(t2i, *args):
+    code, out, err = t2i("generate", *args, "-m", "digits-var")
+    assert code == 0, err
+    return out.split()
+
+
+def test_a_second_call_into_a_folder_replaces_nothing(t2i):
+    paths = [digits(t2i, "a handwritten one", "-n", 2, "--seed", s, "-o", "d") for s in (0, 1)]
+    assert len(set(sum(paths, []))) == 4
+    seeds = sorted(Image.open(p).text["seed"] for p in Path("d").iterdir())
+    assert seeds == ["0", "0", "1", "1"]
+
+
+def test_a_folder_may_have_a_dot(t2i):
+    Path("my.png").mkdir()
+    for folder in ("my.images", "my.png"):
+        digits(t2i, "a handwritten one", "-n", 1, "-o", folder)
+        digits(t2i, "a handwritten one", "-n", 1, "-o", folder)
+        assert len(list(Path(folder).iterdir())) == 2
+
+
+@pytest.mark.parametrize("content, prompts", [
+    (b"\xef\xbb\xbfa handwritten one\n", ["a handwritten one"]),                 # BOM
+    ("a handwritten one\r\n".encode("utf-16"), ["a handwritten one"]),           # Windows
+    (b"# no\n\n  a handwritten one \r\nseven\n", ["a handwritten one", "seven"]),  # a comment
+    ("a handwritten\u2028one\n".encode(), ["a handwritten\u2028one"]),           # no end of line
+    ("a handwritten\x0bone\x85\n".encode(), ["a handwritten\x0bone"]),
+])  # fmt: skip
+def test_prompt_files_of_many_editors(t2i, content, prompts):
+    Path("p.txt").write_bytes(content)
+    paths = digits(t2i, "--prompts", "p.txt", "-n", 1, "-o", "d")
+    assert [Image.open(p).text["prompt"] for p in paths] == prompts
+
+
+def test_a_reader_that_leaves_early(tmp_path):
+    (tmp_path/"p.txt").write_text("a handwritten one\na handwritten two\n")
+    command = f"'{sys.executable}' -m t2i generate --prompts p.txt -n 2 -m digits-var -o g"
+    p = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -1"], cwd=tmp_path, capture_output=True,
+        text=True)
+    assert (p.returncode, len(p.stdout.splitlines())) == (0, 1), p.stderr
+    assert len(list((tmp_path/"g").iterdir())) == 4
 
 
 def test_generate_process_shows_every_scale(t2i):
-    code, _, err = t2i("generate", "a red circle", "-n", 2, "--seed", 0, "--process", "-o", "p.png")
+    args = ["a red circle", "-n", 2, "--seed", 0, "--process", "-o", "p.png"]
+    code, _, err = t2i("generate", *args)
     assert code == 0, err
     assert Image.open("p.png").size == (6*(128+2)-2, 2*(128+2)-2)
+
+
+def test_process_ends_with_the_image(t2i):
+    digits(t2i, "a handwritten one", "-n", 1, "--seed", 5, "-o", "a")
+    digits(t2i, "a handwritten one", "-n", 1, "--seed", 5, "--process", "-o", "b")
+    image, strip = (Image.open(next(Path(folder).iterdir())) for folder in "ab")
+    last = strip.crop((strip.width - strip.height, 0, strip.width, strip.height))
+    assert np.array_equal(last.resize(image.size, Image.NEAREST), image)
+    assert strip.text["seed"] == image.text["seed"] == "5"
+
+
+def test_eight_images_make_a_grid_without_holes(t2i):
+    digits(t2i, "a handwritten one", "-n", 8, "-o", "a.png")
+    assert Image.open("a.png").size == (4*130-2, 2*130-2)
 
 
 def test_digits(t2i):
@@ -62,15 +179,46 @@ def test_digits(t2i):
     assert code == 0 and Image.open(next(Path("d").iterdir())).size == (32, 32), err
 
 
+def test_words_without_quotes(t2i, tmp_path):
+    code, _, err = t2i("generate", "a", "red", "circle")
+    assert code == 1 and 'needs quotes: "a red circle"' in err
+    code, _, err = t2i("generate", "a red circle", "--process", "true")
+    assert code == 1 and "take no value" in err
+    assert os.listdir(tmp_path) == []
+    code, out, err = t2i("generate", "seven", "three", "-m", "digits-var", "-n", 1, "-o", "d")
+    assert code == 0 and "one prompt needs quotes" in err and len(out.split()) == 2
+
+
+# ---- info, bench, evaluate, convert, data
+
+
 def test_info(t2i):
     code, out, _ = t2i("info", "--json")
     models = {m["name"]: m for m in json.loads(out)}
-    assert {"shapes-msvq", "shapes-var", "digits-msvq", "digits-var", "shapes-vqgan", "shapes-vit-vqgan", "shapes-clip"} <= set(models)
+    assert {"shapes-msvq", "shapes-var", "digits-msvq", "digits-var", "shapes-vqgan",
+            "shapes-vit-vqgan", "shapes-clip"} <= set(models)
     assert sum(m["megabytes"] for m in models.values()) <= 25
     code, out, _ = t2i("info", "shapes-var")
-    assert code == 0 and "generator" in out and "tokenizer" in out
+    assert code == 0 and "generator" in out and "tokenizer" in out and "num_steps" in out
     code, out, _ = t2i("info", "shapes-clip")
     assert code == 0 and "embed_dim" in out
+
+
+def test_info_of_an_image(t2i):
+    digits(t2i, "a handwritten one", "-n", 1, "--seed", 7, "-o", "a.png")
+    code, out, _ = t2i("info", "a.png", "--json")
+    about = json.loads(out)["image"]
+    assert (about["prompt"], about["seed"]) == ("a handwritten one", "7")
+    assert about["model"] == "digits-var"
+    Image.new("RGB", (4, 4)).save("plain.png")
+    assert "no text" in t2i("info", "plain.png")[1]
+
+
+@pytest.mark.parametrize("name", ["vqgan-imagenet-f16-16384", "var-tokenizer", "someone/a-model"])
+def test_info_fetches_nothing(t2i, tmp_path, name):
+    code, out, err = t2i("info", name, "--json")
+    assert code == 0 and "http" in json.loads(out)["published"]["source"], err
+    assert os.listdir(tmp_path) == [] and not (tmp_path.parent/"home").exists()
 
 
 def test_bench_shapes(t2i):
@@ -79,7 +227,8 @@ def test_bench_shapes(t2i):
 
 
 def test_evaluate_prints_json(t2i):
-    code, out, err = t2i("evaluate", "shapes-msvq", "--benchmark", "reconstruction", "--count", 50, "--json")
+    args = ["--benchmark", "reconstruction", "--count", 50, "--json"]
+    code, out, err = t2i("evaluate", "shapes-msvq", *args)
     assert code == 0 and {"psnr", "usage", "checked"} <= set(json.loads(out)), err
     code, out, err = t2i("evaluate", "shapes-clip", "--count", 100, "--json")
     assert code == 0 and json.loads(out)["pairs"] == 100, err
@@ -89,7 +238,8 @@ def test_evaluate_prints_json(t2i):
 
 def test_convert_a_folder_and_load_it(t2i):
     assert t2i("convert", "digits-var", "copy")[0] == 0
-    assert t2i("generate", "a handwritten two", "-m", "./copy", "-n", 1, "-o", "x.png")[0] == 0
+    args = ["a handwritten two", "-m", "./copy", "-n", 1, "-o", "x.png"]
+    assert t2i("generate", *args)[0] == 0
     assert t2i("convert", "digits-var", "copy")[0] == 1
 
 
@@ -101,21 +251,62 @@ def test_data_and_folder_training_input(t2i):
     assert code == 0 and json.loads(out)["images"] == 5, err
 
 
-def test_own_pictures_from_tokenizer_to_picture(t2i):
-    "A dozen pictures, fewer than a grid of samples has; the tokenizer is a run"
+def test_own_images_from_tokenizer_to_score(t2i):
+    "A dozen images, fewer than a grid of samples has; the tokenizer is a run"
     assert t2i("data", "shapes", "mine", "--count", 12)[0] == 0
-    own = ["data.name=folder", "data.path=mine", "data.resolution=32", "train.steps=2", "train.batch_size=4"]
+    own = ["data.name=folder", "data.path=mine", "data.resolution=32", *FEW[:2]]
     code, _, err = t2i("train", "digits-msvq", *own, "-o", "tok")
     assert code == 0 and "step 2 of 2: loss" in err, err   # no terminal, no bar: a line
     code, _, err = t2i("train", "digits-var", "tokenizer=tok", "data.cache=12", *own, "-o", "var")
     assert code == 0, err
     code, _, err = t2i("generate", "a red circle", "-m", "var", "-n", 1, "-o", "x.png")
     assert code == 0 and Path("x.png").exists(), err
+    code, out, err = t2i("evaluate", "var", "--count", 8, "--json")
+    scores = json.loads(out)
+    assert code == 0 and scores["benchmark"] == "captions" and scores["images"] == 1, err
+    assert "held out" in scores["data"] and scores["loss"] > 0
+    code, out, _ = t2i("info", "var", "--json")
+    training = json.loads(out)["training"]
+    assert training["data"] == "folder mine" and training["step"] == training["steps"] == 2
+
+
+def test_an_own_task_in_the_working_folder(t2i, monkeypatch):
+    Path("mytask.py").write_text(
+        "from t2i.tokenizers.training import TokenizerTask\nclass Mine(TokenizerTask): pass\n")
+    assert t2i("train", "digits-msvq", "--show")[0] == 0
+    recipe = t2i("train", "digits-msvq", "--show")[1]
+    task = "task: t2i.tokenizers.training.TokenizerTask"
+    Path("my.yaml").write_text(recipe.replace(task, "task: mytask.Mine"))
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", os.getcwd())])
+    code, _, err = t2i("train", "my.yaml", *FEW, "-o", "run")
+    assert code == 0 and Path("run/last").exists(), err
+
+
+# ---- dream
+
+
+def test_dream_writes_an_image_and_a_video(t2i):
+    args = ["--include", "a red circle", "--steps", 2, "cutouts.count=2", "--seed", 0]
+    video = ["--video", "v.gif", "--fps", 5, "--every", 1, "--size", "64x128"]
+    code, out, err = t2i("dream", *args, *video, "-o", "ball.png")
+    assert code == 0 and out.split() == ["ball.png", "v.gif"], err
+    image = Image.open("ball.png")
+    assert image.size == (128, 64) and image.text["include"] == "a red circle"
+    assert Image.open("v.gif").info["duration"] == 200
+
+
+def test_dream_shows_its_settings(t2i, tmp_path):
+    code, out, _ = t2i("dream", "--show", "--steps", 7, "cutouts.noise=0", "--init", "gradient")
+    assert code == 0 and "steps: 7" in out and "noise: 0" in out and "init: gradient" in out
+    assert os.listdir(tmp_path) == []
+
+
+# ---- Mistakes
 
 
 @pytest.mark.parametrize("args, says", [
     (["generate"], "no prompt"),
-    (["generate", "x", "-m", "no-such-model"], "no model 'no-such-model'"),
+    (["generate", "x", "-m", "no-such-model"], "model 'no-such-model'"),
     (["generate", "x", "-m", "no/such-model"], "cannot fetch 'no/such-model'"),
     (["generate", "x", "-m", "shapes-msvq"], "tokenizer"),
     (["generate", "x", "-m", "shapes-clip"], "CLIP"),
@@ -124,27 +315,36 @@ def test_own_pictures_from_tokenizer_to_picture(t2i):
     (["generate", "x", "--temperature", "-1"], "temperature"),
     (["generate", "x", "--top-p", "2"], "top_p"),
     (["generate", "x", "--guidance-scale", "nan"], "guidance_scale"),
+    (["generate", "x", "--guidance-schedule", "steep"], "ramp or constant"),
+    (["generate", "x", "-m", "digits-var", "--num-steps", "8"], "no setting num_steps"),
+    (["generate", "a red \udcff circle"], "not UTF-8"),
     (["generate", "x", "-o", "a.bmp"], "a.bmp"),
+    (["generate", "x", "-o", "/proc/nope/x.png"], "cannot write /proc/nope/x.png"),
     (["generate", "--prompts", "missing.txt"], "missing.txt"),
     (["evaluate", "shapes-var", "--benchmark", "beauty"], "unknown benchmark"),
     (["evaluate", "shapes-msvq", "--benchmark", "shapes"], "tokenizer"),
     (["evaluate", "shapes-clip", "--benchmark", "shapes"], "does not fit"),
     (["evaluate", "shapes-vqgan", "--benchmark", "clip"], "does not fit"),
     (["evaluate", "shapes-msvq", "--data", "/nowhere"], "no folder"),
+    (["evaluate", "digits-var", "--benchmark", "shapes"], "--benchmark captions"),
     (["train", "no-such-recipe"], "no recipe"),
     (["train", "shapes-msvq", "train.stepz=1"], "stepz"),
     (["train", "shapes-msvq", "train.steps=0"], "train.steps is 0"),
     (["train", "shapes-msvq", "train.batch_size=0"], "train.batch_size is 0"),
     (["evaluate", "shapes-var", "--per-task", "0"], "--per-task is 0"),
     (["generate", "x", "--num-steps", "0"], "num_steps is 0"),
-    (["dream", "--resume", "-o", "nothing"], "no run of t2i dream"),
+    (["dream", "--resume", "-o", "nothing"], "dream.json"),
+    (["dream", "--include", "a", "--size", "64 by 64"], "HxW"),
+    (["dream", "--include", "a", "lr=fast"], "lr"),
+    (["dream", "a red circle"], "after --include"),
     (["info", "."], "neither a saved model"),
-])
+    (["info", "./nothing"], "no such file or folder"),
+])  # fmt: skip
 def test_mistakes_are_one_line(t2i, tmp_path, args, says, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code, out, err = t2i(*args)
     assert code == 1 and says in err, err
-    errors = [l for l in err.splitlines() if l.startswith("t2i: ")]
+    errors = [line for line in err.splitlines() if line.startswith("t2i: ")]
     assert len(errors) == 1 and "Traceback" not in err, err
     assert os.listdir(tmp_path) == []   # nothing half-written
 
@@ -155,10 +355,31 @@ def test_wrong_usage_is_2(t2i):
 
 
 def test_debug_shows_the_traceback(t2i):
-    with pytest.raises(ValueError): t2i("generate", "x", "-m", "no-such-model", "--debug")
+    with pytest.raises(ValueError):
+        t2i("generate", "x", "-m", "no-such-model", "--debug")
 
 
-@pytest.mark.parametrize("prompt, says", [("", "empty"), ("red "*2500, "longer than"), ("a red circle 🎈", "🎈"), ("ein roter Kreis", "'ein', 'roter', 'kreis'"), ("a red elephant", "elephant")])
+@pytest.mark.parametrize("prompt, says", [
+    ("", "empty"), ("red "*2500, "longer than"), ("a red circle 🎈", "🎈"), ("???", "no word"),
+    ("ein roter Kreis", "'ein', 'roter', 'kreis'"), ("a red elephant", "elephant")])
 def test_prompts_it_does_not_understand_are_warned_of(t2i, prompt, says):
     code, out, err = t2i("generate", prompt, "-n", 1, "-o", "x.png")
     assert code == 0 and says in err and Path("x.png").exists(), err
+
+
+def test_another_tokenizer_under_the_same_name(t2i):
+    "A folder in the way, and a tokenizer that was trained anew (F04)"
+    assert t2i("convert", "digits-msvq", "shapes-msvq")[0] == 0
+    digits(t2i, "a handwritten two", "-n", 1, "--seed", 0, "-o", "here.png")
+    code, _, err = t2i("generate", "a red circle", "-n", 1, "--seed", 0, "-o", "a.png")
+    assert code == 0, err
+    Path("shapes-msvq").rename("elsewhere")
+    t2i("generate", "a red circle", "-n", 1, "--seed", 0, "-o", "b.png")
+    assert np.array_equal(Image.open("a.png"), Image.open("b.png"))
+    assert t2i("convert", "digits-var", "copy")[0] == 0
+    index = json.loads(Path("copy/model_index.json").read_text())
+    assert index["format"] == 2 and len(index["fingerprints"]["tokenizer"]) == 16
+    index["parts"]["tokenizer"] = "shapes-msvq"
+    Path("copy/model_index.json").write_text(json.dumps(index))
+    code, _, err = t2i("generate", "a handwritten two", "-m", "copy", "-n", 1, "-o", "c.png")
+    assert code == 1 and "another tokenizer" in err and not Path("c.png").exists()

@@ -7,14 +7,14 @@ __all__ = ['Prompt', 'split_weight', 'open_image', 'parse_prompt', 'parse_prompt
            'warn_of_prompts', 'check_ranges', 'load_models', 'image_size', 'initial_image', 'initial_latents',
            'explain_memory', 'Steps', 'DreamRun', 'play', 'start_run', 'read_run', 'image_texts', 'dream', 'live_plot']
 
-# %% ../../nbs/22_dream.ipynb #1975a606
+# %% ../../nbs/22_dream.ipynb #d54816ce
 import json
 import math
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,14 +22,14 @@ import yaml
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..core import best_device, fold_in, from_pil, log, to_rgb
+from ..core import T2IError, best_device, fold_in, from_pil, log, to_rgb
 from ..engine.files import atomic_path, config_from_dict, save_png, save_video
 from ..engine.folders import IMAGE_SUFFIXES, read_text, upright
 from .clip import CLIP, load_clip
 from ..tokenizers.vit_vqgan import ViTVQGAN
 from ..tokenizers.vqgan import VQTokenizer
 
-# %% ../../nbs/22_dream.ipynb #392ca7fb
+# %% ../../nbs/22_dream.ipynb #a115e1a4
 @dataclass(frozen=True)
 class Prompt:
     "What an image should, or should not, show"
@@ -40,11 +40,10 @@ class Prompt:
         if isinstance(self.content, str) and not self.content.strip():
             raise ValueError("the prompt is empty")
         if not isinstance(self.weight, (int, float)) or not 0 < self.weight < math.inf:
-            name = repr(self.content) if isinstance(self.content, str) else "an image"
-            raise ValueError(f"the weight of {name} is {self.weight}; it must be above 0: "
+            raise ValueError(f"the weight of a prompt must be above 0, got {self.weight}; "
                              "what should not be shown is an exclude")
 
-# %% ../../nbs/22_dream.ipynb #6308b0a5
+# %% ../../nbs/22_dream.ipynb #d8113798
 def split_weight(
     prompt:str,        # "text" or "text:weight"
 )->tuple[str,float]:   # the text and its weight
@@ -55,7 +54,7 @@ def split_weight(
         return found[1].strip(), float(found[2])
     return prompt.strip(), 1.
 
-# %% ../../nbs/22_dream.ipynb #f60cd7a2
+# %% ../../nbs/22_dream.ipynb #ca78050c
 def open_image(
     path:str|Path,
 )->Image.Image: # RGB, upright
@@ -68,7 +67,7 @@ def open_image(
     except Exception as e:  # decoders raise errors of many kinds
         raise ValueError(f"{path} is not an image that can be read ({e})".split("\n")[0]) from None
 
-# %% ../../nbs/22_dream.ipynb #2c4446ae
+# %% ../../nbs/22_dream.ipynb #42f03579
 def parse_prompt(
     prompt:"str|Path|Image.Image|Prompt", # "text", "text:weight", "image.png", "image.png:weight"
 )->Prompt:
@@ -88,7 +87,7 @@ def parse_prompt(
         return Prompt(open_image(text), weight)
     return Prompt(text, weight)
 
-# %% ../../nbs/22_dream.ipynb #f285237f
+# %% ../../nbs/22_dream.ipynb #3b054442
 def parse_prompts(
     given,          # a prompt or a list of prompts, each as `parse_prompt` reads it; None is none
     name:str,       # of the list, for errors
@@ -102,13 +101,13 @@ def parse_prompts(
         raise TypeError(f"{name} must be a prompt or a list of prompts, got {given!r}")
     return [parse_prompt(p) for p in given]
 
-# %% ../../nbs/22_dream.ipynb #bf12a85b
+# %% ../../nbs/22_dream.ipynb #08f2b5cc
 @dataclass
 class StoryScene:
     "Prompts for a number of steps; several scenes make a story"
-    include:list[Prompt]    # each list may also be a single prompt, or strings for `parse_prompt`
-    exclude:list[Prompt]=field(default_factory=list)
-    extras:list[Prompt]=field(default_factory=list)
+    include:list[Prompt]=() # each list may also be a single prompt, or strings for `parse_prompt`
+    exclude:list[Prompt]=()
+    extras:list[Prompt]=()
     steps:int=100
 
     def __post_init__(self):
@@ -123,7 +122,7 @@ class StoryScene:
             if isinstance(p.content, str) and p.content.lower() in unwanted:
                 raise ValueError(f"{p.content!r} is wanted and excluded; leave it in one list")
 
-# %% ../../nbs/22_dream.ipynb #f5088e72
+# %% ../../nbs/22_dream.ipynb #77b5fcc1
 def read_story(
     path:str|Path, # YAML: a list of scenes, each with include; exclude, extras, steps if wanted
 )->list[dict]:     # arguments of `StoryScene`
@@ -131,19 +130,20 @@ def read_story(
     try:
         scenes = yaml.safe_load(read_text(Path(path)))
     except (OSError, ValueError, yaml.YAMLError) as e:
-        cause = " ".join(str(e).split())
-        raise ValueError(f"cannot read the story {path}: {cause}") from None
+        raise ValueError(f"cannot read the story {path}: {' '.join(str(e).split())}") from None
     if not isinstance(scenes, list) or not scenes:
         raise ValueError(f"the story {path} is not a list of scenes, "
                          "each as - {include: a red circle, steps: 100}")
     for n, scene in enumerate(scenes, 1):
         try:
-            config_from_dict(StoryScene, scene, "a scene")
-        except (OSError, TypeError, ValueError) as e:
+            config_from_dict(StoryScene, scene, f"{path}, scene {n}")
+        except T2IError:  # of `config_from_dict`
+            raise
+        except (OSError, ValueError) as e:
             raise ValueError(f"{path}, scene {n}: {e}") from None
     return scenes
 
-# %% ../../nbs/22_dream.ipynb #5bda381f
+# %% ../../nbs/22_dream.ipynb #2223f97a
 def prompt_warnings(
     texts:list[str], # prompts
     clip,            # a `CLIP`
@@ -158,8 +158,7 @@ def prompt_warnings(
             if words:
                 lines.append(f"{name}: this CLIP never met {words}; the image may not show it")
         else:
-            limit = getattr(tokenizer, "context_length", math.inf)
-            encode = getattr(tokenizer, "encode", lambda text: [])
+            encode, limit = getattr(tokenizer, "encode", str.split), tokenizer.context_length
             cut = len(encode(text)) > limit - 2  # a start and an end token
         if cut:
             lines.append(f"{name} is longer than the {limit} tokens that this CLIP reads; "
@@ -177,19 +176,19 @@ def warn_of_prompts(
         for line in prompt_warnings(texts, clip):
             log.warning(line)
 
-# %% ../../nbs/22_dream.ipynb #0e018a17
+# %% ../../nbs/22_dream.ipynb #86bdf932
 def check_ranges(
     config,                 # a dataclass
     **ranges:tuple,         # per field, the least and the greatest value; None: any finite one
 ):
     "Refuse settings out of range"
     for name, (low, high) in ranges.items():
-        value, most = getattr(config, name), math.inf if high is None else high
-        if not low <= value <= most or math.isinf(value):
+        value = getattr(config, name)
+        if not low <= value <= (math.inf if high is None else high) or math.isinf(value):
             allowed = f"at least {low}" if high is None else f"from {low} to {high}"
             raise ValueError(f"{name} must be {allowed}, got {value}")
 
-# %% ../../nbs/22_dream.ipynb #42ec78ec
+# %% ../../nbs/22_dream.ipynb #26fc08f4
 def load_models(
     vqgan,           # a VQGAN, GumbelVQGAN or ViTVQGAN, or the name of one
     clip,            # a `CLIP`, or what `load_clip` reads; or a list of them
@@ -202,15 +201,16 @@ def load_models(
     elif device is None:
         device = str(next(vqgan.parameters()).device)
     device, clips = best_device(device), []
-    for c in clip if isinstance(clip, (list, tuple)) else [clip]:
-        clips.append(load_clip(c, str(device)) if isinstance(c, (str, Path)) else c)
+    for given in clip if isinstance(clip, (list, tuple)) else [clip]:
+        named = isinstance(given, (str, Path))
+        clips.append(load_clip(given, str(device)) if named else given)
     for model in (vqgan, *clips):
         model.to(device).eval().requires_grad_(False)
     if device.type in ("cpu", "cuda"):
         vqgan.to(memory_format=torch.channels_last)  # faster convolutions, the same weights
     return vqgan, clips
 
-# %% ../../nbs/22_dream.ipynb #6e9df7c0
+# %% ../../nbs/22_dream.ipynb #5a26238b
 def image_size(
     vqgan:torch.nn.Module,
     size:int|tuple[int,int]|None=None, # side, or h and w, pixels; None: what it was trained on
@@ -228,7 +228,7 @@ def image_size(
         raise ValueError(f"the size {h}x{w} is not a multiple of {f}; near is {near}")
     return h, w
 
-# %% ../../nbs/22_dream.ipynb #ef34ed49
+# %% ../../nbs/22_dream.ipynb #4082c335
 def initial_image(
     init:str,                  # "noise", "gradient" or an image file
     size:tuple[int,int],       # h and w, pixels
@@ -260,7 +260,7 @@ def initial_latents(
     ids = torch.randint(vqgan.codebook_size, shape, generator=generator, device=generator.device)
     return vqgan.codebook[ids].movedim(-1, 1)
 
-# %% ../../nbs/22_dream.ipynb #34ace10b
+# %% ../../nbs/22_dream.ipynb #e6a5a64b
 @contextmanager
 def explain_memory(run:"Steps"):
     "Out of memory becomes an error that names the setting to lower"
@@ -269,13 +269,13 @@ def explain_memory(run:"Steps"):
     except RuntimeError as e:  # torch.OutOfMemoryError is one
         if not isinstance(e, torch.OutOfMemoryError) and "allocate memory" not in str(e):
             raise
-        (h, w), count, batch = run.size, run.config.cutouts.count, run.config.cutout_batch_size
+        size = run.config.cutout_batch_size or run.config.cutouts.count
         raise MemoryError(
-            f"out of memory at step {run.step}, {h}x{w} pixels, {batch or count} of {count} "
-            f"cutouts at a time: set cutout_batch_size={max(1, (batch or count)//4)} for the same "
-            "image, or precision=bf16, fewer cutouts or a smaller size") from None
+            f"out of memory at step {run.step} with {size} cutouts at a time: set "
+            f"cutout_batch_size={max(1, size//4)} for the same image, or precision=bf16, "
+            "fewer cutouts or a smaller size") from None
 
-# %% ../../nbs/22_dream.ipynb #7fe485e9
+# %% ../../nbs/22_dream.ipynb #e4b10711
 class Steps:
     "`total_steps` steps; a subclass has `make_step` and `image` and sets `step` and `search`"
     @property
@@ -312,7 +312,7 @@ class Steps:
             self.advance()
         return self.image()
 
-# %% ../../nbs/22_dream.ipynb #701b0b12
+# %% ../../nbs/22_dream.ipynb #e8e9aee4
 class DreamRun(Steps):
     "Steps that can be resumed: what changes is `z`, `average`, `step` and the `optimizer`"
     def generator(self, *keys:int)->torch.Generator:
@@ -344,15 +344,16 @@ class DreamRun(Steps):
         self.optimizer.load_state_dict(optimizer)
         self.z.data, self.average, self.step = z, average, step
 
-# %% ../../nbs/22_dream.ipynb #5afbba02
+# %% ../../nbs/22_dream.ipynb #6b35bc54
 def play(
     run:DreamRun,
     keep=None,    # called before the first step, every few steps, and at the end
     every:int=5,  # steps between two calls
 )->bool:          # True: all steps are made; False: stopped by Ctrl-C or a terminate signal
     "Run to the end with a progress bar; a signal stops it between two steps, never within one"
-    from t2i.engine.runs import stop_signal
     from tqdm.auto import tqdm
+
+    from t2i.engine.runs import stop_signal
     total, kept = run.total_steps, run.step or None
     with stop_signal() as stop, tqdm(total=total, initial=run.step, unit="step",
                                      desc="dreaming", disable=None) as bar:
@@ -369,7 +370,7 @@ def play(
                 if bar.disable and run.step%20 == 0:
                     log.info("step %d of %d: loss %.3f", run.step, total, float(logs["loss"]))
 
-# %% ../../nbs/22_dream.ipynb #5dda3cca
+# %% ../../nbs/22_dream.ipynb #ece96708
 def start_run(
     folder:str|Path,
     about:dict,      # prompts, models, seed, settings: plain values, from which the run can be made
@@ -385,12 +386,11 @@ def read_run(
 )->dict: # `about` of `start_run`
     "What the run in a folder was started with"
     try:
-        about = json.loads((Path(folder)/"dream.json").read_text(encoding="utf-8"))
+        return json.loads((Path(folder)/"dream.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise ValueError(f"{folder} is not the folder of a run: it has no dream.json") from None
-    return about
 
-# %% ../../nbs/22_dream.ipynb #53651ff5
+# %% ../../nbs/22_dream.ipynb #30ff9990
 def image_texts(
     run:DreamRun,
     about:dict, # see `start_run`
@@ -405,7 +405,7 @@ def image_texts(
     height, width = run.size
     return texts | dict(seed=run.seed, size=f"{width}x{height}", steps=run.step)
 
-# %% ../../nbs/22_dream.ipynb #bf574540
+# %% ../../nbs/22_dream.ipynb #11dcc922
 def dream(
     run:DreamRun,
     output:str|Path,         # a .png; else a folder, for an image every few steps and the state
@@ -438,7 +438,7 @@ def dream(
         save_video(frames, video, fps)
     return finished
 
-# %% ../../nbs/22_dream.ipynb #69ca4465
+# %% ../../nbs/22_dream.ipynb #49f6498b
 def live_plot(
     run:DreamRun,
     every:int=10,     # steps between two figures
