@@ -7,7 +7,7 @@ __all__ = ['TrainConfig', 'lr_factor', 'build_optimizers', 'ema_decay', 'ema_mod
            'stream', 'batches', 'micro_step', 'mean_logs', 'optimizer_step', 'update_scale', 'train_step', 'validate',
            'draw_samples', 'look', 'fit', 'train', 'load_task']
 
-# %% ../nbs/04_training.ipynb #a4cb55d5
+# %% ../nbs/04_training.ipynb #563f34a9
 import contextlib
 import math
 from dataclasses import dataclass
@@ -23,9 +23,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .core import T2IError, fold_in, image_grid, log
 from .data.datasets import InfiniteDataset, stream_loader
-from t2i.engine.checkpoints import (  # noqa: F401
+from t2i.engine.checkpoints import (
     initial_weights,
-    last_checkpoint,
     load_state_dict_strict,
     load_weights,
     weights_file,
@@ -46,7 +45,7 @@ from t2i.engine.resume import (
 )
 from .engine.runs import stop_signal
 
-# %% ../nbs/04_training.ipynb #6869a8ad
+# %% ../nbs/04_training.ipynb #f4a02ee8
 @dataclass
 class TrainConfig:
     "How to train, whatever the model"
@@ -79,7 +78,7 @@ class TrainConfig:
     def __post_init__(self):
         check_settings(self)
 
-# %% ../nbs/04_training.ipynb #70453ccb
+# %% ../nbs/04_training.ipynb #bfb72e8e
 def lr_factor(
     step:int,           # from 0
     config:TrainConfig,
@@ -91,7 +90,7 @@ def lr_factor(
     cosine = (1+math.cos(math.pi*min(1., progress)))/2
     return config.final_lr + (1-config.final_lr)*cosine
 
-# %% ../nbs/04_training.ipynb #517759c2
+# %% ../nbs/04_training.ipynb #4397263f
 def build_optimizers(
     model:nn.Module,
     config:TrainConfig,
@@ -117,7 +116,7 @@ def build_optimizers(
         optimizers += [torch.optim.Muon(muon, lr=config.muon_lr, weight_decay=decay, momentum=.95)]
     return optimizers
 
-# %% ../nbs/04_training.ipynb #59143f06
+# %% ../nbs/04_training.ipynb #13d76c10
 def ema_decay(
     updates:int, # so far
     decay:float, # in the long run
@@ -135,7 +134,7 @@ def ema_model(
         average(averaged, current, updates)
     return AveragedModel(model, multi_avg_fn=update).eval().requires_grad_(False)
 
-# %% ../nbs/04_training.ipynb #9ab3fda3
+# %% ../nbs/04_training.ipynb #82c6d0b2
 class Task:
     "What the loop must know of a model; subclasses fill in `Config`, `model`, data and steps"
     Config:type = None   # a dataclass with a field `train:TrainConfig`
@@ -174,7 +173,7 @@ class Task:
     def sample(self)->Tensor|tuple[Tensor,list[str]]|None:
         "Images (b,3,h,w) in [-1,1] to look at while training, if any; also with their captions"
 
-# %% ../nbs/04_training.ipynb #5783d4d3
+# %% ../nbs/04_training.ipynb #8336349a
 @contextlib.contextmanager
 def ema_scope(
     task:Task,
@@ -189,7 +188,7 @@ def ema_scope(
     finally:
         task.model = live
 
-# %% ../nbs/04_training.ipynb #53566a56
+# %% ../nbs/04_training.ipynb #a36dc091
 class TrainingState(RunState):
     "What a run consists of between two steps; `RunState` saves and restores it"
 
@@ -229,7 +228,7 @@ class TrainingState(RunState):
             self.optimizers.append(self.task.discriminator_optimizer())
             self.task.discriminator = fabric.setup_module(self.discriminator)
 
-# %% ../nbs/04_training.ipynb #14a8b61e
+# %% ../nbs/04_training.ipynb #33a54d52
 def stream(
     state:TrainingState,
     split:str, # "train" or "val"
@@ -255,7 +254,7 @@ def batches(
         pin_memory=fabric.device.type == "cuda")
     return iter(fabric.setup_dataloaders(loader, use_distributed_sampler=False))
 
-# %% ../nbs/04_training.ipynb #6c6c5f2d
+# %% ../nbs/04_training.ipynb #5cd2b126
 def micro_step(
     state:TrainingState,
     batch:dict,
@@ -287,7 +286,7 @@ def mean_logs(
     means = state.fabric.all_reduce(torch.stack(rows).mean(0), reduce_op="mean")
     return dict(zip(logs[0], means.tolist()))
 
-# %% ../nbs/04_training.ipynb #809dae02
+# %% ../nbs/04_training.ipynb #91e9f4dc
 def optimizer_step(
     state:TrainingState,
 ):
@@ -323,7 +322,7 @@ def update_scale(
     if not lowered:  # then the scale is not to blame
         check_finite(state, norm, "gradient")
 
-# %% ../nbs/04_training.ipynb #b63e4d1e
+# %% ../nbs/04_training.ipynb #40be0233
 def train_step(
     state:TrainingState,
     data, # iterator of micro-batches
@@ -343,7 +342,7 @@ def train_step(
     state.step += 1
     return logs
 
-# %% ../nbs/04_training.ipynb #2cb0b715
+# %% ../nbs/04_training.ipynb #b114cefb
 def validate(
     state:TrainingState,
 )->dict[str,float]: # names start with val_
@@ -378,7 +377,7 @@ def look(
         if due(state, state.config.sample_every) and state.main:
             draw_samples(state)
 
-# %% ../nbs/04_training.ipynb #5d6dec4e
+# %% ../nbs/04_training.ipynb #c543f869
 def fit(
     state:TrainingState,
 )->Path: # the run
@@ -404,7 +403,7 @@ def fit(
         log.warning("stopped at step %d of %d; go on with --resume", state.step, config.steps)
     return state.folder
 
-# %% ../nbs/04_training.ipynb #469d3943
+# %% ../nbs/04_training.ipynb #2e65fb8b
 def train(
     recipe:str|Path|Recipe,      # a file, a bundled name, or loaded
     run:str|Path|None=None,      # the run folder; runs/NAME by default
