@@ -6,7 +6,7 @@
 __all__ = ['count_weights', 'known_words', 'describe', 'model_summary', 'list_models', 'describe_run', 'local_path',
            'describe_remote', 'describe_name']
 
-# %% ../nbs/56_catalog.ipynb #b4795bf4
+# %% ../nbs/56_catalog.ipynb #a540b303
 import json
 import math
 from dataclasses import asdict
@@ -17,13 +17,14 @@ from safetensors import safe_open
 
 from .engine.checkpoints import REGISTRY, last_checkpoint
 from .engine.files import bundled_folder, data_home
-from .engine.runs import load_recipe, read_metrics
+from .engine.recipes import load_recipe
+from .engine.runs import read_metrics
 from .guidance.clip import CLIP
 from .outputs import read_about
 from .pipeline import PARTS, Pipeline, find_model, is_hub_id, load, load_folder
 from .text import TextTokenizer
 
-# %% ../nbs/56_catalog.ipynb #0fb17cbc
+# %% ../nbs/56_catalog.ipynb #6ee2029e
 def count_weights(
     path:str|Path, # .safetensors
 )->int:
@@ -31,7 +32,7 @@ def count_weights(
     with safe_open(path, "pt") as f:
         return sum(math.prod(f.get_slice(name).get_shape()) for name in f.keys())
 
-# %% ../nbs/56_catalog.ipynb #6510bfa7
+# %% ../nbs/56_catalog.ipynb #0b00d989
 def known_words(
     text_tokenizer:TextTokenizer,
     most:int=100, # words that are listed
@@ -62,7 +63,7 @@ def describe(
         about["vocabulary"] = known_words(model.text_tokenizer)
     return about
 
-# %% ../nbs/56_catalog.ipynb #abd88642
+# %% ../nbs/56_catalog.ipynb #bc2d44bf
 def model_summary(
     folder:Path, # of a saved model
 )->dict:         # name, kind, parameters, resolution (pixels), megabytes, scores
@@ -91,7 +92,7 @@ def list_models()->list[dict]: # per model, see `model_summary`
     folders = bundled_folder("shapes-var", only_bundled=True).parent.iterdir()
     return [model_summary(folder) for folder in sorted(folders) if folder.is_dir()]
 
-# %% ../nbs/56_catalog.ipynb #86de9900
+# %% ../nbs/56_catalog.ipynb #ba1dd4c6
 def describe_run(
     folder:str|Path, # of a run, or of a model that was converted from one
 )->dict:             # task, data, steps done, steps in all, last validation values
@@ -110,7 +111,7 @@ def describe_run(
         about |= {k: v for k, v in line.items() if k.startswith("val_")}
     return about
 
-# %% ../nbs/56_catalog.ipynb #931ff4b7
+# %% ../nbs/56_catalog.ipynb #2bd64a3f
 def local_path(
     name:str,   # as for `load`
 )->Path|None:   # None: it would have to be fetched
@@ -144,7 +145,7 @@ def describe_remote(
         hint = f"not here yet; find the link at the source and put the file at {place}"
     return dict(file=published.file, source=published.source, next=hint)
 
-# %% ../nbs/56_catalog.ipynb #6d9a07c6
+# %% ../nbs/56_catalog.ipynb #de909952
 def describe_name(
     name:str, # as for `load`, or an image file
 )->dict[str,dict]: # sections such as generator, settings, scores, training, image

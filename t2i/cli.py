@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['app', 'OWN', 'Number', 'Guidance', 'Steps', 'Json', 'PromptWords', 'PromptFile', 'Schedule', 'Negative', 'TopK',
            'TopP', 'Temperature', 'Output', 'Process', 'PerTask', 'Count', 'EvalCLIP', 'error_line', 'print_version',
-           'common_options', 'main', 'draw_process', 'load_pipe', 'generate', 'is_first_process', 'train', 'evaluate',
-           'model_rows', 'info', 'convert']
+           'common_options', 'main', 'draw_process', 'load_pipe', 'generate', 'train', 'evaluate', 'model_rows', 'info',
+           'convert']
 
-# %% ../nbs/53_cli.ipynb #f4b3b70f
+# %% ../nbs/53_cli.ipynb #bc1f39f4
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +29,7 @@ from t2i.cli_data import (
 )
 from .cli_dream import dream
 
-# %% ../nbs/53_cli.ipynb #ba878055
+# %% ../nbs/53_cli.ipynb #4544ec98
 def error_line(
     error:Exception,
 )->str: # one line
@@ -42,7 +41,7 @@ def error_line(
         text = f"{type(error).__name__} {text}; --debug shows where"
     return "t2i: " + " ".join(text.split())
 
-# %% ../nbs/53_cli.ipynb #81f53bef
+# %% ../nbs/53_cli.ipynb #17758295
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     context_settings=dict(help_option_names=["-h", "--help"]),
@@ -68,7 +67,7 @@ def common_options(
 ):
     "Options of t2i itself"
 
-# %% ../nbs/53_cli.ipynb #38e9efb0
+# %% ../nbs/53_cli.ipynb #5213dfca
 def main():
     "The command `t2i`: errors in one line, exit code 1; wrong usage, 2; Ctrl-C, 130"
     debug = "--debug" in sys.argv
@@ -79,8 +78,6 @@ def main():
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a letter shows its code
             stream.reconfigure(errors="backslashreplace")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     try:
         app(prog_name="t2i")
     except KeyboardInterrupt:
@@ -91,7 +88,7 @@ def main():
         print(error_line(e), file=sys.stderr)
         sys.exit(1)
 
-# %% ../nbs/53_cli.ipynb #7fd018f2
+# %% ../nbs/53_cli.ipynb #2e3c7a8e
 OWN = "the model's own"
 Number = Annotated[int, option(
     "Images per prompt.", "--num-images-per-prompt", "-n", python="num_images_per_prompt")]
@@ -103,7 +100,7 @@ Steps = Annotated[int, option(
     show_default=OWN)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
-# %% ../nbs/53_cli.ipynb #3da01496
+# %% ../nbs/53_cli.ipynb #9b4c5c4f
 PromptWords = Annotated[list[str], typer.Argument(
     help="What to draw; each prompt in quotes.", show_default=False)]
 PromptFile = Annotated[Path, typer.Option(
@@ -127,7 +124,7 @@ Output = Annotated[Path, typer.Option(
 Process = Annotated[bool, typer.Option(
     "--process", help="Show the image after every scale, a row per image.")]
 
-# %% ../nbs/53_cli.ipynb #2bdb1c84
+# %% ../nbs/53_cli.ipynb #b8de8464
 def draw_process(
     pipe,             # a `Pipeline`
     prompts:list[str],
@@ -161,7 +158,7 @@ def load_pipe(name:str, device:str|None):
     kind = "CLIP" if isinstance(pipe, CLIP) else "tokenizer"
     raise T2IError(f"{name} is a {kind} and draws nothing from prompts; try -m shapes-var")
 
-# %% ../nbs/53_cli.ipynb #490e9c9d
+# %% ../nbs/53_cli.ipynb #3a5080f9
 @app.command()
 def generate(
     prompts:PromptWords = None,
@@ -198,13 +195,7 @@ def generate(
     for path in out.save(output):
         say(path)
 
-# %% ../nbs/53_cli.ipynb #5ba926d6
-def is_first_process()->bool:
-    "Whether this is the process that prints: torchrun sets RANK, Lightning's launcher LOCAL_RANK"
-    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
-    return rank == "0" and os.environ.get("NODE_RANK", "0") == "0"
-
-
+# %% ../nbs/53_cli.ipynb #6220b37a
 @app.command()
 def train(
     recipe:Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled recipe.")],
@@ -221,7 +212,8 @@ def train(
     "Train by a recipe."
     import t2i.training
     from t2i.engine.checkpoints import last_checkpoint
-    from t2i.engine.runs import load_recipe
+    from t2i.engine.distributed import is_main_process
+    from t2i.engine.recipes import load_recipe
     fields = tuple(overrides or ())
     if show:
         from omegaconf import OmegaConf
@@ -229,14 +221,14 @@ def train(
         typer.echo(OmegaConf.to_yaml(OmegaConf.create(tree)), nl=False)
         return
     folder = t2i.training.train(recipe, output, fields, resume)
-    if not is_first_process():  # other machines may not even have the folder
+    if not is_main_process():  # other machines may not even have the folder
         return
     say(folder)
     done = int(last_checkpoint(folder).name.removeprefix("step-"))
     if done < load_recipe(folder/"recipe.yaml").config.train.steps:
         raise typer.Exit(130)  # stopped on the way
 
-# %% ../nbs/53_cli.ipynb #23281671
+# %% ../nbs/53_cli.ipynb #d412f109
 PerTask = Annotated[int, option("For shapes: prompts per task.", python="per_task")]
 Count = Annotated[int, option(
     "Images, pairs or prompts, by the benchmark.", python="count",
@@ -245,7 +237,7 @@ EvalCLIP = Annotated[str, option(
     "For dream, captions and reconstruction: another CLIP, which measures.",
     python="eval_clip", show_default=False)]
 
-# %% ../nbs/53_cli.ipynb #fd8168b0
+# %% ../nbs/53_cli.ipynb #8eb70338
 @app.command()
 def evaluate(
     model:Annotated[str, typer.Argument(help="A bundled name, a folder, a run, or a hub id.")],
@@ -283,7 +275,7 @@ def evaluate(
         scores = {k: v for k, v in scores.items() if k not in ("model", "seed")}
     print_scores(scores, as_json)
 
-# %% ../nbs/53_cli.ipynb #5b584324
+# %% ../nbs/53_cli.ipynb #024e85a6
 def model_rows(models:list[dict])->list[list]:
     "Rows of the table of models: name, kind, millions of parameters, pixels, megabytes, scores"
     rows = []
@@ -320,7 +312,7 @@ def info(
             say(section)
             print_table([("   ", k, v) for k, v in values.items()] or [("   ", "no text in it")])
 
-# %% ../nbs/53_cli.ipynb #d1263e4b
+# %% ../nbs/53_cli.ipynb #15890c60
 @app.command()
 def convert(
     source:Annotated[str, typer.Argument(
@@ -356,6 +348,6 @@ def convert(
             shutil.copy(Path(source)/name, folder/name)
     say(folder)
 
-# %% ../nbs/53_cli.ipynb #281e6309
+# %% ../nbs/53_cli.ipynb #a03f4243
 if __name__ == "__main__" and Path(sys.argv[0]).name == "cli.py":
     main()

@@ -7,7 +7,7 @@ __all__ = ['MODEL_CLASSES', 'PARTS', 'INDEX_FORMAT', 'OFFICIAL_CLASSES', 'Output
            'draw_batches', 'Pipeline', 'TextVARPipeline', 'read_model_index', 'load_pipeline', 'load_generator',
            'check_fingerprint', 'load_run', 'load_official', 'is_hub_id', 'find_model', 'load_folder', 'load']
 
-# %% ../nbs/51_pipeline.ipynb #54e56471
+# %% ../nbs/51_pipeline.ipynb #bbdfb308
 import inspect
 import json
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ from .tokenizers.multiscale import MultiScaleVQVAE
 from .tokenizers.training import TOKENIZERS, TokenizerTask
 from .training import load_task
 
-# %% ../nbs/51_pipeline.ipynb #791e9212
+# %% ../nbs/51_pipeline.ipynb #2a2b57c0
 MODEL_CLASSES = TOKENIZERS | dict(
     var=(VAR, VARConfig),
     text_var=(TextVAR, TextVARConfig),
@@ -54,7 +54,7 @@ MODEL_CLASSES = TOKENIZERS | dict(
     text_encoder=(TextEncoder, TextEncoderConfig),
 )  # model_type of a part -> its class, its configuration
 
-# %% ../nbs/51_pipeline.ipynb #ce39d7cf
+# %% ../nbs/51_pipeline.ipynb #5c6bf066
 @dataclass
 class Output:
     "What a pipeline returns"
@@ -84,7 +84,7 @@ class Frame:
         "The first image"
         return self.images[0]
 
-# %% ../nbs/51_pipeline.ipynb #af1a3699
+# %% ../nbs/51_pipeline.ipynb #7b04df0a
 class PipelineParts(nn.Module):
     "Text tokenizer, text encoder, generator and tokenizer of one model"
     def __init__(self,
@@ -119,7 +119,7 @@ class PipelineParts(nn.Module):
         ids, mask = self.text_tokenizer(prompts)
         return self.text_encoder(ids.to(self.device), mask.to(self.device))
 
-# %% ../nbs/51_pipeline.ipynb #c26ca9f9
+# %% ../nbs/51_pipeline.ipynb #dca3c1d5
 @dataclass
 class Call:
     "A checked call: one prompt and one generator per image"
@@ -133,7 +133,7 @@ class Call:
         "The arguments of `token_maps` for some of the images"
         return self.prompts[part], self.generators[part], self.negative_prompt, self.settings
 
-# %% ../nbs/51_pipeline.ipynb #605b3a78
+# %% ../nbs/51_pipeline.ipynb #2f1ef056
 def check_call(
     parts:PipelineParts,
     prompt:str|list[str],
@@ -157,7 +157,7 @@ def check_call(
     each = [p for p in prompts for _ in range(num_images_per_prompt)]
     return Call(each, generators, seed, negative_prompt, parts.defaults | given)
 
-# %% ../nbs/51_pipeline.ipynb #1c5da739
+# %% ../nbs/51_pipeline.ipynb #78ae412c
 def draw_batches(
     pipe,            # a `Pipeline`
     call:Call,
@@ -177,7 +177,7 @@ def draw_batches(
         images += to_pil(decoded) if output_type == "pil" else [decoded.float().cpu()]
     return images if output_type == "pil" else torch.cat(images)
 
-# %% ../nbs/51_pipeline.ipynb #7711f18c
+# %% ../nbs/51_pipeline.ipynb #4ea86b74
 class Pipeline(PipelineParts):
     "Prompts in, images out; a subclass says how token maps are drawn, in `token_maps`"
     def __call__(self,
@@ -216,7 +216,7 @@ class Pipeline(PipelineParts):
         for step, ids in enumerate(self.token_maps(*call.batch(slice(None))), 1):
             yield Frame(to_pil(self.tokenizer.decode(ids)), step, len(self.tokenizer.scales))
 
-# %% ../nbs/51_pipeline.ipynb #4fda1af0
+# %% ../nbs/51_pipeline.ipynb #1a268862
 PARTS = ("generator", "text_encoder", "text_tokenizer", "tokenizer")
 INDEX_FORMAT = 2  # 1 had no fingerprints
 
@@ -254,7 +254,7 @@ class TextVARPipeline(Pipeline):
             self.text_tokenizer.save_pretrained(p/"text_tokenizer")
             (p/"model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
-# %% ../nbs/51_pipeline.ipynb #4051a2e1
+# %% ../nbs/51_pipeline.ipynb #23fdfa45
 def read_model_index(
     folder:Path, # of a saved pipeline
 )->dict:         # parts, fingerprints, defaults
@@ -275,7 +275,7 @@ def read_model_index(
     check_settings(**defaults)
     return dict(fingerprints={}) | index | dict(defaults=defaults)
 
-# %% ../nbs/51_pipeline.ipynb #7811a306
+# %% ../nbs/51_pipeline.ipynb #5bf66164
 def load_pipeline(
     folder:str|Path,    # with model_index.json
     name:str|None=None, # for the metadata of images; None: the folder's
@@ -296,7 +296,7 @@ def load_pipeline(
         TextTokenizer.from_pretrained(parts["text_tokenizer"]),
         name or folder.name, named, index["defaults"])
 
-# %% ../nbs/51_pipeline.ipynb #c2912591
+# %% ../nbs/51_pipeline.ipynb #8f592267
 def load_generator(
     folder:Path,
     tokenizer:nn.Module,
@@ -325,7 +325,7 @@ def check_fingerprint(
             f"{model} was trained with another tokenizer than {source} (fingerprint {expected}, "
             f"not {found}): put the right tokenizer there, or train the model anew")
 
-# %% ../nbs/51_pipeline.ipynb #7a4467db
+# %% ../nbs/51_pipeline.ipynb #2b943a0b
 def load_run(
     folder:str|Path, # of a run
 )->nn.Module:        # a pipeline, a tokenizer or a CLIP
@@ -342,7 +342,7 @@ def load_run(
         task.model.generator, task.tokenizer, task.model.text_encoder, task.text_tokenizer,
         folder.name, task.tokenizer_name, task.config.settings())
 
-# %% ../nbs/51_pipeline.ipynb #3fd4e9c1
+# %% ../nbs/51_pipeline.ipynb #15fe9a48
 from .tokenizers.soft_codes import GumbelVQGAN
 from .tokenizers.vit_vqgan import ViTVQGAN
 from .tokenizers.vqgan import VQGAN
@@ -354,7 +354,7 @@ OFFICIAL_CLASSES = {
     "VAR's tokenizer": MultiScaleVQVAE,
 }  # what `detect_format` finds -> the class that reads it
 
-# %% ../nbs/51_pipeline.ipynb #7cfd9750
+# %% ../nbs/51_pipeline.ipynb #08258f20
 def load_official(
     path:str|Path,            # a file as published
     resolution:int|None=None, # of a VQGAN's images, which its file does not tell; None: 256
@@ -374,7 +374,7 @@ def load_official(
     except ValueError as e:
         raise T2IError(f"{path}: {e}") from None
 
-# %% ../nbs/51_pipeline.ipynb #dc140b51
+# %% ../nbs/51_pipeline.ipynb #a4394c34
 def is_hub_id(
     name:str,
 )->bool: # as in owner/model
@@ -383,7 +383,7 @@ def is_hub_id(
     known = (".ckpt", ".pth", ".pt", ".safetensors")
     return name.count("/") == 1 and name[0] not in "/.~" and suffix not in known
 
-# %% ../nbs/51_pipeline.ipynb #1784a228
+# %% ../nbs/51_pipeline.ipynb #a003e32d
 def find_model(
     name:str|Path, # as for `load`
 )->Path:           # a folder or a file
@@ -403,7 +403,7 @@ def find_model(
         raise T2IError(f"no such file or folder: {name}")
     return bundled_folder(name, only_bundled=True)
 
-# %% ../nbs/51_pipeline.ipynb #4e8b497d
+# %% ../nbs/51_pipeline.ipynb #c7a43661
 def load_folder(
     folder:Path,
 )->nn.Module: # on the CPU
@@ -420,7 +420,7 @@ def load_folder(
         f"{folder} is neither a saved model (with model_index.json, config.json or "
         "open_clip_config.json) nor a run with a checkpoint (recipe.yaml and last)")
 
-# %% ../nbs/51_pipeline.ipynb #1a58c137
+# %% ../nbs/51_pipeline.ipynb #bc2398c5
 def load(
     name:str|Path,         # a folder, a file, a bundled or published name, or a hub id with a "/"
     device:str|None=None,  # None: CUDA, then MPS, then the CPU

@@ -8,7 +8,7 @@ __all__ = ['BENCHMARKS', 'held_out_loss', 'token_loss', 'clip_score', 'Subject',
            'score_reconstruction', 'score_clip', 'score_dream', 'score_captions', 'caption_recall', 'Benchmark',
            'default_benchmark', 'evaluate_model']
 
-# %% ../nbs/57_scoring.ipynb #5a4e6d56
+# %% ../nbs/57_scoring.ipynb #221121f8
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ from .catalog import local_path
 from .core import T2IError, from_pil
 from .data.datasets import DataConfig, FolderDataset, load_dataset
 from .data.shapes import SHAPES
-from .engine.runs import load_recipe
+from .engine.recipes import load_recipe
 from t2i.evaluation import (
     clip_scores,
     digit_scores,
@@ -37,7 +37,7 @@ from .guidance.vqgan_clip import VQGANCLIP
 from .pipeline import Pipeline, load
 from .tokenizers.vqgan import VQTokenizer
 
-# %% ../nbs/57_scoring.ipynb #380fd23b
+# %% ../nbs/57_scoring.ipynb #ff96062f
 @torch.no_grad()
 def held_out_loss(
     pipe:Pipeline,
@@ -69,7 +69,7 @@ def token_loss(
     "The mean cross-entropy of each image's tokens"
     return F.cross_entropy(logits.float().transpose(1, 2), target, reduction="none").mean(1)
 
-# %% ../nbs/57_scoring.ipynb #555edd33
+# %% ../nbs/57_scoring.ipynb #d0542a3a
 @torch.no_grad()
 def clip_score(
     clip:CLIP,           # one that had no part in the training
@@ -81,7 +81,7 @@ def clip_score(
     fit = (clip.encode_image(images.to(device))*clip.encode_text(captions)).sum(1)
     return 100*fit.clamp(min=0).mean().item()
 
-# %% ../nbs/57_scoring.ipynb #2e449e9e
+# %% ../nbs/57_scoring.ipynb #66206743
 @dataclass
 class Subject:
     "A model to be scored, and what is known of it"
@@ -113,7 +113,7 @@ def load_subject(
             kind = word
     return Subject(name, model, kind, training_data(name))
 
-# %% ../nbs/57_scoring.ipynb #5a3a0353
+# %% ../nbs/57_scoring.ipynb #39f746d6
 def held_out_images(
     subject:Subject,
     data:str|None=None,  # "shapes", "digits" or a folder; None: what the training held out
@@ -139,7 +139,7 @@ def held_out_images(
         raise T2IError(f"{subject.name} {sizes}: choose other images with --data")
     return data, dataset
 
-# %% ../nbs/57_scoring.ipynb #2b91c91c
+# %% ../nbs/57_scoring.ipynb #e4da738c
 @dataclass
 class ScoreOptions:
     "How to score; each benchmark reads what concerns it"
@@ -161,7 +161,7 @@ class ScoreOptions:
             if value is not None and value < 1:
                 raise T2IError(f"{name} is {value}; it must be at least 1")
 
-# %% ../nbs/57_scoring.ipynb #8023d867
+# %% ../nbs/57_scoring.ipynb #5221837d
 def draw_prompts(
     subject:Subject,
     prompts:list[str],
@@ -182,7 +182,7 @@ def draw_prompts(
         drawn.append([run.run() for run in runs])
     return drawn
 
-# %% ../nbs/57_scoring.ipynb #27fb5572
+# %% ../nbs/57_scoring.ipynb #a131d1d3
 def reads_shapes(
     pipe:Pipeline,
 )->bool:
@@ -209,7 +209,7 @@ def score_digits(subject:Subject, options:ScoreOptions)->dict[str,float]:
         return [[seen[prompt].pop(0)] for prompt in prompts]
     return digit_scores(draw, options.count or 500)
 
-# %% ../nbs/57_scoring.ipynb #9aab22f3
+# %% ../nbs/57_scoring.ipynb #a0f0e091
 def score_reconstruction(subject:Subject, options:ScoreOptions)->dict[str,float]:
     "What a tokenizer keeps of images that it has not seen"
     tokenizer = getattr(subject.model, "tokenizer", subject.model)
@@ -234,7 +234,7 @@ def score_dream(subject:Subject, options:ScoreOptions)->dict[str,float]:
     return dream_scores(subject.model, steering, measuring, options.count or 50, options.seed,
                         quality=options.quality)
 
-# %% ../nbs/57_scoring.ipynb #caa64c3e
+# %% ../nbs/57_scoring.ipynb #c4e82c4f
 def score_captions(subject:Subject, options:ScoreOptions)->dict[str,float]:
     "A generator or a CLIP on captions and images that its training held out"
     data, dataset = held_out_images(subject, options.data)
@@ -253,7 +253,7 @@ def score_captions(subject:Subject, options:ScoreOptions)->dict[str,float]:
         scores["clip_score_of_true_images"] = clip_score(clip, true, captions)
     return scores | dict(data=data)
 
-# %% ../nbs/57_scoring.ipynb #cd746f55
+# %% ../nbs/57_scoring.ipynb #29883487
 @torch.no_grad()
 def caption_recall(
     clip:CLIP,
@@ -270,7 +270,7 @@ def caption_recall(
     return dict(image_to_text=recall_at(similarity), text_to_image=recall_at(similarity.T),
                 pairs=len(pairs))
 
-# %% ../nbs/57_scoring.ipynb #7edf2076
+# %% ../nbs/57_scoring.ipynb #6e28fdd1
 @dataclass(frozen=True)
 class Benchmark:
     "A benchmark, and the kinds of models that it is for"
@@ -289,7 +289,7 @@ BENCHMARKS = dict(
     dream=Benchmark(score_dream, ("vqgan",), "include and exclude, as another CLIP sees them"),
 )
 
-# %% ../nbs/57_scoring.ipynb #c6acfb73
+# %% ../nbs/57_scoring.ipynb #f704f85b
 def default_benchmark(
     subject:Subject,
     data:str|None=None, # images that were named
@@ -309,7 +309,7 @@ def default_benchmark(
         raise T2IError(f"{subject.name} does not tell what it was trained on: {hint}")
     return "captions"
 
-# %% ../nbs/57_scoring.ipynb #29390012
+# %% ../nbs/57_scoring.ipynb #4d1c881e
 def evaluate_model(
     name:str,                # as for `load`
     benchmark:str|None=None, # a name of `BENCHMARKS`; None: what suits the model

@@ -294,7 +294,7 @@ def test_digit_scores_small(digits):
 CODE = """
 import sys
 import t2i
-from t2i.engine.runs import find_recipe
+from t2i.engine.recipes import find_recipe
 assert 'site' in t2i.__file__, t2i.__file__
 t2i.load('shapes-var', 'cpu')('a red circle', seed=0).images[0].save('x.png')
 find_recipe('shapes-var')

@@ -6,7 +6,7 @@
 __all__ = ['NULL', 'Recipe', 'find_recipe', 'import_from_here', 'import_task', 'is_text', 'as_written', 'read_yaml', 'field_type',
            'read_override', 'merge_fields', 'load_recipe', 'save_recipe']
 
-# %% ../../nbs/97_recipes.ipynb #c1fbe0bf
+# %% ../../nbs/97_recipes.ipynb #c93a77a0
 import contextlib
 import importlib
 import os
@@ -20,7 +20,7 @@ from ..core import T2IError
 from .checkpoints import first_line
 from .files import atomic_path
 
-# %% ../../nbs/97_recipes.ipynb #c60a255e
+# %% ../../nbs/97_recipes.ipynb #6eb386cc
 @dataclass
 class Recipe:
     "A task and its configuration, as a YAML file gives them"
@@ -39,7 +39,7 @@ def find_recipe(
     known = ", ".join(sorted(p.stem for p in bundled.glob("*.yaml")))
     raise T2IError(f"no recipe {str(name)!r}: no such file; bundled are {known}")
 
-# %% ../../nbs/97_recipes.ipynb #1db8bfac
+# %% ../../nbs/97_recipes.ipynb #b25d3c22
 @contextlib.contextmanager
 def import_from_here():
     "Inside, modules in the working folder can be imported"
@@ -75,7 +75,7 @@ def import_task(
         raise T2IError(f"no task {name!r}: {module} has no class {cls} with a dataclass Config")
     return task
 
-# %% ../../nbs/97_recipes.ipynb #813d2e4b
+# %% ../../nbs/97_recipes.ipynb #6ee38078
 NULL = ("", "null", "Null", "NULL")  # what YAML reads as nothing
 
 def is_text(
@@ -100,7 +100,7 @@ def as_written(
         return text
     return value
 
-# %% ../../nbs/97_recipes.ipynb #15a39d8b
+# %% ../../nbs/97_recipes.ipynb #c3e72da1
 def read_yaml(
     path:Path,
 )->tuple[dict,dict]: # what YAML makes of it, and the same with every scalar left as text
@@ -120,7 +120,7 @@ def read_yaml(
         raise T2IError(f"{path} holds no fields: write `name: value` lines")
     return OmegaConf.to_container(values), texts
 
-# %% ../../nbs/97_recipes.ipynb #93a00b43
+# %% ../../nbs/97_recipes.ipynb #3b2781ea
 def field_type(
     config:type, # a dataclass
     key:str,     # a dotted name, "train.steps"
@@ -150,7 +150,7 @@ def read_override(
     except Exception as e:
         raise T2IError(f"{override!r} is not key=value: {first_line(e)}") from None
 
-# %% ../../nbs/97_recipes.ipynb #5a4cf160
+# %% ../../nbs/97_recipes.ipynb #c56e54c9
 def merge_fields(
     tree,       # an OmegaConf tree that knows names and types
     new,        # fields to lay over it
@@ -168,7 +168,7 @@ def merge_fields(
         way = "t2i train RECIPE --show prints every field"
         raise T2IError(f"{source}: {what}{where}; {way}") from None
 
-# %% ../../nbs/97_recipes.ipynb #bad34d28
+# %% ../../nbs/97_recipes.ipynb #b320a98f
 def load_recipe(
     path:str|Path,               # YAML: `task`, a dotted name, and fields of its `Config`
     overrides:tuple[str,...]=(), # "train.steps=100", …

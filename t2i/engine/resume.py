@@ -8,7 +8,7 @@ __all__ = ['STATE_FORMAT', 'random_state', 'set_random_state', 'keep_random_stat
            'save_run', 'restore_run', 'restore_discriminator', 'size', 'begin', 'due', 'on_record', 'aside',
            'check_finite']
 
-# %% ../../nbs/98_resume.ipynb #a5f81b21
+# %% ../../nbs/98_resume.ipynb #fa067cfd
 import contextlib
 import math
 from pathlib import Path
@@ -24,7 +24,7 @@ from .distributed import PRECISIONS, STRATEGIES, gather_objects
 from .recipes import Recipe, save_recipe
 from .runs import RunLog, init_run_dir, save_checkpoint
 
-# %% ../../nbs/98_resume.ipynb #5ffaf13c
+# %% ../../nbs/98_resume.ipynb #d1b3b26f
 def random_state(
     device:torch.device,
 )->dict[str,Tensor]: # by kind of device
@@ -54,7 +54,7 @@ def keep_random_state(
     finally:
         set_random_state(state, device)
 
-# %% ../../nbs/98_resume.ipynb #0202c378
+# %% ../../nbs/98_resume.ipynb #2984e1f2
 def parameters_of(
     optimizer:torch.optim.Optimizer,
 )->list[Tensor]:
@@ -73,7 +73,7 @@ def optimizer_states(
             kind[names[p]] = dict(optimizer.state.get(p, {}))
     return states
 
-# %% ../../nbs/98_resume.ipynb #b7ff01d9
+# %% ../../nbs/98_resume.ipynb #39cf864a
 def fits(
     state:dict, # what an optimizer remembers of a parameter
     parameter:Tensor,
@@ -102,7 +102,7 @@ def load_optimizer_states(
         optimizer.load_state_dict(dict(state=found, param_groups=groups))
     return fresh
 
-# %% ../../nbs/98_resume.ipynb #87e35943
+# %% ../../nbs/98_resume.ipynb #4f4e8c3f
 def check_settings(
     config, # a `TrainConfig`, changed in place
 ):
@@ -136,7 +136,7 @@ def check_batch(
         way = "set train.accumulate=1, and train.batch_size to at least 2"
         raise T2IError(f"{why}: {way}")
 
-# %% ../../nbs/98_resume.ipynb #9595b880
+# %% ../../nbs/98_resume.ipynb #67cab933
 class RunState:
     """What a run consists of between two steps; `held.close()` gives back what it holds.
 
@@ -177,7 +177,7 @@ class RunState:
             self.held.close()
             raise
 
-# %% ../../nbs/98_resume.ipynb #45c02f53
+# %% ../../nbs/98_resume.ipynb #7b1c5df7
 STATE_FORMAT = 2
 
 def read_state(
@@ -194,7 +194,7 @@ def read_state(
         raise T2IError(f"{path} was written by another version of t2i; {way}")
     return state
 
-# %% ../../nbs/98_resume.ipynb #f06be841
+# %% ../../nbs/98_resume.ipynb #abaeb3be
 def parameter_names(
     state:RunState,
 )->dict[Tensor,str]:
@@ -224,7 +224,7 @@ def save_run(
     if not alone:
         state.fabric.barrier()
 
-# %% ../../nbs/98_resume.ipynb #ba234bb1
+# %% ../../nbs/98_resume.ipynb #2be11176
 def restore_run(
     state:RunState,
 ):
@@ -262,7 +262,7 @@ def restore_discriminator(
     why = "has another one" if saved else "has none"
     log.warning("the discriminator starts anew: %s %s", path, why)
 
-# %% ../../nbs/98_resume.ipynb #899ba391
+# %% ../../nbs/98_resume.ipynb #694b926f
 def size(
     dataset:Dataset,
 )->int|str:
@@ -285,7 +285,7 @@ def begin(
     state.run_log = RunLog(state.folder, state.step, steps, batch_size, state.main)
     state.held.callback(state.run_log.close)
 
-# %% ../../nbs/98_resume.ipynb #103832cb
+# %% ../../nbs/98_resume.ipynb #59bf7573
 def due(
     state:RunState,
     every:int, # steps; 0: only at the end
@@ -314,7 +314,7 @@ def aside(
             save_run(state, alone=True)
         raise
 
-# %% ../../nbs/98_resume.ipynb #4a27ce0e
+# %% ../../nbs/98_resume.ipynb #b2879b10
 def check_finite(
     state:RunState,
     value:float,

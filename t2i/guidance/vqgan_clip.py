@@ -7,7 +7,7 @@ __all__ = ['CHOICES', 'QUALITY', 'decode_latents', 'spherical_distance', 'random
            'uniform', 'sample_homographies', 'Cutouts', 'sample_cutouts', 'make_cutouts', 'VQGANCLIPConfig',
            'embed_prompts', 'prompt_losses', 'image_gradient', 'Latents', 'LatentOptimizer', 'make_config', 'VQGANCLIP']
 
-# %% ../../nbs/21_vqgan_clip.ipynb #e1168a08
+# %% ../../nbs/21_vqgan_clip.ipynb #f1f7e75d
 import math
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ from t2i.guidance.dream import (
 from ..tokenizers.quantize import nearest_code, straight_through
 from ..tokenizers.vqgan import VQTokenizer
 
-# %% ../../nbs/21_vqgan_clip.ipynb #b4e8dccd
+# %% ../../nbs/21_vqgan_clip.ipynb #dfb5ac61
 def decode_latents(
     vqgan:VQTokenizer,
     z:Tensor,           # (b,d,h,w)
@@ -49,7 +49,7 @@ def decode_latents(
     image = vqgan.decode_features(z.movedim(-1, 1)).float()
     return straight_through(image, image.clamp(-1, 1))
 
-# %% ../../nbs/21_vqgan_clip.ipynb #95dc1fad
+# %% ../../nbs/21_vqgan_clip.ipynb #ff6dfd52
 def spherical_distance(
     a:Tensor, # (...,d) unit vectors
     b:Tensor, # (...,d) unit vectors
@@ -57,7 +57,7 @@ def spherical_distance(
     "Half the square of the angle (Crowson et al. 2022, https://arxiv.org/abs/2204.08583)"
     return 2*((a-b).norm(dim=-1)/2).clamp(max=1).arcsin()**2  # chord c = 2 sin(angle/2)
 
-# %% ../../nbs/21_vqgan_clip.ipynb #4c923de2
+# %% ../../nbs/21_vqgan_clip.ipynb #57200b76
 def random_crops(
     image:Tensor,              # (1,3,h,w)
     count:int, side:int,       # of the crops; and of the result, pixels
@@ -73,7 +73,7 @@ def random_crops(
         crops.append(F.interpolate(crop, (side,side), mode="bicubic", antialias=True))
     return torch.cat(crops)
 
-# %% ../../nbs/21_vqgan_clip.ipynb #07a64d39
+# %% ../../nbs/21_vqgan_clip.ipynb #9420af8b
 def classic_loop(
     vqgan:VQTokenizer, clip:CLIP,
     prompt:str,
@@ -95,7 +95,7 @@ def classic_loop(
         optimizer.step()
         yield image.detach(), loss.detach()
 
-# %% ../../nbs/21_vqgan_clip.ipynb #ecd840d4
+# %% ../../nbs/21_vqgan_clip.ipynb #162d056b
 @dataclass
 class CutoutConfig:
     "How cutouts are drawn; changes are uniform up to the given size, in either direction"
@@ -114,7 +114,7 @@ class CutoutConfig:
                      rotate=(0, 180), perspective=(0, .4), color=(0, 1), erase=(0, 1),
                      noise=(0, None))
 
-# %% ../../nbs/21_vqgan_clip.ipynb #0ea95bb9
+# %% ../../nbs/21_vqgan_clip.ipynb #caf5e1b7
 def uniform(limit:float, shape:tuple[int,...], generator:torch.Generator)->Tensor:
     "Random numbers in [-limit, limit), on the generator's device"
     return (torch.rand(shape, generator=generator, device=generator.device)*2 - 1)*limit
@@ -141,7 +141,7 @@ def sample_homographies(
     place, turn, tilt = (torch.stack(m, 1).unflatten(1, (3,3)) for m in (place, turn, tilt))
     return place @ turn @ tilt
 
-# %% ../../nbs/21_vqgan_clip.ipynb #ed3a8f32
+# %% ../../nbs/21_vqgan_clip.ipynb #9ca4cdd9
 @dataclass
 class Cutouts:
     "The random numbers of one step's cutouts, a row per cutout"
@@ -176,7 +176,7 @@ def sample_cutouts(
     noise = noise*torch.randn(n, 3, side, side, generator=generator, device=device)
     return Cutouts(homography, color, box, noise)
 
-# %% ../../nbs/21_vqgan_clip.ipynb #e2555580
+# %% ../../nbs/21_vqgan_clip.ipynb #999e63c6
 def make_cutouts(
     image:Tensor,    # (1,3,h,w), [-1,1]
     cutouts:Cutouts, # n of them, of s pixels a side
@@ -198,7 +198,7 @@ def make_cutouts(
     erased = column[:,None,None,:] & row[:,None,:,None]                           # (n,1,s,s)
     return (contrast*seen + brightness).masked_fill(erased, 0.) + cutouts.noise
 
-# %% ../../nbs/21_vqgan_clip.ipynb #24b6b5b3
+# %% ../../nbs/21_vqgan_clip.ipynb #5d1c1adc
 CHOICES = dict(
     optimizer={o.__name__: o for o in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)},
     schedule=("constant", "cosine"), precision=("fp32", "bf16"))
@@ -230,7 +230,7 @@ class VQGANCLIPConfig:
                      extras_weight=(0, None), init_weight=(0, None), lr=(0, None), ema=(0, 1),
                      tv=(0, None))
 
-# %% ../../nbs/21_vqgan_clip.ipynb #816412de
+# %% ../../nbs/21_vqgan_clip.ipynb #bdfbe2f0
 @torch.no_grad()
 def embed_prompts(
     scene:StoryScene, clip:CLIP, config:VQGANCLIPConfig,
@@ -258,7 +258,7 @@ def prompt_losses(
     return sum(spherical_distance(embeddings[:,None], vectors) @ weights
                for vectors, weights in targets.values())
 
-# %% ../../nbs/21_vqgan_clip.ipynb #aa8e4fc5
+# %% ../../nbs/21_vqgan_clip.ipynb #4b0f8ea7
 def image_gradient(
     image:Tensor,                           # (1,3,h,w), a leaf: its gradient is added to
     clip:CLIP,
@@ -277,7 +277,7 @@ def image_gradient(
             for name, (vectors, weights) in targets.items()}
     return dict(loss=loss) | logs
 
-# %% ../../nbs/21_vqgan_clip.ipynb #2502d0c8
+# %% ../../nbs/21_vqgan_clip.ipynb #5b78870a
 class Latents(DreamRun):
     "Latents (1,d,h,w) of one image, and what they decode to"
     def __init__(self,
@@ -316,7 +316,7 @@ class Latents(DreamRun):
         "The image as it is now"
         return to_pil(self.decode(self.average if self.config.ema else self.z))[0]
 
-# %% ../../nbs/21_vqgan_clip.ipynb #aadf5490
+# %% ../../nbs/21_vqgan_clip.ipynb #11c2dce9
 class LatentOptimizer(Latents):
     "Moves the latents towards the prompts, step by step"
     def clip_inputs(self)->Iterator[tuple[CLIP,dict,Cutouts]]:
@@ -353,7 +353,7 @@ class LatentOptimizer(Latents):
             logs[name] = logs.get(name, 0.) + value/len(each)
         return logs
 
-# %% ../../nbs/21_vqgan_clip.ipynb #32d6f993
+# %% ../../nbs/21_vqgan_clip.ipynb #4dc66654
 QUALITY = dict(draft=(100, 16), normal=(300, 32), best=(500, 64))  # steps, cutouts
 
 def make_config(
@@ -372,7 +372,7 @@ def make_config(
     values = dict(steps=steps) | settings | dict(cutouts=cutouts)
     return config_from_dict(VQGANCLIPConfig, values, "VQGANCLIP")
 
-# %% ../../nbs/21_vqgan_clip.ipynb #9da8a630
+# %% ../../nbs/21_vqgan_clip.ipynb #33f3358c
 class VQGANCLIP(LatentOptimizer):
     "An image optimised for prompts; iterating gives (step, image, logs), and goes on where it was"
     def __init__(self,
