@@ -108,8 +108,9 @@ GENERATOR = """
     train.steps=50 train.batch_size=8 train.warmup=3 train.precision=32-true train.log_every=1
     train.val_batches=1 train.sample_every=0 data.cache=0
 """.split()
-PARTS = """
-    model.masked=true finest_scale_prob=0.5 label_smoothing_temperature=0.01 train.steps=12
+MASKED = """
+    finest_scale_prob=0.5 label_smoothing_temperature=0.01 train.steps=12 model.depth=2
+    train.compile=false train.workers=0
 """.split()
 LATE = ["model.ema_decay=null", "quantize_from=6", "train.steps=12"]
 CASES = dict(
@@ -118,7 +119,7 @@ CASES = dict(
     late=("tiny", 1, LATE),
     adversarial=("tiny", 1, GAN),
     generator=("digits-var", 2, GENERATOR),
-    parts=("digits-var", 1, [*GENERATOR, *PARTS]),
+    masked=("shapes-var", 1, [*GENERATOR, *MASKED]),
     contrastive=("shapes-clip", 1, CLIP),
 )
 
