@@ -8,7 +8,7 @@ __all__ = ['app', 'OWN', 'Number', 'Guidance', 'Steps', 'Json', 'PromptWords', '
            'common_options', 'main', 'draw_process', 'load_pipe', 'generate', 'train', 'evaluate', 'model_rows', 'info',
            'convert']
 
-# %% ../nbs/53_cli.ipynb #bc1f39f4
+# %% ../nbs/53_cli.ipynb #ebf13d98
 import logging
 import sys
 from pathlib import Path
@@ -29,7 +29,7 @@ from t2i.cli_data import (
 )
 from .cli_dream import dream
 
-# %% ../nbs/53_cli.ipynb #4544ec98
+# %% ../nbs/53_cli.ipynb #68f8961b
 def error_line(
     error:Exception,
 )->str: # one line
@@ -41,7 +41,7 @@ def error_line(
         text = f"{type(error).__name__} {text}; --debug shows where"
     return "t2i: " + " ".join(text.split())
 
-# %% ../nbs/53_cli.ipynb #17758295
+# %% ../nbs/53_cli.ipynb #95c44182
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     context_settings=dict(help_option_names=["-h", "--help"]),
@@ -49,7 +49,6 @@ app = typer.Typer(
     epilog="Add --debug to any command for a full traceback.")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
-app.command()(dream)
 
 
 def print_version(wanted:bool):
@@ -67,7 +66,7 @@ def common_options(
 ):
     "Options of t2i itself"
 
-# %% ../nbs/53_cli.ipynb #5213dfca
+# %% ../nbs/53_cli.ipynb #e6de85f3
 def main():
     "The command `t2i`: errors in one line, exit code 1; wrong usage, 2; Ctrl-C, 130"
     debug = "--debug" in sys.argv
@@ -88,7 +87,7 @@ def main():
         print(error_line(e), file=sys.stderr)
         sys.exit(1)
 
-# %% ../nbs/53_cli.ipynb #2e3c7a8e
+# %% ../nbs/53_cli.ipynb #ba9570fa
 OWN = "the model's own"
 Number = Annotated[int, option(
     "Images per prompt.", "--num-images-per-prompt", "-n", python="num_images_per_prompt")]
@@ -100,7 +99,7 @@ Steps = Annotated[int, option(
     show_default=OWN)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
-# %% ../nbs/53_cli.ipynb #9b4c5c4f
+# %% ../nbs/53_cli.ipynb #c9880776
 PromptWords = Annotated[list[str], typer.Argument(
     help="What to draw; each prompt in quotes.", show_default=False)]
 PromptFile = Annotated[Path, typer.Option(
@@ -124,7 +123,7 @@ Output = Annotated[Path, typer.Option(
 Process = Annotated[bool, typer.Option(
     "--process", help="Show the image after every scale, a row per image.")]
 
-# %% ../nbs/53_cli.ipynb #b8de8464
+# %% ../nbs/53_cli.ipynb #5b8243be
 def draw_process(
     pipe,             # a `Pipeline`
     prompts:list[str],
@@ -158,7 +157,7 @@ def load_pipe(name:str, device:str|None):
     kind = "CLIP" if isinstance(pipe, CLIP) else "tokenizer"
     raise T2IError(f"{name} is a {kind} and draws nothing from prompts; try -m shapes-var")
 
-# %% ../nbs/53_cli.ipynb #3a5080f9
+# %% ../nbs/53_cli.ipynb #5343a0e6
 @app.command()
 def generate(
     prompts:PromptWords = None,
@@ -195,7 +194,10 @@ def generate(
     for path in out.save(output):
         say(path)
 
-# %% ../nbs/53_cli.ipynb #6220b37a
+# %% ../nbs/53_cli.ipynb #7416dc92
+app.command()(dream)
+
+
 @app.command()
 def train(
     recipe:Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled recipe.")],
@@ -228,7 +230,7 @@ def train(
     if done < load_recipe(folder/"recipe.yaml").config.train.steps:
         raise typer.Exit(130)  # stopped on the way
 
-# %% ../nbs/53_cli.ipynb #d412f109
+# %% ../nbs/53_cli.ipynb #5714f8ce
 PerTask = Annotated[int, option("For shapes: prompts per task.", python="per_task")]
 Count = Annotated[int, option(
     "Images, pairs or prompts, by the benchmark.", python="count",
@@ -237,7 +239,7 @@ EvalCLIP = Annotated[str, option(
     "For dream, captions and reconstruction: another CLIP, which measures.",
     python="eval_clip", show_default=False)]
 
-# %% ../nbs/53_cli.ipynb #8eb70338
+# %% ../nbs/53_cli.ipynb #46148d98
 @app.command()
 def evaluate(
     model:Annotated[str, typer.Argument(help="A bundled name, a folder, a run, or a hub id.")],
@@ -275,7 +277,7 @@ def evaluate(
         scores = {k: v for k, v in scores.items() if k not in ("model", "seed")}
     print_scores(scores, as_json)
 
-# %% ../nbs/53_cli.ipynb #024e85a6
+# %% ../nbs/53_cli.ipynb #24de8d8e
 def model_rows(models:list[dict])->list[list]:
     "Rows of the table of models: name, kind, millions of parameters, pixels, megabytes, scores"
     rows = []
@@ -312,7 +314,7 @@ def info(
             say(section)
             print_table([("   ", k, v) for k, v in values.items()] or [("   ", "no text in it")])
 
-# %% ../nbs/53_cli.ipynb #15890c60
+# %% ../nbs/53_cli.ipynb #68aacd35
 @app.command()
 def convert(
     source:Annotated[str, typer.Argument(
@@ -348,6 +350,6 @@ def convert(
             shutil.copy(Path(source)/name, folder/name)
     say(folder)
 
-# %% ../nbs/53_cli.ipynb #a03f4243
+# %% ../nbs/53_cli.ipynb #fef87845
 if __name__ == "__main__" and Path(sys.argv[0]).name == "cli.py":
     main()

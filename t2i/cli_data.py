@@ -7,7 +7,7 @@ __all__ = ['Model', 'Device', 'Seed', 'data_app', 'bench_app', 'Repeat', 'BatchS
            'print_scores', 'write_folder', 'check_split', 'data_shapes', 'data_digits', 'cached_dataset', 'data_cache',
            'bench_generate', 'bench_shapes', 'bench_tokenizer', 'bench_dream']
 
-# %% ../nbs/58_cli_data.ipynb #09870d6f
+# %% ../nbs/58_cli_data.ipynb #5b05b91d
 import json
 import os
 import sys
@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-# %% ../nbs/58_cli_data.ipynb #9178d6c3
+# %% ../nbs/58_cli_data.ipynb #351271fa
 def option(
     text:str,       # the help
     *names:str,     # as "--model", "-m"; none: from the parameter's name
@@ -34,7 +34,7 @@ Device = Annotated[str, option(
 Seed = Annotated[int, option(
     "The same seed gives the same images.", python="seed", show_default="random")]
 
-# %% ../nbs/58_cli_data.ipynb #0f3fecc5
+# %% ../nbs/58_cli_data.ipynb #5dff0e55
 def say(
     line, # a path, or a text
 ):
@@ -45,7 +45,7 @@ def say(
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())  # what follows is written to nowhere
 
-# %% ../nbs/58_cli_data.ipynb #148e8221
+# %% ../nbs/58_cli_data.ipynb #848e10c7
 def print_table(
     rows:list,  # of rows, of values
     *header:str,
@@ -57,8 +57,9 @@ def print_table(
     table = Table(*header, box=None, pad_edge=False, show_header=bool(header))
     for row in rows:
         table.add_row(*[Text(str(value)) for value in row])
-    console = Console(highlight=False)
-    if console.is_terminal:
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, force_jupyter=False, force_terminal=terminal)
+    if terminal:
         console.print(table)
         return
     console.width = 10_000
@@ -79,13 +80,13 @@ def print_scores(
     rounded = {k: f"{v:.3f}" for k, v in scores.items() if isinstance(v, float)}
     print_table((scores | rounded).items())
 
-# %% ../nbs/58_cli_data.ipynb #59f4d1bd
+# %% ../nbs/58_cli_data.ipynb #359828cc
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
                        help="Write data sets as folders of captioned images.")
 bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
                         help="Measure speed, as ratios within one run.")
 
-# %% ../nbs/58_cli_data.ipynb #1a893f9b
+# %% ../nbs/58_cli_data.ipynb #6cdd57b7
 def write_folder(
     dataset,     # of dicts with image and caption
     folder:Path, # a new folder
@@ -109,7 +110,7 @@ def write_folder(
         (p/"captions.jsonl").write_text("".join(lines), encoding="utf-8")
     say(folder)
 
-# %% ../nbs/58_cli_data.ipynb #9293fa7b
+# %% ../nbs/58_cli_data.ipynb #7e2eda32
 def check_split(split:str):
     "Refuse what is neither train nor val"
     from t2i.core import T2IError
@@ -138,7 +139,7 @@ def data_digits(
     check_split(split)
     write_folder(DigitsDataset(split), folder, 10**6)
 
-# %% ../nbs/58_cli_data.ipynb #03a8abc9
+# %% ../nbs/58_cli_data.ipynb #8ea9ec77
 def cached_dataset(data:str, coco:bool, resolution:int, split:str, count:int|None):
     "The images of `t2i data cache`, and how many of them"
     from t2i.data.datasets import DataConfig, load_dataset
@@ -178,7 +179,7 @@ def data_cache(
         typer.echo(f"stopped: {folder} keeps what is done, the same command goes on", err=True)
         raise typer.Exit(130) from None
 
-# %% ../nbs/58_cli_data.ipynb #805cd63e
+# %% ../nbs/58_cli_data.ipynb #ce862a45
 Repeat = Annotated[int, option("Runs of each way; the median counts.", min=1, python="repeat")]
 BatchSize = Annotated[int, option("Images at a time.", min=1, python="batch_size")]
 
@@ -204,7 +205,7 @@ def bench_shapes(
     from t2i.benchmarks import shapes_world
     print_scores(shapes_world(count))
 
-# %% ../nbs/58_cli_data.ipynb #e74e0a51
+# %% ../nbs/58_cli_data.ipynb #9b3517cf
 @bench_app.command("tokenizer")
 def bench_tokenizer(
     batch_size:BatchSize = 1,
@@ -222,7 +223,7 @@ def bench_tokenizer(
         codebook_size=16384)
     print_scores(tokenizer_speed(config, batch_size, repeat, device))
 
-# %% ../nbs/58_cli_data.ipynb #42c0da1b
+# %% ../nbs/58_cli_data.ipynb #9146bd81
 @bench_app.command("dream")
 def bench_dream(
     vqgan:Annotated[str, option(

@@ -7,7 +7,7 @@ __all__ = ['Overrides', 'Include', 'Exclude', 'Extras', 'Story', 'Init', 'VQGANN
            'Output', 'Resume', 'Show', 'Video', 'FPS', 'Every', 'parse_size', 'dream_config', 'resumed_dream',
            'start_dream', 'print_settings', 'report_dream', 'new_dream', 'play_dream', 'dream']
 
-# %% ../nbs/59_cli_dream.ipynb #0f31d98b
+# %% ../nbs/59_cli_dream.ipynb #eea886b4
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ import typer
 
 from .cli_data import Device, Seed, option, say
 
-# %% ../nbs/59_cli_dream.ipynb #f1ff60cd
+# %% ../nbs/59_cli_dream.ipynb #f9bf7b18
 def parse_size(
     text:str|None, # "256", or height x width as in "256x384"; None: the VQGAN's own size
 )->int|tuple[int,int]|None:
@@ -29,7 +29,7 @@ def parse_size(
         raise T2IError(f"--size is {text!r}; it must be a side, or HxW as in 256x384")
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
-# %% ../nbs/59_cli_dream.ipynb #10a55309
+# %% ../nbs/59_cli_dream.ipynb #6a282128
 def dream_config(
     quality:str,
     overrides:list[str]|None, # name=value
@@ -53,7 +53,7 @@ def dream_config(
         where = getattr(e, "full_key", None) or ""
         raise T2IError(f"cannot use the setting {where}: {str(e).splitlines()[0]}") from None
 
-# %% ../nbs/59_cli_dream.ipynb #79a9c705
+# %% ../nbs/59_cli_dream.ipynb #7d1785d2
 def resumed_dream(
     output:Path|None,
     given:list,      # other options: with --resume there must be none
@@ -68,7 +68,7 @@ def resumed_dream(
         raise T2IError(f"the run in {output} has its own prompts and settings: leave them out")
     return about
 
-# %% ../nbs/59_cli_dream.ipynb #26733a2b
+# %% ../nbs/59_cli_dream.ipynb #bf9192ed
 def start_dream(about:dict, device:str|None):
     "The run that `about` describes"
     from t2i.guidance.dream import StoryScene
@@ -80,7 +80,7 @@ def start_dream(about:dict, device:str|None):
         about["clip"], size, about["seed"], story=[StoryScene(**s) for s in about["story"]] or None,
         device=device, **about["settings"])
 
-# %% ../nbs/59_cli_dream.ipynb #eb656e00
+# %% ../nbs/59_cli_dream.ipynb #91481cfe
 def print_settings(config):
     "The settings of a dream as YAML"
     from omegaconf import OmegaConf
@@ -98,7 +98,7 @@ def report_dream(run, output:Path, video:Path|None, finished:bool):
         typer.echo(f"stopped after {run.step} of {run.total_steps} steps{hint}", err=True)
         raise typer.Exit(130)
 
-# %% ../nbs/59_cli_dream.ipynb #fa640a86
+# %% ../nbs/59_cli_dream.ipynb #c1595eea
 Overrides = Annotated[list[str], typer.Argument(
     help="Any setting, as lr=0.05 or cutouts.noise=0; --show prints all.", show_default=False)]
 Include = Annotated[list[str], option(
@@ -117,7 +117,7 @@ Init = Annotated[str, option(
     "Where to start: random, noise, gradient, or an image file.", python="init",
     show_default="random")]
 
-# %% ../nbs/59_cli_dream.ipynb #d4fca50c
+# %% ../nbs/59_cli_dream.ipynb #d38db1f1
 VQGANName = Annotated[str, option(
     "A VQGAN: a bundled or published name, a folder or a run.", "--model", "-m", python="vqgan")]
 CLIPNames = Annotated[list[str], option(
@@ -141,7 +141,7 @@ FPS = Annotated[float, option("Images per second of the video.", python="fps")]
 Every = Annotated[int, option(
     "Steps between two images of the video or folder.", min=1, python="every")]
 
-# %% ../nbs/59_cli_dream.ipynb #5ca963bd
+# %% ../nbs/59_cli_dream.ipynb #423e7307
 def new_dream(
     prompts:dict[str,list[str]|None], # include, exclude, extras
     story:Path|None,                  # instead of prompts
@@ -157,7 +157,7 @@ def new_dream(
     given = {name: list(texts or []) for name, texts in prompts.items()}
     return given | dict(story=scenes, seed=choose_seed(seed, None))
 
-# %% ../nbs/59_cli_dream.ipynb #2a198b8b
+# %% ../nbs/59_cli_dream.ipynb #ee49aa0c
 def play_dream(
     about:dict,        # see `start_dream`
     output:Path,
@@ -175,7 +175,7 @@ def play_dream(
     finished = dreams.dream(run, output, about, every, video, fps, resume)
     report_dream(run, output, video, finished)
 
-# %% ../nbs/59_cli_dream.ipynb #14ddd112
+# %% ../nbs/59_cli_dream.ipynb #faf68172
 def dream(
     overrides:Overrides = None,
     include:Include = None,

@@ -7,7 +7,7 @@ __all__ = ['TrainConfig', 'lr_factor', 'build_optimizers', 'ema_decay', 'ema_mod
            'stream', 'batches', 'micro_step', 'mean_logs', 'optimizer_step', 'update_scale', 'train_step', 'validate',
            'draw_samples', 'look', 'fit', 'train', 'load_task']
 
-# %% ../nbs/04_training.ipynb #563f34a9
+# %% ../nbs/04_training.ipynb #4823425b
 import contextlib
 import math
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ from t2i.engine.resume import (
 )
 from .engine.runs import stop_signal
 
-# %% ../nbs/04_training.ipynb #f4a02ee8
+# %% ../nbs/04_training.ipynb #b5171732
 @dataclass
 class TrainConfig:
     "How to train, whatever the model"
@@ -78,7 +78,7 @@ class TrainConfig:
     def __post_init__(self):
         check_settings(self)
 
-# %% ../nbs/04_training.ipynb #bfb72e8e
+# %% ../nbs/04_training.ipynb #75f42997
 def lr_factor(
     step:int,           # from 0
     config:TrainConfig,
@@ -90,7 +90,7 @@ def lr_factor(
     cosine = (1+math.cos(math.pi*min(1., progress)))/2
     return config.final_lr + (1-config.final_lr)*cosine
 
-# %% ../nbs/04_training.ipynb #4397263f
+# %% ../nbs/04_training.ipynb #383a8134
 def build_optimizers(
     model:nn.Module,
     config:TrainConfig,
@@ -116,7 +116,7 @@ def build_optimizers(
         optimizers += [torch.optim.Muon(muon, lr=config.muon_lr, weight_decay=decay, momentum=.95)]
     return optimizers
 
-# %% ../nbs/04_training.ipynb #13d76c10
+# %% ../nbs/04_training.ipynb #87c25471
 def ema_decay(
     updates:int, # so far
     decay:float, # in the long run
@@ -134,7 +134,7 @@ def ema_model(
         average(averaged, current, updates)
     return AveragedModel(model, multi_avg_fn=update).eval().requires_grad_(False)
 
-# %% ../nbs/04_training.ipynb #82c6d0b2
+# %% ../nbs/04_training.ipynb #bd2b30bb
 class Task:
     "What the loop must know of a model; subclasses fill in `Config`, `model`, data and steps"
     Config:type = None   # a dataclass with a field `train:TrainConfig`
@@ -173,7 +173,7 @@ class Task:
     def sample(self)->Tensor|tuple[Tensor,list[str]]|None:
         "Images (b,3,h,w) in [-1,1] to look at while training, if any; also with their captions"
 
-# %% ../nbs/04_training.ipynb #8336349a
+# %% ../nbs/04_training.ipynb #63f7da74
 @contextlib.contextmanager
 def ema_scope(
     task:Task,
@@ -188,7 +188,7 @@ def ema_scope(
     finally:
         task.model = live
 
-# %% ../nbs/04_training.ipynb #a36dc091
+# %% ../nbs/04_training.ipynb #c969efb9
 class TrainingState(RunState):
     "What a run consists of between two steps; `RunState` saves and restores it"
 
@@ -228,7 +228,7 @@ class TrainingState(RunState):
             self.optimizers.append(self.task.discriminator_optimizer())
             self.task.discriminator = fabric.setup_module(self.discriminator)
 
-# %% ../nbs/04_training.ipynb #33a54d52
+# %% ../nbs/04_training.ipynb #ff5fb17e
 def stream(
     state:TrainingState,
     split:str, # "train" or "val"
@@ -254,7 +254,7 @@ def batches(
         pin_memory=fabric.device.type == "cuda")
     return iter(fabric.setup_dataloaders(loader, use_distributed_sampler=False))
 
-# %% ../nbs/04_training.ipynb #5cd2b126
+# %% ../nbs/04_training.ipynb #21534c55
 def micro_step(
     state:TrainingState,
     batch:dict,
@@ -286,7 +286,7 @@ def mean_logs(
     means = state.fabric.all_reduce(torch.stack(rows).mean(0), reduce_op="mean")
     return dict(zip(logs[0], means.tolist()))
 
-# %% ../nbs/04_training.ipynb #91e9f4dc
+# %% ../nbs/04_training.ipynb #f0ae24f2
 def optimizer_step(
     state:TrainingState,
 ):
@@ -322,7 +322,7 @@ def update_scale(
     if not lowered:  # then the scale is not to blame
         check_finite(state, norm, "gradient")
 
-# %% ../nbs/04_training.ipynb #40be0233
+# %% ../nbs/04_training.ipynb #4648b373
 def train_step(
     state:TrainingState,
     data, # iterator of micro-batches
@@ -342,7 +342,7 @@ def train_step(
     state.step += 1
     return logs
 
-# %% ../nbs/04_training.ipynb #b114cefb
+# %% ../nbs/04_training.ipynb #78f8461a
 def validate(
     state:TrainingState,
 )->dict[str,float]: # names start with val_
@@ -377,7 +377,7 @@ def look(
         if due(state, state.config.sample_every) and state.main:
             draw_samples(state)
 
-# %% ../nbs/04_training.ipynb #c543f869
+# %% ../nbs/04_training.ipynb #118678a1
 def fit(
     state:TrainingState,
 )->Path: # the run
@@ -403,7 +403,7 @@ def fit(
         log.warning("stopped at step %d of %d; go on with --resume", state.step, config.steps)
     return state.folder
 
-# %% ../nbs/04_training.ipynb #2e65fb8b
+# %% ../nbs/04_training.ipynb #68e60d4a
 def train(
     recipe:str|Path|Recipe,      # a file, a bundled name, or loaded
     run:str|Path|None=None,      # the run folder; runs/NAME by default

@@ -7,7 +7,7 @@ __all__ = ['NO_LOCKS', 'SIGNALS', 'step_number', 'save_checkpoint', 'read_metric
            'RunLog', 'take_lock', 'remove', 'remove_empty', 'RunLock', 'check_run_dir', 'init_run_dir', 'stop_signal',
            'Recipe', 'find_recipe', 'load_recipe']
 
-# %% ../../nbs/91_runs.ipynb #b3fe5b1e
+# %% ../../nbs/91_runs.ipynb #ab9e7a77
 import contextlib
 import errno
 import importlib.util
@@ -35,7 +35,7 @@ from .recipes import Recipe, find_recipe, load_recipe  # noqa: F401, see `_all_`
 
 _all_ = ["Recipe", "find_recipe", "load_recipe"]
 
-# %% ../../nbs/91_runs.ipynb #1b032221
+# %% ../../nbs/91_runs.ipynb #ed335edb
 def step_number(
     path:Path, # checkpoints/step-N
 )->int|None:   # None for any other name
@@ -69,7 +69,7 @@ def save_checkpoint(
     for number in older[:-keep]:
         shutil.rmtree(target.parent/f"step-{number}", ignore_errors=True)
 
-# %% ../../nbs/91_runs.ipynb #d4eadf8b
+# %% ../../nbs/91_runs.ipynb #fda2c728
 def read_metrics(
     folder:str|Path, # a run
 )->list[dict]:       # one per line, each with its `step`
@@ -80,7 +80,7 @@ def read_metrics(
             lines.append(json.loads(line))
     return [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
 
-# %% ../../nbs/91_runs.ipynb #3d195fcb
+# %% ../../nbs/91_runs.ipynb #72438f1e
 class Tracker:
     "TensorBoard, where it is installed; if it fails, it is left out and the training goes on"
 
@@ -119,7 +119,7 @@ class Tracker:
         if self.logger:
             self.attempt(self.logger.finalize, "done")
 
-# %% ../../nbs/91_runs.ipynb #571b5ba9
+# %% ../../nbs/91_runs.ipynb #7a7f9adb
 class MetricLog:
     "metrics.jsonl, one line per logged step, and the tracker"
 
@@ -151,7 +151,7 @@ class MetricLog:
             f.write(json.dumps(self.lines[-1])+"\n")
         self.tracker.write(step, values)
 
-# %% ../../nbs/91_runs.ipynb #d5c554e1
+# %% ../../nbs/91_runs.ipynb #6bc3d6e1
 def progress_bar(
     name:str,
     done:int,   # images
@@ -162,7 +162,7 @@ def progress_bar(
     hidden = bool(os.environ.get("TQDM_DISABLE")) or not shown
     return tqdm(total=total, initial=done, unit="img", desc=name, disable=hidden or None)
 
-# %% ../../nbs/91_runs.ipynb #318deeaf
+# %% ../../nbs/91_runs.ipynb #dadc362e
 class RunLog:
     "How a training goes: a bar on a terminal, else a line per logged step; and the metrics"
     def __init__(
@@ -203,7 +203,7 @@ class RunLog:
         if self.metrics:
             self.metrics.tracker.close()
 
-# %% ../../nbs/91_runs.ipynb #5106e18d
+# %% ../../nbs/91_runs.ipynb #28b31dc0
 # what a file system without locks answers: NFS without a lock service, some FUSE and cluster drives
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOTTY}
 
@@ -225,7 +225,7 @@ def take_lock(
         warn_once(f"{why}: make sure that only one training works there")
     return lock
 
-# %% ../../nbs/91_runs.ipynb #0d2d0487
+# %% ../../nbs/91_runs.ipynb #272e9494
 def remove(
     path:Path, # a file or a folder, which may be gone already
 ):
@@ -244,7 +244,7 @@ def remove_empty(
         for folder in folders:
             folder.rmdir()
 
-# %% ../../nbs/91_runs.ipynb #1d92d724
+# %% ../../nbs/91_runs.ipynb #1e92d9b5
 class RunLock:
     "Holds a run folder: no other training works there until it is released or this process ends"
 
@@ -280,7 +280,7 @@ class RunLock:
         if not used:
             remove_empty(self.made)
 
-# %% ../../nbs/91_runs.ipynb #288ad9c8
+# %% ../../nbs/91_runs.ipynb #3b31ba44
 def check_run_dir(
     folder:Path,
     resume:bool,
@@ -313,7 +313,7 @@ def init_run_dir(
                 remove(torn)
     return lock
 
-# %% ../../nbs/91_runs.ipynb #a9d5ad30
+# %% ../../nbs/91_runs.ipynb #e523c093
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGHUP"):  # not on Windows
     SIGNALS.append(signal.SIGHUP)

@@ -7,7 +7,7 @@ __all__ = ['Prompt', 'split_weight', 'open_image', 'parse_prompt', 'parse_prompt
            'warn_of_prompts', 'check_ranges', 'load_models', 'image_size', 'initial_image', 'initial_latents',
            'explain_memory', 'Steps', 'DreamRun', 'play', 'start_run', 'read_run', 'image_texts', 'dream', 'live_plot']
 
-# %% ../../nbs/22_dream.ipynb #d54816ce
+# %% ../../nbs/22_dream.ipynb #539761bf
 import json
 import math
 import os
@@ -29,7 +29,7 @@ from .clip import CLIP, load_clip
 from ..tokenizers.vit_vqgan import ViTVQGAN
 from ..tokenizers.vqgan import VQTokenizer
 
-# %% ../../nbs/22_dream.ipynb #a115e1a4
+# %% ../../nbs/22_dream.ipynb #2556b26b
 @dataclass(frozen=True)
 class Prompt:
     "What an image should, or should not, show"
@@ -43,7 +43,7 @@ class Prompt:
             raise ValueError(f"the weight of a prompt must be above 0, got {self.weight}; "
                              "what should not be shown is an exclude")
 
-# %% ../../nbs/22_dream.ipynb #d8113798
+# %% ../../nbs/22_dream.ipynb #6c559899
 def split_weight(
     prompt:str,        # "text" or "text:weight"
 )->tuple[str,float]:   # the text and its weight
@@ -54,7 +54,7 @@ def split_weight(
         return found[1].strip(), float(found[2])
     return prompt.strip(), 1.
 
-# %% ../../nbs/22_dream.ipynb #ca78050c
+# %% ../../nbs/22_dream.ipynb #a682d8f5
 def open_image(
     path:str|Path,
 )->Image.Image: # RGB, upright
@@ -67,7 +67,7 @@ def open_image(
     except Exception as e:  # decoders raise errors of many kinds
         raise ValueError(f"{path} is not an image that can be read ({e})".split("\n")[0]) from None
 
-# %% ../../nbs/22_dream.ipynb #42f03579
+# %% ../../nbs/22_dream.ipynb #a615d04c
 def parse_prompt(
     prompt:"str|Path|Image.Image|Prompt", # "text", "text:weight", "image.png", "image.png:weight"
 )->Prompt:
@@ -87,7 +87,7 @@ def parse_prompt(
         return Prompt(open_image(text), weight)
     return Prompt(text, weight)
 
-# %% ../../nbs/22_dream.ipynb #3b054442
+# %% ../../nbs/22_dream.ipynb #d45ba2a8
 def parse_prompts(
     given,          # a prompt or a list of prompts, each as `parse_prompt` reads it; None is none
     name:str,       # of the list, for errors
@@ -101,7 +101,7 @@ def parse_prompts(
         raise TypeError(f"{name} must be a prompt or a list of prompts, got {given!r}")
     return [parse_prompt(p) for p in given]
 
-# %% ../../nbs/22_dream.ipynb #08f2b5cc
+# %% ../../nbs/22_dream.ipynb #6cd00114
 @dataclass
 class StoryScene:
     "Prompts for a number of steps; several scenes make a story"
@@ -122,7 +122,7 @@ class StoryScene:
             if isinstance(p.content, str) and p.content.lower() in unwanted:
                 raise ValueError(f"{p.content!r} is wanted and excluded; leave it in one list")
 
-# %% ../../nbs/22_dream.ipynb #77b5fcc1
+# %% ../../nbs/22_dream.ipynb #60a98ae3
 def read_story(
     path:str|Path, # YAML: a list of scenes, each with include; exclude, extras, steps if wanted
 )->list[dict]:     # arguments of `StoryScene`
@@ -143,7 +143,7 @@ def read_story(
             raise ValueError(f"{path}, scene {n}: {e}") from None
     return scenes
 
-# %% ../../nbs/22_dream.ipynb #2223f97a
+# %% ../../nbs/22_dream.ipynb #645e31e8
 def prompt_warnings(
     texts:list[str], # prompts
     clip,            # a `CLIP`
@@ -176,7 +176,7 @@ def warn_of_prompts(
         for line in prompt_warnings(texts, clip):
             log.warning(line)
 
-# %% ../../nbs/22_dream.ipynb #86bdf932
+# %% ../../nbs/22_dream.ipynb #e15b9039
 def check_ranges(
     config,                 # a dataclass
     **ranges:tuple,         # per field, the least and the greatest value; None: any finite one
@@ -188,7 +188,7 @@ def check_ranges(
             allowed = f"at least {low}" if high is None else f"from {low} to {high}"
             raise ValueError(f"{name} must be {allowed}, got {value}")
 
-# %% ../../nbs/22_dream.ipynb #26fc08f4
+# %% ../../nbs/22_dream.ipynb #ab55c55b
 def load_models(
     vqgan,           # a VQGAN, GumbelVQGAN or ViTVQGAN, or the name of one
     clip,            # a `CLIP`, or what `load_clip` reads; or a list of them
@@ -210,7 +210,7 @@ def load_models(
         vqgan.to(memory_format=torch.channels_last)  # faster convolutions, the same weights
     return vqgan, clips
 
-# %% ../../nbs/22_dream.ipynb #5a26238b
+# %% ../../nbs/22_dream.ipynb #c8df0545
 def image_size(
     vqgan:torch.nn.Module,
     size:int|tuple[int,int]|None=None, # side, or h and w, pixels; None: what it was trained on
@@ -228,7 +228,7 @@ def image_size(
         raise ValueError(f"the size {h}x{w} is not a multiple of {f}; near is {near}")
     return h, w
 
-# %% ../../nbs/22_dream.ipynb #4082c335
+# %% ../../nbs/22_dream.ipynb #aafbaba3
 def initial_image(
     init:str,                  # "noise", "gradient" or an image file
     size:tuple[int,int],       # h and w, pixels
@@ -260,7 +260,7 @@ def initial_latents(
     ids = torch.randint(vqgan.codebook_size, shape, generator=generator, device=generator.device)
     return vqgan.codebook[ids].movedim(-1, 1)
 
-# %% ../../nbs/22_dream.ipynb #e6a5a64b
+# %% ../../nbs/22_dream.ipynb #d0c0d723
 @contextmanager
 def explain_memory(run:"Steps"):
     "Out of memory becomes an error that names the setting to lower"
@@ -275,7 +275,7 @@ def explain_memory(run:"Steps"):
             f"cutout_batch_size={max(1, size//4)} for the same image, or precision=bf16, "
             "fewer cutouts or a smaller size") from None
 
-# %% ../../nbs/22_dream.ipynb #e4b10711
+# %% ../../nbs/22_dream.ipynb #350ea097
 class Steps:
     "`total_steps` steps; a subclass has `make_step` and `image` and sets `step` and `search`"
     @property
@@ -312,7 +312,7 @@ class Steps:
             self.advance()
         return self.image()
 
-# %% ../../nbs/22_dream.ipynb #e8e9aee4
+# %% ../../nbs/22_dream.ipynb #a08ab91c
 class DreamRun(Steps):
     "Steps that can be resumed: what changes is `z`, `average`, `step` and the `optimizer`"
     def generator(self, *keys:int)->torch.Generator:
@@ -344,7 +344,7 @@ class DreamRun(Steps):
         self.optimizer.load_state_dict(optimizer)
         self.z.data, self.average, self.step = z, average, step
 
-# %% ../../nbs/22_dream.ipynb #6b35bc54
+# %% ../../nbs/22_dream.ipynb #f6effada
 def play(
     run:DreamRun,
     keep=None,    # called before the first step, every few steps, and at the end
@@ -355,8 +355,9 @@ def play(
 
     from t2i.engine.runs import stop_signal
     total, kept = run.total_steps, run.step or None
+    hidden = bool(os.environ.get("TQDM_DISABLE")) or None  # None: where there is no terminal
     with stop_signal() as stop, tqdm(total=total, initial=run.step, unit="step",
-                                     desc="dreaming", disable=None) as bar:
+                                     desc="dreaming", disable=hidden) as bar:
         while True:
             if keep and run.step != kept and (run.step%every == 0 or run.done or stop.is_set()):
                 keep()
@@ -370,7 +371,7 @@ def play(
                 if bar.disable and run.step%20 == 0:
                     log.info("step %d of %d: loss %.3f", run.step, total, float(logs["loss"]))
 
-# %% ../../nbs/22_dream.ipynb #ece96708
+# %% ../../nbs/22_dream.ipynb #0ad29281
 def start_run(
     folder:str|Path,
     about:dict,      # prompts, models, seed, settings: plain values, from which the run can be made
@@ -390,7 +391,7 @@ def read_run(
     except (OSError, ValueError):
         raise ValueError(f"{folder} is not the folder of a run: it has no dream.json") from None
 
-# %% ../../nbs/22_dream.ipynb #30ff9990
+# %% ../../nbs/22_dream.ipynb #a3afef08
 def image_texts(
     run:DreamRun,
     about:dict, # see `start_run`
@@ -405,7 +406,7 @@ def image_texts(
     height, width = run.size
     return texts | dict(seed=run.seed, size=f"{width}x{height}", steps=run.step)
 
-# %% ../../nbs/22_dream.ipynb #11dcc922
+# %% ../../nbs/22_dream.ipynb #4be56d75
 def dream(
     run:DreamRun,
     output:str|Path,         # a .png; else a folder, for an image every few steps and the state
@@ -438,7 +439,7 @@ def dream(
         save_video(frames, video, fps)
     return finished
 
-# %% ../../nbs/22_dream.ipynb #49f6498b
+# %% ../../nbs/22_dream.ipynb #dff35c38
 def live_plot(
     run:DreamRun,
     every:int=10,     # steps between two figures

@@ -7,7 +7,7 @@ __all__ = ['CHOICES', 'QUALITY', 'decode_latents', 'spherical_distance', 'random
            'uniform', 'sample_homographies', 'Cutouts', 'sample_cutouts', 'make_cutouts', 'VQGANCLIPConfig',
            'embed_prompts', 'prompt_losses', 'image_gradient', 'Latents', 'LatentOptimizer', 'make_config', 'VQGANCLIP']
 
-# %% ../../nbs/21_vqgan_clip.ipynb #f1f7e75d
+# %% ../../nbs/21_vqgan_clip.ipynb #69df1bac
 import math
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ from t2i.guidance.dream import (
 from ..tokenizers.quantize import nearest_code, straight_through
 from ..tokenizers.vqgan import VQTokenizer
 
-# %% ../../nbs/21_vqgan_clip.ipynb #dfb5ac61
+# %% ../../nbs/21_vqgan_clip.ipynb #d47da9d1
 def decode_latents(
     vqgan:VQTokenizer,
     z:Tensor,           # (b,d,h,w)
@@ -49,7 +49,7 @@ def decode_latents(
     image = vqgan.decode_features(z.movedim(-1, 1)).float()
     return straight_through(image, image.clamp(-1, 1))
 
-# %% ../../nbs/21_vqgan_clip.ipynb #ff6dfd52
+# %% ../../nbs/21_vqgan_clip.ipynb #8c95fad6
 def spherical_distance(
     a:Tensor, # (...,d) unit vectors
     b:Tensor, # (...,d) unit vectors
@@ -57,7 +57,7 @@ def spherical_distance(
     "Half the square of the angle (Crowson et al. 2022, https://arxiv.org/abs/2204.08583)"
     return 2*((a-b).norm(dim=-1)/2).clamp(max=1).arcsin()**2  # chord c = 2 sin(angle/2)
 
-# %% ../../nbs/21_vqgan_clip.ipynb #57200b76
+# %% ../../nbs/21_vqgan_clip.ipynb #a56d216f
 def random_crops(
     image:Tensor,              # (1,3,h,w)
     count:int, side:int,       # of the crops; and of the result, pixels
@@ -73,7 +73,7 @@ def random_crops(
         crops.append(F.interpolate(crop, (side,side), mode="bicubic", antialias=True))
     return torch.cat(crops)
 
-# %% ../../nbs/21_vqgan_clip.ipynb #9420af8b
+# %% ../../nbs/21_vqgan_clip.ipynb #1ffad9e4
 def classic_loop(
     vqgan:VQTokenizer, clip:CLIP,
     prompt:str,
@@ -95,7 +95,7 @@ def classic_loop(
         optimizer.step()
         yield image.detach(), loss.detach()
 
-# %% ../../nbs/21_vqgan_clip.ipynb #162d056b
+# %% ../../nbs/21_vqgan_clip.ipynb #fe5b871a
 @dataclass
 class CutoutConfig:
     "How cutouts are drawn; changes are uniform up to the given size, in either direction"
@@ -114,7 +114,7 @@ class CutoutConfig:
                      rotate=(0, 180), perspective=(0, .4), color=(0, 1), erase=(0, 1),
                      noise=(0, None))
 
-# %% ../../nbs/21_vqgan_clip.ipynb #caf5e1b7
+# %% ../../nbs/21_vqgan_clip.ipynb #54652a7a
 def uniform(limit:float, shape:tuple[int,...], generator:torch.Generator)->Tensor:
     "Random numbers in [-limit, limit), on the generator's device"
     return (torch.rand(shape, generator=generator, device=generator.device)*2 - 1)*limit
@@ -141,7 +141,7 @@ def sample_homographies(
     place, turn, tilt = (torch.stack(m, 1).unflatten(1, (3,3)) for m in (place, turn, tilt))
     return place @ turn @ tilt
 
-# %% ../../nbs/21_vqgan_clip.ipynb #9ca4cdd9
+# %% ../../nbs/21_vqgan_clip.ipynb #692c73de
 @dataclass
 class Cutouts:
     "The random numbers of one step's cutouts, a row per cutout"
@@ -176,7 +176,7 @@ def sample_cutouts(
     noise = noise*torch.randn(n, 3, side, side, generator=generator, device=device)
     return Cutouts(homography, color, box, noise)
 
-# %% ../../nbs/21_vqgan_clip.ipynb #999e63c6
+# %% ../../nbs/21_vqgan_clip.ipynb #7f23dec2
 def make_cutouts(
     image:Tensor,    # (1,3,h,w), [-1,1]
     cutouts:Cutouts, # n of them, of s pixels a side
@@ -198,7 +198,7 @@ def make_cutouts(
     erased = column[:,None,None,:] & row[:,None,:,None]                           # (n,1,s,s)
     return (contrast*seen + brightness).masked_fill(erased, 0.) + cutouts.noise
 
-# %% ../../nbs/21_vqgan_clip.ipynb #5d1c1adc
+# %% ../../nbs/21_vqgan_clip.ipynb #9cea4647
 CHOICES = dict(
     optimizer={o.__name__: o for o in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)},
     schedule=("constant", "cosine"), precision=("fp32", "bf16"))
@@ -230,7 +230,7 @@ class VQGANCLIPConfig:
                      extras_weight=(0, None), init_weight=(0, None), lr=(0, None), ema=(0, 1),
                      tv=(0, None))
 
-# %% ../../nbs/21_vqgan_clip.ipynb #bdfbe2f0
+# %% ../../nbs/21_vqgan_clip.ipynb #8476613d
 @torch.no_grad()
 def embed_prompts(
     scene:StoryScene, clip:CLIP, config:VQGANCLIPConfig,
@@ -258,7 +258,7 @@ def prompt_losses(
     return sum(spherical_distance(embeddings[:,None], vectors) @ weights
                for vectors, weights in targets.values())
 
-# %% ../../nbs/21_vqgan_clip.ipynb #4b0f8ea7
+# %% ../../nbs/21_vqgan_clip.ipynb #0fe41f31
 def image_gradient(
     image:Tensor,                           # (1,3,h,w), a leaf: its gradient is added to
     clip:CLIP,
@@ -277,7 +277,7 @@ def image_gradient(
             for name, (vectors, weights) in targets.items()}
     return dict(loss=loss) | logs
 
-# %% ../../nbs/21_vqgan_clip.ipynb #5b78870a
+# %% ../../nbs/21_vqgan_clip.ipynb #db2ffe39
 class Latents(DreamRun):
     "Latents (1,d,h,w) of one image, and what they decode to"
     def __init__(self,
@@ -316,7 +316,7 @@ class Latents(DreamRun):
         "The image as it is now"
         return to_pil(self.decode(self.average if self.config.ema else self.z))[0]
 
-# %% ../../nbs/21_vqgan_clip.ipynb #11c2dce9
+# %% ../../nbs/21_vqgan_clip.ipynb #597f0360
 class LatentOptimizer(Latents):
     "Moves the latents towards the prompts, step by step"
     def clip_inputs(self)->Iterator[tuple[CLIP,dict,Cutouts]]:
@@ -353,7 +353,7 @@ class LatentOptimizer(Latents):
             logs[name] = logs.get(name, 0.) + value/len(each)
         return logs
 
-# %% ../../nbs/21_vqgan_clip.ipynb #4dc66654
+# %% ../../nbs/21_vqgan_clip.ipynb #da7a5be5
 QUALITY = dict(draft=(100, 16), normal=(300, 32), best=(500, 64))  # steps, cutouts
 
 def make_config(
@@ -372,7 +372,7 @@ def make_config(
     values = dict(steps=steps) | settings | dict(cutouts=cutouts)
     return config_from_dict(VQGANCLIPConfig, values, "VQGANCLIP")
 
-# %% ../../nbs/21_vqgan_clip.ipynb #33f3358c
+# %% ../../nbs/21_vqgan_clip.ipynb #2d0a2fd9
 class VQGANCLIP(LatentOptimizer):
     "An image optimised for prompts; iterating gives (step, image, logs), and goes on where it was"
     def __init__(self,
