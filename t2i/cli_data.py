@@ -93,16 +93,14 @@ def write_folder(
     count:int,   # images, or all if there are fewer
 ):
     "Images and captions.jsonl, as `FolderDataset` reads them"
-    from tqdm.auto import tqdm
-
-    from t2i.core import T2IError, to_pil
+    from t2i.core import T2IError, progress, to_pil
     from t2i.engine.files import atomic_path
     if folder.exists():
         raise T2IError(f"{folder} exists: choose another folder, or remove it")
     lines = []
     with atomic_path(folder) as p:
         p.mkdir()
-        for i in tqdm(range(min(count, len(dataset))), desc=folder.name, unit="img", disable=None):
+        for i in progress(range(min(count, len(dataset))), desc=folder.name, unit="img"):
             item = dataset[i]
             to_pil(item["image"][None])[0].save(p/f"{i:06d}.png")
             row = dict(file_name=f"{i:06d}.png", text=item["caption"])

@@ -20,9 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
-from .core import from_pil, to_uint8
+from .core import from_pil, progress, to_uint8
 from .data.checker import check, shapes_bench
 from .data.datasets import DIGIT_NAMES, DigitsDataset, ShapesDataset
 from .data.shapes import BACKGROUNDS, COLORS, SHAPES, TASKS
@@ -124,7 +123,7 @@ def reconstruction_scores(
     device, count = next(tokenizer.parameters()).device, min(count, len(dataset))
     lpips = load_lpips(device)
     counts, seconds, rows = torch.zeros(tokenizer.codebook_size), 0., []
-    for start in tqdm(range(0, count, batch_size), desc="reconstructing", disable=None):
+    for start in progress(range(0, count, batch_size), desc="reconstructing"):
         indices = range(start, min(count, start+batch_size))
         images = torch.stack([dataset[i]["image"] for i in indices]).to(device)
         ids, encoding = timed(partial(tokenizer.encode, images), device)
@@ -157,7 +156,7 @@ def shapes_scores(
     "ShapesBench: the checker reads every image once; `generate` uses the model's own settings"
     scores, count = {}, 0
     bench = shapes_bench(seed, per_task)
-    for task, prompts in tqdm(bench.items(), desc="ShapesBench", unit="task", disable=None):
+    for task, prompts in progress(bench.items(), desc="ShapesBench", unit="task"):
         verdicts = []
         for prompt, images in zip(prompts, generate(prompts), strict=True):
             verdicts += [check(image, prompt).ok for image in images]
@@ -254,7 +253,7 @@ def dream_scores(
 )->dict[str,float]:      # means of `dream_row` over all prompts
     "Whether VQGAN+CLIP follows include and exclude"
     rng, rows, device = random.Random(f"dream {seed}"), [], str(clip.mean.device)
-    for i in tqdm(range(count), desc="dreaming", unit="prompt", disable=None):
+    for i in progress(range(count), desc="dreaming", unit="prompt"):
         wanted, other = zip(rng.sample(sorted(COLORS), 2), rng.sample(SHAPES, 2))
 
         def draw(include, exclude):

@@ -18,9 +18,8 @@ import torch
 import torch.nn as nn
 from PIL import Image
 from torch import Tensor
-from tqdm import auto
 
-from .core import T2IError, best_device, to_pil
+from .core import T2IError, best_device, progress, to_pil
 from t2i.engine.checkpoints import (
     REGISTRY,
     detect_format,
@@ -169,9 +168,8 @@ def draw_batches(
     if output_type not in ("pil", "pt"):
         raise T2IError(f"output_type is {output_type!r}; it must be pil or pt")
     starts = range(0, len(call.prompts), batch_size)
-    quiet = True if len(starts) < 2 else None  # None: shown on a terminal
     images = []
-    for i in auto.tqdm(starts, desc="drawing", unit="batch", disable=quiet):
+    for i in progress(starts, len(starts) > 1, desc="drawing", unit="batch"):
         *_, ids = pipe.token_maps(*call.batch(slice(i, i+batch_size)))
         decoded = pipe.tokenizer.decode(ids)
         images += to_pil(decoded) if output_type == "pil" else [decoded.float().cpu()]

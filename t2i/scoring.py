@@ -18,10 +18,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import auto
 
 from .catalog import local_path
-from .core import T2IError, from_pil
+from .core import T2IError, from_pil, progress
 from .data.datasets import DataConfig, FolderDataset, load_dataset
 from .data.shapes import SHAPES
 from .engine.recipes import load_recipe
@@ -49,7 +48,7 @@ def held_out_loss(
     count = min(count, len(dataset))
     rows = []
     starts = range(0, count, batch_size)
-    for start in auto.tqdm(starts, desc="predicting", unit="batch", disable=None):
+    for start in progress(starts, desc="predicting", unit="batch"):
         items = [dataset[i] for i in range(start, min(count, start + batch_size))]
         images = torch.stack([item["image"] for item in items]).to(pipe.device)
         maps = pipe.tokenizer.encode(images)                                   # (b,p*p) per scale

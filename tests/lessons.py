@@ -10,6 +10,8 @@ that those import; and the bundled models and recipes that either of them names.
 notebook's metadata under `fingerprint`, which settings.ini allows nbdev_clean to keep.
 """
 import argparse
+import base64
+import io
 import os
 import re
 import subprocess
@@ -23,6 +25,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from PIL import Image
 
 import house
 from house import bin_, root
@@ -30,6 +33,7 @@ from house import bin_, root
 ENVIRONMENT = dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 TIMEOUT = 1800  # seconds per cell
+LARGE = 100_000  # characters of a PNG in base64
 COMMAND = r"""^\s*!.*\bt2i\b|\[["']t2i["']|-m["'], ["']t2i"""  # the command line, as a process
 
 
@@ -128,15 +132,32 @@ def runs(cell, flags):
     return not idle and not any(flags & set(d.split()[:1]) for d in found)
 
 
+def small_png(data):
+    "A PNG in base64; a large one with a palette of 256 colours, a third of the size"
+    if len(data) < LARGE:
+        return data
+    buffer = io.BytesIO()
+    image = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
 def tidy(cell):
-    "Drops what differs from run to run: counts, warnings and progress bars, live widgets"
+    "Drops what differs from run to run: counts, warnings, live widgets, this machine's folders"
     cell.execution_count = None
     kept = []
     for output in cell.outputs:
         if "execution_count" in output:
             output.execution_count = None
+        if "text" in output:
+            output.text = output.text.replace(str(root), "…")
         if "data" in output:
             output.data.pop(WIDGET, None)
+        for kind, value in output.get("data", {}).items():
+            if kind == "image/png":
+                output.data[kind] = small_png(value)
+            elif isinstance(value, str):
+                output.data[kind] = value.replace(str(root), "…")
         if output.get("name") != "stderr" and output.get("data") != {}:
             kept.append(output)
     cell.outputs = kept

@@ -298,7 +298,7 @@ class Bar:
 def test_one_bar_counts_images(tmp_path, monkeypatch, there):
     if there:
         build_cache(tmp_path/"c", ABOUT, Own(), there, numbers, shard=10)
-    monkeypatch.setattr(caches, "tqdm", Bar)
+    monkeypatch.setattr(caches, "progress", Bar)
     monkeypatch.setattr(Bar, "made", [])
     build_cache(tmp_path/"c", ABOUT, Own(), 25, numbers, shard=10, batch_size=4)
     (bar,) = Bar.made

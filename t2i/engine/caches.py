@@ -18,9 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm.auto import tqdm
 
-from ..core import T2IError, best_device
+from ..core import T2IError, best_device, progress
 from .files import atomic_path, data_home, hash_of
 
 # %% ../../nbs/92_caches.ipynb #1b6e0cf7
@@ -151,7 +150,7 @@ def build_cache(
         path.unlink()
     there = {start: end for start, end, path in reversed(shards) if path.exists() and end > start}
     loading = dict(batch_size=batch_size, num_workers=workers)
-    with tqdm(total=count, desc="filling the cache", unit="img", disable=None) as bar:
+    with progress(total=count, desc="filling the cache", unit="img") as bar:
         for start, end, known in plan_shards(there, count, shard):
             if known:
                 bar.update(min(end, count) - start)

@@ -25,9 +25,8 @@ import torch.nn as nn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ..core import log
+from ..core import log, progress
 from .files import atomic_path, bundled_folder, config_from_dict, data_home, hash_of
 from .unpickling import CheckpointError, check_archive, file_format, first_line, read_any
 
@@ -389,7 +388,7 @@ def download_file(
     with urlopen(request, timeout=60) as answer, open(path, "wb") as file:
         promised = answer.headers.get("Content-Length")
         total = int(promised) if promised else None
-        with tqdm(total=total, unit="B", unit_scale=True, desc="fetching", disable=None) as bar:
+        with progress(total=total, unit="B", unit_scale=True, desc="fetching") as bar:
             while block := answer.read(2**20):
                 file.write(block)
                 digest.update(block)

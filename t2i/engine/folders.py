@@ -21,9 +21,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from PIL import ExifTags, Image
-from tqdm.auto import tqdm
 
-from ..core import to_rgb, warn_once
+from ..core import progress, to_rgb, warn_once
 
 # %% ../../nbs/95_folders.ipynb #cacaeff5
 def read_text(
@@ -266,8 +265,7 @@ def usable_images(
     "Images that can be decoded and have a caption; the others are counted and named in a warning"
     with ThreadPoolExecutor() as pool:
         checks = pool.map(is_image, paths)
-        bar = tqdm(checks, total=len(paths), desc="checking images", unit="img", disable=None)
-        whole = list(bar)
+        whole = list(progress(checks, total=len(paths), desc="checking images", unit="img"))
     items, skipped = [], []
     for path, decoded in zip(paths, whole):
         name = path.relative_to(folder)

@@ -22,7 +22,7 @@ import yaml
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..core import T2IError, best_device, fold_in, from_pil, log, to_rgb
+from ..core import T2IError, best_device, fold_in, from_pil, log, progress, to_rgb
 from ..engine.files import atomic_path, config_from_dict, save_png, save_video
 from ..engine.folders import IMAGE_SUFFIXES, read_text, upright
 from .clip import CLIP, load_clip
@@ -351,13 +351,10 @@ def play(
     every:int=5,  # steps between two calls
 )->bool:          # True: all steps are made; False: stopped by Ctrl-C or a terminate signal
     "Run to the end with a progress bar; a signal stops it between two steps, never within one"
-    from tqdm.auto import tqdm
-
     from t2i.engine.runs import stop_signal
     total, kept = run.total_steps, run.step or None
-    hidden = bool(os.environ.get("TQDM_DISABLE")) or None  # None: where there is no terminal
-    with stop_signal() as stop, tqdm(total=total, initial=run.step, unit="step",
-                                     desc="dreaming", disable=hidden) as bar:
+    counts = dict(total=total, initial=run.step, unit="step", desc="dreaming")
+    with stop_signal() as stop, progress(**counts) as bar:
         while True:
             if keep and run.step != kept and (run.step%every == 0 or run.done or stop.is_set()):
                 keep()
