@@ -62,8 +62,8 @@ def print_version(wanted:bool):
 
 @app.callback()
 def common_options(
-    version:option(bool, "Print the version.", "--version", callback=print_version,
-                   is_eager=True) = False,
+    version:option(
+        bool, "", "Print the version.", "--version", callback=print_version, is_eager=True) = False,
 ):
     "Options of t2i itself"
 
@@ -90,37 +90,34 @@ def main():
 
 # %% ../nbs/53_cli.ipynb #ba9570fa
 OWN = "the model's own"
-Number = option(
-    int, "Images per prompt.", "--num-images-per-prompt", "-n", python="num_images_per_prompt")
+Number = option(int, "num_images_per_prompt", "Images per prompt.", "--num-images-per-prompt", "-n")
 Guidance = option(
-    float, "How strictly to follow the prompt; 1 is no guidance.", python="guidance_scale",
-    show_default=OWN)
+    float, "guidance_scale", "How strictly to follow the prompt; 1 is no guidance.", default=OWN)
 Steps = option(
-    int, "Decoding steps per map; more than 1 needs a model trained for several.",
-    python="num_steps", show_default=OWN)
-Json = option(bool, "Print JSON, for programs.", "--json")
+    int, "num_steps", "Decoding steps per map; more than 1 needs a model trained for several.",
+    default=OWN)
+Json = option(bool, "", "Print JSON, for programs.", "--json")
 
 # %% ../nbs/53_cli.ipynb #c9880776
 PromptWords = Annotated[list[str], typer.Argument(help="What to draw; each prompt in quotes.")]
 PromptFile = option(
-    Path, "A file with one prompt per line; - reads standard input.", "--prompts")
+    Path, "", "A file with one prompt per line; - reads standard input.", "--prompts")
 Schedule = option(
-    str, "ramp: guidance grows from the first map to the last; constant: it is the same in all.",
-    python="guidance_schedule", show_default=OWN)
+    str, "guidance_schedule",
+    "ramp: guidance grows from the first map to the last; constant: it is the same in all.",
+    default=OWN)
 Negative = option(
-    str, "What to avoid. Under the schedule ramp it cannot change background and layout.",
-    python="negative_prompt")
-TopK = option(
-    int, "Sample among the k most likely codes; 0 is off.", python="top_k", show_default=OWN)
+    str, "negative_prompt",
+    "What to avoid. Under the schedule ramp it cannot change background and layout.")
+TopK = option(int, "top_k", "Sample among the k most likely codes; 0 is off.", default=OWN)
 TopP = option(
-    float, "Sample among the likeliest codes that have this probability together; 0 is off.",
-    python="top_p", show_default=OWN)
-Temperature = option(
-    float, "0 takes the most likely code.", python="temperature", show_default=OWN)
+    float, "top_p",
+    "Sample among the likeliest codes that have this probability together; 0 is off.", default=OWN)
+Temperature = option(float, "temperature", "0 takes the most likely code.", default=OWN)
 Output = option(
-    Path, "A .png for a grid, or a folder for one file per image; its files stay.", "--output",
-    "-o", show_default="t2i-PROMPT.png")
-Process = option(bool, "Show the image after every scale, a row per image.", "--process")
+    Path, "", "A .png for a grid, or a folder for one file per image; its files stay.", "--output",
+    "-o", default="t2i-PROMPT.png")
+Process = option(bool, "", "Show the image after every scale, a row per image.", "--process")
 
 # %% ../nbs/53_cli.ipynb #5b8243be
 def draw_process(
@@ -202,13 +199,14 @@ def train(
     recipe:Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled recipe.")],
     overrides:Annotated[list[str], typer.Argument(
         help="Any field of the recipe: train.steps=100 ...")] = None,
-    output:option(Path, "The run folder.", "--output", "-o", python="run",
-                  show_default="runs/RECIPE") = None,
+    output:option(Path, "run", "The run folder.", "--output", "-o", default="runs/RECIPE") = None,
     resume:option(
-        bool, "Go on from the run's last checkpoint, by its own recipe; fields given here change "
-        "it.", "--resume", python="resume") = False,
-    show:option(bool, "Print the whole recipe, defaults included, and train nothing.",
-                "--show") = False,
+        bool, "resume",
+        "Go on from the run's last checkpoint, by its own recipe; fields given here change it.",
+        "--resume") = False,
+    show:option(
+        bool, "", "Print the whole recipe, defaults included, and train nothing.",
+        "--show") = False,
 ):
     "Train by a recipe."
     import t2i.training
@@ -227,33 +225,34 @@ def train(
         raise typer.Exit(130)  # stopped on the way
 
 # %% ../nbs/53_cli.ipynb #5714f8ce
-PerTask = option(int, "For shapes: prompts per task.", python="per_task")
+PerTask = option(int, "per_task", "For shapes: prompts per task.")
 Count = option(
-    int, "Images, pairs or prompts, by the benchmark.", python="count",
-    show_default="1000; reconstruction 2000, digits 500, dream 50")
+    int, "count", "Images, pairs or prompts, by the benchmark.",
+    default="1000; reconstruction 2000, digits 500, dream 50")
 EvalCLIP = option(
-    str, "For dream, captions and reconstruction: another CLIP, which measures.",
-    python="eval_clip")
+    str, "eval_clip", "For dream, captions and reconstruction: another CLIP, which measures.")
 
 # %% ../nbs/53_cli.ipynb #46148d98
 @app.command()
 def evaluate(
     model:Annotated[str, typer.Argument(help="A bundled name, a folder, a run, or a hub id.")],
-    benchmark:option(str, "captions, shapes, digits, reconstruction, clip or dream.",
-                     python="benchmark", show_default="what suits the model") = None,
-    data:option(str, "For captions and reconstruction: shapes, digits, or a folder of images.",
-                python="data", show_default="what the model's training held out") = None,
-    seed:option(int, "Of prompts and images.", python="seed") = 0,
+    benchmark:option(
+        str, "benchmark", "captions, shapes, digits, reconstruction, clip or dream.",
+        default="what suits the model") = None,
+    data:option(
+        str, "data", "For captions and reconstruction: shapes, digits, or a folder of images.",
+        default="what the model's training held out") = None,
+    seed:option(int, "seed", "Of prompts and images.") = 0,
     guidance_scale:Guidance = None,
     num_steps:Steps = None,
     per_task:PerTask = 100,
     num_images_per_prompt:Number = 4,
     count:Count = None,
-    clip:option(str, "For a VQGAN on dream or shapes: the CLIP that guides it.",
-                python="clip") = "shapes-clip",
+    clip:option(
+        str, "clip", "For a VQGAN on dream or shapes: the CLIP that guides it.") = "shapes-clip",
     eval_clip:EvalCLIP = None,
-    quality:option(str, "For dream, and shapes of a VQGAN: draft, normal or best.",
-                   python="quality") = "draft",
+    quality:option(
+        str, "quality", "For dream, and shapes of a VQGAN: draft, normal or best.") = "draft",
     as_json:Json = False,
     device:Device = None,
 ):
@@ -311,8 +310,9 @@ def convert(
         help="A run, a published file, or any model that t2i.load takes.")],
     folder:Annotated[Path, typer.Argument(help="Where to write the model.")],
     resolution:option(
-        int, "Side of a published VQGAN's images, pixels, which its file does not tell.",
-        python="resolution", show_default="256") = None,
+        int, "resolution",
+        "Side of a published VQGAN's images, pixels, which its file does not tell.",
+        default="256") = None,
 ):
     "Save a run's averaged model, or a published file, as a folder of safetensors."
     import shutil

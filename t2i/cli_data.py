@@ -18,21 +18,22 @@ import typer
 
 # %% ../nbs/58_cli_data.ipynb #351271fa
 def option(
-    kind:type,      # of the value
-    text:str,       # the help
-    *names:str,     # as "--model", "-m"; none: from the parameter's name
-    python:str="",  # the argument of the Python function
-    **more,         # for `typer.Option`
-):                  # the annotation of a parameter
+    kind:type,    # of the value
+    python:str,   # the argument of the Python function; "": there is none
+    text:str,     # the help
+    *names:str,   # as "--model", "-m"; none: from the parameter's name
+    default=True, # what the help shows as the default; True: the default itself
+    **more,       # for `typer.Option`
+):                # the annotation of a parameter
     "An option whose help also tells the Python name"
     text = f"{text} Python: {python}." if python else text
-    return Annotated[kind, typer.Option(*names, help=text, **more)]
+    return Annotated[kind, typer.Option(*names, help=text, show_default=default, **more)]
 
 
 Model = option(
-    str, "A bundled name, a folder, a run, or a hub id.", "--model", "-m", python="t2i.load(name)")
-Device = option(str, "cpu, cuda or mps.", python="device", show_default="the best that is there")
-Seed = option(int, "The same seed gives the same images.", python="seed", show_default="random")
+    str, "t2i.load(name)", "A bundled name, a folder, a run, or a hub id.", "--model", "-m")
+Device = option(str, "device", "cpu, cuda or mps.", default="the best that is there")
+Seed = option(int, "seed", "The same seed gives the same images.", default="random")
 
 # %% ../nbs/58_cli_data.ipynb #5dff0e55
 def say(
@@ -124,14 +125,14 @@ def check_split(split:str)->str: # the same
     return split
 
 
-Split = option(str, "train or val.", python="split", callback=check_split)
+Split = option(str, "split", "train or val.", callback=check_split)
 
 
 @data_app.command("shapes")
 def data_shapes(
     folder:NewFolder,
-    count:option(int, "Images.", min=1) = 1000,
-    start:option(int, "Seed of the first scene.", python="ShapesDataset(start)") = 0,
+    count:option(int, "", "Images.", min=1) = 1000,
+    start:option(int, "ShapesDataset(start)", "Seed of the first scene.") = 0,
 ):
     "Scenes of the shapes world."
     from t2i.data.datasets import ShapesDataset
@@ -148,14 +149,15 @@ def data_digits(folder:NewFolder, split:Split = "train"):
 @data_app.command("cache")
 def data_cache(
     folder:Annotated[Path, typer.Argument(help="A new folder, or one to go on with.")],
-    data:option(str, "shapes, digits, or a folder of captioned images.") = "shapes",
-    coco:option(bool, "--data is the folder of COCO 2017.", "--coco") = False,
-    clip:option(str, "A CLIP: a bundled name, a folder, or MODEL/TAG of OpenCLIP.",
-                python="load_clip(name)") = "shapes-clip",
+    data:option(str, "", "shapes, digits, or a folder of captioned images.") = "shapes",
+    coco:option(bool, "", "--data is the folder of COCO 2017.", "--coco") = False,
+    clip:option(
+        str, "load_clip(name)",
+        "A CLIP: a bundled name, a folder, or MODEL/TAG of OpenCLIP.") = "shapes-clip",
     split:Split = "train",
-    count:option(int, "The first so many images.", python="count",
-                 show_default="all, or 100,000 shapes") = None,
-    workers:option(int, "Processes that read images.", python="workers") = 0,
+    count:option(
+        int, "count", "The first so many images.", default="all, or 100,000 shapes") = None,
+    workers:option(int, "workers", "Processes that read images.") = 0,
     device:Device = None,
 ):
     "Keep a CLIP's features of images and captions; interrupted, it goes on."
@@ -178,8 +180,8 @@ def data_cache(
         raise typer.Exit(130) from None
 
 # %% ../nbs/58_cli_data.ipynb #ce862a45
-Repeat = option(int, "Runs of each way; the median counts.", min=1, python="repeat")
-BatchSize = option(int, "Images at a time.", min=1, python="batch_size")
+Repeat = option(int, "repeat", "Runs of each way; the median counts.", min=1)
+BatchSize = option(int, "batch_size", "Images at a time.", min=1)
 
 
 @bench_app.command("generate")
@@ -196,7 +198,7 @@ def bench_generate(
 
 
 @bench_app.command("shapes")
-def bench_shapes(count:option(int, "Scenes.", min=1, python="count") = 2000):
+def bench_shapes(count:option(int, "count", "Scenes.", min=1) = 2000):
     "Scenes per second on one core, and how many of them the checker accepts."
     from t2i.benchmarks import shapes_world
     print_scores(shapes_world(count))
@@ -206,10 +208,9 @@ def bench_shapes(count:option(int, "Scenes.", min=1, python="count") = 2000):
 def bench_tokenizer(
     batch_size:BatchSize = 1,
     repeat:Repeat = 10,
-    resolution:option(int, "Side of the images.", python="resolution") = 256,
-    channels:option(int, "Width of the first level; the published one has 128.",
-                    python="channels") = 128,
-    device:option(str, "cpu or cuda.", python="device") = "cpu",
+    resolution:option(int, "resolution", "Side of the images.") = 256,
+    channels:option(int, "channels", "Width of the first level; the published one has 128.") = 128,
+    device:option(str, "device", "cpu or cuda.") = "cpu",
 ):
     "The f16 VQGAN with 16,384 codes, beside the original modules with the same weights."
     from t2i.benchmarks import tokenizer_speed
@@ -222,14 +223,14 @@ def bench_tokenizer(
 # %% ../nbs/58_cli_data.ipynb #9146bd81
 @bench_app.command("dream")
 def bench_dream(
-    vqgan:option(str, "A VQGAN.", "--vqgan", "--model", "-m", python="vqgan") = "shapes-vqgan",
-    clip:option(str, "A CLIP.", python="clip") = "shapes-clip",
+    vqgan:option(str, "vqgan", "A VQGAN.", "--vqgan", "--model", "-m") = "shapes-vqgan",
+    clip:option(str, "clip", "A CLIP.") = "shapes-clip",
     random_weights:option(
-        bool, "The sizes of published models with random weights; so are those that are not here.",
-        "--random-weights", python="random_weights") = False,
-    cutouts:option(int, "Cutouts per step.", min=1, python="cutouts") = 32,
-    size:option(int, "Side of the image, pixels.", python="size",
-                show_default="the VQGAN's own") = None,
+        bool, "random_weights",
+        "The sizes of published models with random weights; so are those that are not here.",
+        "--random-weights") = False,
+    cutouts:option(int, "cutouts", "Cutouts per step.", min=1) = 32,
+    size:option(int, "size", "Side of the image, pixels.", default="the VQGAN's own") = None,
     repeat:Repeat = 10,
     device:Device = None,
 ):

@@ -95,41 +95,38 @@ def report_dream(run, output:Path, video:Path|None, finished:bool):
 Overrides = Annotated[list[str], typer.Argument(
     help="Any setting, as lr=0.05 or cutouts.noise=0; --show prints all.")]
 Include = option(
-    list[str], 'What to show: "TEXT", "TEXT:WEIGHT" or an image file; may be repeated.',
-    python="include")
-Exclude = option(
-    list[str], "What not to show, written like --include; may be repeated.", python="exclude")
+    list[str], "include", 'What to show: "TEXT", "TEXT:WEIGHT" or an image file; may be repeated.')
+Exclude = option(list[str], "exclude", "What not to show, written like --include; may be repeated.")
 Extras = option(
-    list[str], "What should play a smaller part, as a style; may be repeated.", python="extras")
+    list[str], "extras", "What should play a smaller part, as a style; may be repeated.")
 Story = option(
-    Path, "Instead of prompts, a YAML file with a scene per line: - {include: a ring, steps: 100}",
-    python="story")
+    Path, "story",
+    "Instead of prompts, a YAML file with a scene per line: - {include: a ring, steps: 100}")
 Init = option(
-    str, "Where to start: random, noise, gradient, or an image file.", python="init",
-    show_default="random")
+    str, "init", "Where to start: random, noise, gradient, or an image file.", default="random")
 
 # %% ../nbs/59_cli_dream.ipynb #d38db1f1
 VQGANName = option(
-    str, "A VQGAN: a bundled or published name, a folder or a run.", "--model", "-m",
-    python="vqgan")
+    str, "vqgan", "A VQGAN: a bundled or published name, a folder or a run.", "--model", "-m")
 CLIPNames = option(
-    list[str], "A CLIP: a bundled name, a folder, or MODEL/TAG of OpenCLIP; may be repeated.",
-    python="clip", show_default="shapes-clip")
-StepCount = option(int, "Steps.", python="steps", show_default="by --quality")
+    list[str], "clip",
+    "A CLIP: a bundled name, a folder, or MODEL/TAG of OpenCLIP; may be repeated.",
+    default="shapes-clip")
+StepCount = option(int, "steps", "Steps.", default="by --quality")
 Quality = option(
-    str, "draft, normal or best: 100, 300 or 500 steps of 16, 32 or 64 cutouts.",
-    python="quality")
+    str, "quality", "draft, normal or best: 100, 300 or 500 steps of 16, 32 or 64 cutouts.")
 Size = option(
-    str, "Side of the image in pixels, or HxW as in 256x384.", python="size",
-    show_default="what the VQGAN was trained on")
+    str, "size", "Side of the image in pixels, or HxW as in 256x384.",
+    default="what the VQGAN was trained on")
 Output = option(
-    Path, "A .png; or a folder, for an image every few steps and the state.", "--output", "-o",
-    show_default="dream-PROMPT.png")
-Resume = option(bool, "Go on with the folder after -o, with its prompts and settings.", "--resume")
-Show = option(bool, "Print all settings, and do nothing else.", "--show")
-Video = option(Path, "A video of the process: .mp4, .gif or .webp.", python="video")
-FPS = option(float, "Images per second of the video.", python="fps")
-Every = option(int, "Steps between two images of the video or folder.", min=1, python="every")
+    Path, "", "A .png; or a folder, for an image every few steps and the state.", "--output", "-o",
+    default="dream-PROMPT.png")
+Resume = option(
+    bool, "", "Go on with the folder after -o, with its prompts and settings.", "--resume")
+Show = option(bool, "", "Print all settings, and do nothing else.", "--show")
+Video = option(Path, "video", "A video of the process: .mp4, .gif or .webp.")
+FPS = option(float, "fps", "Images per second of the video.")
+Every = option(int, "every", "Steps between two images of the video or folder.", min=1)
 
 # %% ../nbs/59_cli_dream.ipynb #423e7307
 def new_dream(
