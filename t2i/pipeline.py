@@ -12,7 +12,7 @@ __all__ = ['MODEL_CLASSES', 'PARTS', 'INDEX_FORMAT', 'OFFICIAL_CLASSES', 'WEIGHT
 import inspect
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -61,7 +61,7 @@ class Output:
     images:list[Image.Image]|Tensor # prompt-major; a tensor (b,3,h,w) with output_type="pt"
     prompts:list[str]               # the prompt of each image
     seed:int|None                   # the seed that was used; None if generators were given
-    settings:dict=field(default_factory=dict) # model, guidance_scale and so on
+    settings:dict                   # model, guidance_scale and so on
 
     def save(self,
         path:str|Path, # a .png for a grid, or a folder for one file per image
@@ -273,8 +273,7 @@ def read_model_index(
 
 # %% ../nbs/51_pipeline.ipynb #5bf66164
 def load_pipeline(
-    folder:str|Path,    # with model_index.json
-    name:str|None=None, # for the metadata of images; None: the folder's
+    folder:str|Path, # with model_index.json
 )->TextVARPipeline:
     "The parts that a model_index.json names, as a pipeline"
     folder = Path(folder)
@@ -290,7 +289,7 @@ def load_pipeline(
         load_generator(parts["generator"], tokenizer), tokenizer,
         load_part(MODEL_CLASSES, parts["text_encoder"]),
         TextTokenizer.from_pretrained(parts["text_tokenizer"]),
-        name or folder.name, named, index["defaults"])
+        folder.name, named, index["defaults"])
 
 # %% ../nbs/51_pipeline.ipynb #8f592267
 def load_generator(

@@ -40,14 +40,13 @@ def held_out_loss(
     pipe:Pipeline,
     dataset:Dataset,   # of dicts with image (3,h,w) in [-1,1] and caption
     count:int=1000,    # the first so many images
-    batch_size:int=50,
 )->dict[str,float]:    # loss and accuracy per token; loss without the captions; images
     "How well a generator predicts the tokens of images that it has not seen"
     count = min(count, len(dataset))
     rows = []
-    starts = range(0, count, batch_size)
+    starts = range(0, count, 50)
     for start in progress(starts, desc="predicting", unit="batch"):
-        items = [dataset[i] for i in range(start, min(count, start + batch_size))]
+        items = [dataset[i] for i in range(start, min(count, start + 50))]
         images = torch.stack([item["image"] for item in items]).to(pipe.device)
         maps = pipe.tokenizer.encode(images)                                   # (b,p*p) per scale
         target = torch.cat(maps, 1)                                            # (b,l)
