@@ -10,7 +10,7 @@ __all__ = ['PUBLISHED_SIZES', 'median_seconds', 'shapes_world', 'cache_speed', '
 import contextlib
 import copy
 import io
-import logging
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -22,16 +22,17 @@ import torch.nn as nn
 import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 
-from .core import T2IError, best_device, fold_in
+from .catalog import local_path
+from .core import T2IError, best_device, fold_in, log
 from .data.checker import check
 from .data.shapes import render, sample_scene
 from .evaluation import timed
 from .generators.var import generate_naive, stream_scales
-from .guidance.clip import CLIP, load_clip
-from .guidance.vqgan_clip import VQGANCLIP
+from .guidance.clip import CLIP, wrap_clip
+from .guidance.vqgan_clip import VQGANCLIP, classic_loop, make_cutouts, sample_cutouts
 from .pipeline import load
 from .sampling import split_generator
-from .tokenizers.vqgan import VQGAN, VQGANConfig, VQTokenizer
+from .tokenizers.vqgan import VQGAN, VQGANConfig
 
 # %% ../nbs/52_benchmarks.ipynb #b526dca8
 def median_seconds(
@@ -162,14 +163,10 @@ def tokenizer_speed(
 # %% ../nbs/52_benchmarks.ipynb #95e371ba
 def peak_memory(
     device:torch.device|str,
-)->float:  # GiB; NaN where the system does not report it
+)->float:  # GiB
     "The most memory so far: of CUDA's allocator, elsewhere of the whole process"
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)/2**30
-    try:
-        import resource
-    except ImportError:  # on Windows
-        return float("nan")
     unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/unit
 
@@ -216,42 +213,35 @@ def random_vqgan(
 # %% ../nbs/52_benchmarks.ipynb #f00ab365
 def random_clip(
     name:str,    # of `open_clip.list_models()`; weights named after a slash are not read
-    seed:int=0,
 )->CLIP:         # in evaluation mode
-    "A CLIP of a published size with random weights"
+    "A CLIP of a published size with random weights, always the same"
     import open_clip
     name = name.partition("/")[0]
     if name not in open_clip.list_models():
         raise T2IError(f"OpenCLIP has no model {name!r}")
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # open_clip warns that the weights are random
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = open_clip.create_model(name)
-    finally:
-        logging.disable(before)
-    about = open_clip.model.get_model_preprocess_cfg(model)
-    side = model.visual.image_size
-    side = side if isinstance(side, int) else side[0]
-    clip = CLIP(model, open_clip.get_tokenizer(name), side, about["mean"], about["std"])
-    return clip.eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = open_clip.create_model(name)  # warns that the weights are random
+    return wrap_clip(model, open_clip.get_tokenizer(name)).eval()
 
 # %% ../nbs/52_benchmarks.ipynb #e5e5a3d1
 def dream_run(
-    vqgan:str|VQTokenizer="shapes-vqgan",  # a model, or a name as `load` reads it
-    clip:str|CLIP="shapes-clip",           # a model, or a name as `load_clip` reads it
-    random_weights:bool=False,             # names of published sizes; nothing is fetched
-    device:str|None=None,                  # None: CUDA, then MPS, then the CPU
-    **settings,                            # of `VQGANCLIP`: size, cutouts, …
+    vqgan:str="shapes-vqgan",   # as for `load`
+    clip:str="shapes-clip",     # as for `load_clip`
+    random_weights:bool=False,  # the names are of published sizes
+    device:str|None=None,       # None: CUDA, then MPS, then the CPU
+    **settings,                 # of `VQGANCLIP`: size, cutouts, …
 )->VQGANCLIP:
-    "A run of VQGAN+CLIP to be measured by `dream_speed`"
+    "A run to be measured by `dream_speed`; a VQGAN that is not here gets random weights"
+    import open_clip
     device = str(best_device(device))
-    if isinstance(vqgan, str):
-        vqgan = random_vqgan(vqgan) if random_weights else load(vqgan, device)
-    if isinstance(clip, str):
-        clip = random_clip(clip) if random_weights else load_clip(clip, device)
-    vqgan, clip = vqgan.to(device), clip.requires_grad_(False).to(device)
+    if random_weights or local_path(vqgan) is None:
+        log.warning("%s: random weights of its size, nothing is fetched", vqgan)
+        vqgan = random_vqgan(vqgan)
+        if clip.partition("/")[0] in open_clip.list_models():
+            clip = random_clip(clip)
+    else:
+        vqgan = load(vqgan, device)
     settings = dict(steps=10**6, seed=0) | settings
     return VQGANCLIP("a red circle", vqgan=vqgan, clip=clip, device=device, **settings)
 
@@ -260,7 +250,6 @@ def dream_parts(
     run:VQGANCLIP,
 )->dict[str,Callable]:  # decode, sample, cutouts, clip, one_by_one, torchvision, classic
     "What `dream_speed` compares"
-    from t2i.guidance.vqgan_clip import classic_loop, make_cutouts, sample_cutouts
     clip, config = run.clips[0], run.config.cutouts
     z = run.z.detach().clone().requires_grad_()
     image = run.decode(z).detach().requires_grad_()
@@ -295,20 +284,15 @@ def dream_speed(
     repeat:int=10,      # rounds; the medians count
 )->dict[str,float]:     # steps per second, shares of a step, ratios, GiB
     "How fast a run is, beside the classic loop with the same models, and where its time goes"
-    device = next(run.vqgan.parameters()).device
-    calls = dict(step=run.advance)
-    if hasattr(run, "decode"):
-        calls |= dream_parts(run)
-    seconds = median_seconds(calls, device, repeat)
+    seconds = median_seconds(dict(step=run.advance) | dream_parts(run), run.device, repeat)
     step = seconds["step"]
-    scores = dict(steps_per_second=1/step)
-    if "classic" in seconds:
-        scores |= dict(
-            classic_steps_per_second=1/seconds["classic"],
-            classic_over_ours=seconds["classic"]/step,
-            share_vqgan=seconds["decode"]/step,
-            share_cutouts=(seconds["cutouts"]+seconds["sample"])/step,
-            share_clip=seconds["clip"]/step,
-            one_by_one_over_batched=seconds["one_by_one"]/seconds["cutouts"],
-            torchvision_over_batched=seconds["torchvision"]/seconds["cutouts"])
-    return scores | dict(peak_memory=peak_memory(device))
+    return dict(
+        steps_per_second=1/step,
+        classic_steps_per_second=1/seconds["classic"],
+        classic_over_ours=seconds["classic"]/step,
+        share_vqgan=seconds["decode"]/step,
+        share_cutouts=(seconds["cutouts"]+seconds["sample"])/step,
+        share_clip=seconds["clip"]/step,
+        one_by_one_over_batched=seconds["one_by_one"]/seconds["cutouts"],
+        torchvision_over_batched=seconds["torchvision"]/seconds["cutouts"],
+        peak_memory=peak_memory(run.device))

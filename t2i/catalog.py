@@ -35,12 +35,11 @@ def count_weights(
 # %% ../nbs/56_catalog.ipynb #0b00d989
 def known_words(
     text_tokenizer:TextTokenizer,
-    most:int=100, # words that are listed
-)->dict:          # their number, and the words, or as many as are listed
+)->dict: # their number, and the words, or the first hundred
     "The words, and pieces of words, that occurred in a model's training captions"
     tokens = [text_tokenizer.tokenizer.id_to_token(i) for i in text_tokenizer.used]
     words = sorted(token for token in tokens if token.isalpha())
-    listed = ", ".join(words[:most]) + ", and so on"*(len(words) > most)
+    listed = ", ".join(words[:100]) + ", and so on"*(len(words) > 100)
     return dict(number=len(words), words=listed)
 
 

@@ -25,6 +25,7 @@ from t2i.cli_data import (
     option,
     print_scores,
     print_table,
+    print_yaml,
     say,
 )
 from .cli_dream import dream
@@ -61,8 +62,8 @@ def print_version(wanted:bool):
 
 @app.callback()
 def common_options(
-    version:Annotated[bool, typer.Option(
-        "--version", help="Print the version.", callback=print_version, is_eager=True)] = False,
+    version:option(
+        bool, "", "Print the version.", "--version", callback=print_version, is_eager=True) = False,
 ):
     "Options of t2i itself"
 
@@ -89,39 +90,34 @@ def main():
 
 # %% ../nbs/53_cli.ipynb #ba9570fa
 OWN = "the model's own"
-Number = Annotated[int, option(
-    "Images per prompt.", "--num-images-per-prompt", "-n", python="num_images_per_prompt")]
-Guidance = Annotated[float, option(
-    "How strictly to follow the prompt; 1 is no guidance.", python="guidance_scale",
-    show_default=OWN)]
-Steps = Annotated[int, option(
-    "Decoding steps per map; more than 1 needs a model trained for several.", python="num_steps",
-    show_default=OWN)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Number = option(int, "num_images_per_prompt", "Images per prompt.", "--num-images-per-prompt", "-n")
+Guidance = option(
+    float, "guidance_scale", "How strictly to follow the prompt; 1 is no guidance.", default=OWN)
+Steps = option(
+    int, "num_steps", "Decoding steps per map; more than 1 needs a model trained for several.",
+    default=OWN)
+Json = option(bool, "", "Print JSON, for programs.", "--json")
 
 # %% ../nbs/53_cli.ipynb #c9880776
-PromptWords = Annotated[list[str], typer.Argument(
-    help="What to draw; each prompt in quotes.", show_default=False)]
-PromptFile = Annotated[Path, typer.Option(
-    "--prompts", help="A file with one prompt per line; - reads standard input.")]
-Schedule = Annotated[str, option(
+PromptWords = Annotated[list[str], typer.Argument(help="What to draw; each prompt in quotes.")]
+PromptFile = option(
+    Path, "", "A file with one prompt per line; - reads standard input.", "--prompts")
+Schedule = option(
+    str, "guidance_schedule",
     "ramp: guidance grows from the first map to the last; constant: it is the same in all.",
-    python="guidance_schedule", show_default=OWN)]
-Negative = Annotated[str, option(
-    "What to avoid. Under the schedule ramp it cannot change background and layout.",
-    python="negative_prompt")]
-TopK = Annotated[int, option(
-    "Sample among the k most likely codes; 0 is off.", python="top_k", show_default=OWN)]
-TopP = Annotated[float, option(
-    "Sample among the likeliest codes that have this probability together; 0 is off.",
-    python="top_p", show_default=OWN)]
-Temperature = Annotated[float, option(
-    "0 takes the most likely code.", python="temperature", show_default=OWN)]
-Output = Annotated[Path, typer.Option(
-    "--output", "-o", show_default="t2i-PROMPT.png",
-    help="A .png for a grid, or a folder for one file per image; its files stay.")]
-Process = Annotated[bool, typer.Option(
-    "--process", help="Show the image after every scale, a row per image.")]
+    default=OWN)
+Negative = option(
+    str, "negative_prompt",
+    "What to avoid. Under the schedule ramp it cannot change background and layout.")
+TopK = option(int, "top_k", "Sample among the k most likely codes; 0 is off.", default=OWN)
+TopP = option(
+    float, "top_p",
+    "Sample among the likeliest codes that have this probability together; 0 is off.", default=OWN)
+Temperature = option(float, "temperature", "0 takes the most likely code.", default=OWN)
+Output = option(
+    Path, "", "A .png for a grid, or a folder for one file per image; its files stay.", "--output",
+    "-o", default="t2i-PROMPT.png")
+Process = option(bool, "", "Show the image after every scale, a row per image.", "--process")
 
 # %% ../nbs/53_cli.ipynb #5b8243be
 def draw_process(
@@ -135,13 +131,13 @@ def draw_process(
     from t2i.core import image_grid
     from t2i.pipeline import Output
     from t2i.requests import choose_seed
-    seed = choose_seed(seed, None)
+    seed = choose_seed(seed)
     frames = list(pipe.stream(prompts, number, seed=seed, **settings))
     scale = max(1, 128//frames[-1].image.width)
     strips = []
-    for i in range(len(frames[-1].images)):
-        strips.append(image_grid([f.images[i] for f in frames], len(frames), scale))
-    given = {k: v for k, v in settings.items() if v not in (None, "")}
+    for images in zip(*[frame.images for frame in frames]):
+        strips.append(image_grid(images, len(frames), scale))
+    given = {k: v for k, v in settings.items() if v is not None}
     about = dict(model=pipe.name, num_images_per_prompt=number) | pipe.defaults | given
     return Output(strips, [p for p in prompts for _ in range(number)], seed, about)
 
@@ -202,14 +198,15 @@ app.command()(dream)
 def train(
     recipe:Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled recipe.")],
     overrides:Annotated[list[str], typer.Argument(
-        help="Any field of the recipe: train.steps=100 ...", show_default=False)] = None,
-    output:Annotated[Path, option(
-        "The run folder.", "--output", "-o", python="run", show_default="runs/RECIPE")] = None,
-    resume:Annotated[bool, option(
+        help="Any field of the recipe: train.steps=100 ...")] = None,
+    output:option(Path, "run", "The run folder.", "--output", "-o", default="runs/RECIPE") = None,
+    resume:option(
+        bool, "resume",
         "Go on from the run's last checkpoint, by its own recipe; fields given here change it.",
-        "--resume", python="resume")] = False,
-    show:Annotated[bool, typer.Option(
-        "--show", help="Print the whole recipe, defaults included, and train nothing.")] = False,
+        "--resume") = False,
+    show:option(
+        bool, "", "Print the whole recipe, defaults included, and train nothing.",
+        "--show") = False,
 ):
     "Train by a recipe."
     import t2i.training
@@ -218,10 +215,7 @@ def train(
     from t2i.engine.recipes import load_recipe
     fields = tuple(overrides or ())
     if show:
-        from omegaconf import OmegaConf
-        tree = load_recipe(recipe, fields).tree
-        typer.echo(OmegaConf.to_yaml(OmegaConf.create(tree)), nl=False)
-        return
+        return print_yaml(load_recipe(recipe, fields).tree)
     folder = t2i.training.train(recipe, output, fields, resume)
     if not is_main_process():  # other machines may not even have the folder
         return
@@ -231,44 +225,39 @@ def train(
         raise typer.Exit(130)  # stopped on the way
 
 # %% ../nbs/53_cli.ipynb #5714f8ce
-PerTask = Annotated[int, option("For shapes: prompts per task.", python="per_task")]
-Count = Annotated[int, option(
-    "Images, pairs or prompts, by the benchmark.", python="count",
-    show_default="1000; reconstruction 2000, digits 500, dream 50")]
-EvalCLIP = Annotated[str, option(
-    "For dream, captions and reconstruction: another CLIP, which measures.",
-    python="eval_clip", show_default=False)]
+PerTask = option(int, "per_task", "For shapes: prompts per task.")
+Count = option(
+    int, "count", "Images, pairs or prompts, by the benchmark.",
+    default="1000; reconstruction 2000, digits 500, dream 50")
+EvalCLIP = option(
+    str, "eval_clip", "For dream, captions and reconstruction: another CLIP, which measures.")
 
 # %% ../nbs/53_cli.ipynb #46148d98
 @app.command()
 def evaluate(
     model:Annotated[str, typer.Argument(help="A bundled name, a folder, a run, or a hub id.")],
-    benchmark:Annotated[str, option(
-        "captions, shapes, digits, reconstruction, clip or dream.", python="benchmark",
-        show_default="what suits the model")] = None,
-    data:Annotated[str, option(
-        "For captions and reconstruction: shapes, digits, or a folder of images.", python="data",
-        show_default="what the model's training held out")] = None,
-    seed:Annotated[int, option("Of prompts and images.", python="seed")] = 0,
+    benchmark:option(
+        str, "benchmark", "captions, shapes, digits, reconstruction, clip or dream.",
+        default="what suits the model") = None,
+    data:option(
+        str, "data", "For captions and reconstruction: shapes, digits, or a folder of images.",
+        default="what the model's training held out") = None,
+    seed:option(int, "seed", "Of prompts and images.") = 0,
     guidance_scale:Guidance = None,
     num_steps:Steps = None,
     per_task:PerTask = 100,
     num_images_per_prompt:Number = 4,
     count:Count = None,
-    clip:Annotated[str, option(
-        "For a VQGAN on dream or shapes: the CLIP that guides it.", python="clip")] = "shapes-clip",
+    clip:option(
+        str, "clip", "For a VQGAN on dream or shapes: the CLIP that guides it.") = "shapes-clip",
     eval_clip:EvalCLIP = None,
-    quality:Annotated[str, option(
-        "For dream, and shapes of a VQGAN: draft, normal or best.", python="quality")] = "draft",
+    quality:option(
+        str, "quality", "For dream, and shapes of a VQGAN: draft, normal or best.") = "draft",
     as_json:Json = False,
     device:Device = None,
 ):
     "Score a model."
-    from t2i.core import T2IError
     from t2i.scoring import ScoreOptions, evaluate_model
-    for name, n in (("--per-task", per_task), ("-n", num_images_per_prompt), ("--count", count)):
-        if n is not None and n < 1:
-            raise T2IError(f"{name} is {n}; it must be at least 1")
     options = ScoreOptions(
         seed, count, per_task, num_images_per_prompt, guidance_scale, num_steps, data, clip,
         eval_clip, quality, device)
@@ -292,7 +281,7 @@ def model_rows(models:list[dict])->list[list]:
 def info(
     model:Annotated[str, typer.Argument(
         help="A model (name, folder, run, file, hub id) or an image drawn by t2i; all if left out.",
-        show_default=False)] = None,
+    )] = None,
     as_json:Json = False,
 ):
     "Describe a model or an image, or list the models; fetches nothing."
@@ -320,9 +309,10 @@ def convert(
     source:Annotated[str, typer.Argument(
         help="A run, a published file, or any model that t2i.load takes.")],
     folder:Annotated[Path, typer.Argument(help="Where to write the model.")],
-    resolution:Annotated[int, option(
+    resolution:option(
+        int, "resolution",
         "Side of a published VQGAN's images, pixels, which its file does not tell.",
-        python="resolution", show_default="256")] = None,
+        default="256") = None,
 ):
     "Save a run's averaged model, or a published file, as a folder of safetensors."
     import shutil

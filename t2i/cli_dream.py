@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Overrides', 'Include', 'Exclude', 'Extras', 'Story', 'Init', 'VQGANName', 'CLIPNames', 'StepCount', 'Quality', 'Size',
            'Output', 'Resume', 'Show', 'Video', 'FPS', 'Every', 'parse_size', 'dream_config', 'resumed_dream',
-           'start_dream', 'print_settings', 'report_dream', 'new_dream', 'play_dream', 'dream']
+           'start_dream', 'report_dream', 'new_dream', 'play_dream', 'dream']
 
 # %% ../nbs/59_cli_dream.ipynb #eea886b4
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_data import Device, Seed, option, say
+from .cli_data import Device, Seed, option, print_yaml, say
 
 # %% ../nbs/59_cli_dream.ipynb #f9bf7b18
 def parse_size(
@@ -32,23 +32,23 @@ def parse_size(
 # %% ../nbs/59_cli_dream.ipynb #6a282128
 def dream_config(
     quality:str,
-    overrides:list[str]|None, # name=value
-    **given,                  # fields from options; None: by the quality
-):                            # a `VQGANCLIPConfig`
+    overrides:list[str], # name=value
+    **given,             # fields from options; None: by the quality
+):                       # a `VQGANCLIPConfig`
     "The settings of a dream, from the command line's words"
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from t2i.core import T2IError
     from t2i.guidance.vqgan_clip import make_config
-    for word in overrides or ():
+    for word in overrides:
         if "=" not in word:
             hint = "a prompt comes after --include"
             raise T2IError(f"{word!r} is no setting, as lr=0.05 is; {hint}")
     given = {name: value for name, value in given.items() if value is not None}
     usual = OmegaConf.structured(make_config(quality, **given))
     try:
-        return OmegaConf.to_object(OmegaConf.merge(usual, OmegaConf.from_dotlist(overrides or [])))
+        return OmegaConf.to_object(OmegaConf.merge(usual, OmegaConf.from_dotlist(overrides)))
     except OmegaConfBaseException as e:
         where = getattr(e, "full_key", None) or ""
         raise T2IError(f"cannot use the setting {where}: {str(e).splitlines()[0]}") from None
@@ -74,19 +74,12 @@ def start_dream(about:dict, device:str|None):
     from t2i.guidance.dream import StoryScene
     from t2i.guidance.vqgan_clip import VQGANCLIP
     from t2i.pipeline import load
-    size = tuple(about["size"]) if isinstance(about["size"], list) else about["size"]
     return VQGANCLIP(
         about["include"], about["exclude"], about["extras"], load(about["model"], device),
-        about["clip"], size, about["seed"], story=[StoryScene(**s) for s in about["story"]] or None,
-        device=device, **about["settings"])
+        about["clip"], about["size"], about["seed"],
+        story=[StoryScene(**scene) for scene in about["story"]], device=device, **about["settings"])
 
 # %% ../nbs/59_cli_dream.ipynb #91481cfe
-def print_settings(config):
-    "The settings of a dream as YAML"
-    from omegaconf import OmegaConf
-    typer.echo(OmegaConf.to_yaml(OmegaConf.structured(config)), nl=False)
-
-
 def report_dream(run, output:Path, video:Path|None, finished:bool):
     "Print what was written; a run that was stopped exits with 130"
     is_folder = output.suffix.lower() != ".png"
@@ -100,46 +93,40 @@ def report_dream(run, output:Path, video:Path|None, finished:bool):
 
 # %% ../nbs/59_cli_dream.ipynb #c1595eea
 Overrides = Annotated[list[str], typer.Argument(
-    help="Any setting, as lr=0.05 or cutouts.noise=0; --show prints all.", show_default=False)]
-Include = Annotated[list[str], option(
-    'What to show: "TEXT", "TEXT:WEIGHT" or an image file; may be repeated.', python="include",
-    show_default=False)]
-Exclude = Annotated[list[str], option(
-    "What not to show, written like --include; may be repeated.", python="exclude",
-    show_default=False)]
-Extras = Annotated[list[str], option(
-    "What should play a smaller part, as a style; may be repeated.", python="extras",
-    show_default=False)]
-Story = Annotated[Path, option(
-    "Instead of prompts, a YAML file with a scene per line: - {include: a ring, steps: 100}",
-    python="story", show_default=False)]
-Init = Annotated[str, option(
-    "Where to start: random, noise, gradient, or an image file.", python="init",
-    show_default="random")]
+    help="Any setting, as lr=0.05 or cutouts.noise=0; --show prints all.")]
+Include = option(
+    list[str], "include", 'What to show: "TEXT", "TEXT:WEIGHT" or an image file; may be repeated.')
+Exclude = option(list[str], "exclude", "What not to show, written like --include; may be repeated.")
+Extras = option(
+    list[str], "extras", "What should play a smaller part, as a style; may be repeated.")
+Story = option(
+    Path, "story",
+    "Instead of prompts, a YAML file with a scene per line: - {include: a ring, steps: 100}")
+Init = option(
+    str, "init", "Where to start: random, noise, gradient, or an image file.", default="random")
 
 # %% ../nbs/59_cli_dream.ipynb #d38db1f1
-VQGANName = Annotated[str, option(
-    "A VQGAN: a bundled or published name, a folder or a run.", "--model", "-m", python="vqgan")]
-CLIPNames = Annotated[list[str], option(
+VQGANName = option(
+    str, "vqgan", "A VQGAN: a bundled or published name, a folder or a run.", "--model", "-m")
+CLIPNames = option(
+    list[str], "clip",
     "A CLIP: a bundled name, a folder, or MODEL/TAG of OpenCLIP; may be repeated.",
-    python="clip", show_default="shapes-clip")]
-StepCount = Annotated[int, option("Steps.", python="steps", show_default="by --quality")]
-Quality = Annotated[str, option(
-    "draft, normal or best: 100, 300 or 500 steps of 16, 32 or 64 cutouts.", python="quality")]
-Size = Annotated[str, option(
-    "Side of the image in pixels, or HxW as in 256x384.", python="size",
-    show_default="what the VQGAN was trained on")]
-Output = Annotated[Path, typer.Option(
-    "--output", "-o", show_default="dream-PROMPT.png",
-    help="A .png; or a folder, for an image every few steps and the state.")]
-Resume = Annotated[bool, typer.Option(
-    "--resume", help="Go on with the folder after -o, with its prompts and settings.")]
-Show = Annotated[bool, typer.Option("--show", help="Print all settings, and do nothing else.")]
-Video = Annotated[Path, option(
-    "A video of the process: .mp4, .gif or .webp.", python="video", show_default=False)]
-FPS = Annotated[float, option("Images per second of the video.", python="fps")]
-Every = Annotated[int, option(
-    "Steps between two images of the video or folder.", min=1, python="every")]
+    default="shapes-clip")
+StepCount = option(int, "steps", "Steps.", default="by --quality")
+Quality = option(
+    str, "quality", "draft, normal or best: 100, 300 or 500 steps of 16, 32 or 64 cutouts.")
+Size = option(
+    str, "size", "Side of the image in pixels, or HxW as in 256x384.",
+    default="what the VQGAN was trained on")
+Output = option(
+    Path, "", "A .png; or a folder, for an image every few steps and the state.", "--output", "-o",
+    default="dream-PROMPT.png")
+Resume = option(
+    bool, "", "Go on with the folder after -o, with its prompts and settings.", "--resume")
+Show = option(bool, "", "Print all settings, and do nothing else.", "--show")
+Video = option(Path, "video", "A video of the process: .mp4, .gif or .webp.")
+FPS = option(float, "fps", "Images per second of the video.")
+Every = option(int, "every", "Steps between two images of the video or folder.", min=1)
 
 # %% ../nbs/59_cli_dream.ipynb #423e7307
 def new_dream(
@@ -154,8 +141,8 @@ def new_dream(
     if not prompts["include"] and not story:
         raise T2IError('nothing to include: give at least one --include "a red circle"')
     scenes = read_story(story) if story else []
-    given = {name: list(texts or []) for name, texts in prompts.items()}
-    return given | dict(story=scenes, seed=choose_seed(seed, None))
+    given = {name: texts or [] for name, texts in prompts.items()}
+    return given | dict(story=scenes, seed=choose_seed(seed))
 
 # %% ../nbs/59_cli_dream.ipynb #ee49aa0c
 def play_dream(
@@ -206,9 +193,9 @@ def dream(
     if resume:
         about = resumed_dream(output, given)
     else:
-        settings = dream_config(quality, overrides, steps=steps, init=init)
+        settings = dream_config(quality, overrides or [], steps=steps, init=init)
         if show:
-            return print_settings(settings)
+            return print_yaml(settings)
         about = new_dream(dict(include=include, exclude=exclude, extras=extras), story, seed)
         about |= dict(model=model, clip=clip or ["shapes-clip"], size=parse_size(size),
                       settings=asdict(settings))

@@ -66,7 +66,7 @@ def prompt_list(
 # %% ../nbs/54_requests.ipynb #c9ce8c2d
 def choose_seed(
     seed:int|None,
-    generator:torch.Generator|list[torch.Generator]|None,
+    generator:torch.Generator|list[torch.Generator]|None=None, # one or several, instead of a seed
 )->int|None: # None: the generators decide
     "The seed as given, or a random one"
     if generator is not None:
