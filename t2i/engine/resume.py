@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..core import T2IError, log
-from .checkpoints import first_line, last_checkpoint, load_weights
+from .checkpoints import first_line, last_checkpoint, load_weights, misfits
 from .distributed import PRECISIONS, STRATEGIES, gather_objects
 from .recipes import Recipe, save_recipe
 from .runs import RunLog, init_run_dir, save_checkpoint
@@ -113,11 +113,10 @@ def check_settings(
 
     short = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
     config.precision = short.get(config.precision, config.precision)
-    least = dict(
-        steps=1, batch_size=1, accumulate=1, log_every=1, val_batches=1, keep=1, devices=1,
-        warmup=0, val_every=0, sample_every=0, save_every=0, workers=0, weight_decay=0, clip=0)
-    for name, low in least.items():
-        check(name, f"at least {low}", low <= getattr(config, name) < math.inf)
+    for name in "steps batch_size accumulate log_every val_batches keep devices".split():
+        check(name, "at least 1", 1 <= getattr(config, name) < math.inf)
+    for name in "warmup val_every sample_every save_every workers weight_decay clip".split():
+        check(name, "at least 0", 0 <= getattr(config, name) < math.inf)
     for name in ("lr", "muon_lr"):
         check(name, "above 0", 0 < getattr(config, name) < math.inf)
     check("ema", "at least 0 and below 1", 0 <= config.ema < 1)
@@ -130,8 +129,7 @@ def check_batch(
     config,    # its `TrainConfig`
 ):
     "Refuse batches that would silently train something else"
-    smallest = config.batch_size//config.accumulate
-    if not task.splittable and (config.accumulate > 1 or smallest < 2):
+    if not task.splittable and (config.accumulate > 1 or config.batch_size < 2):
         why = f"{task.__name__} compares the images of a batch with each other"
         way = "set train.accumulate=1, and train.batch_size to at least 2"
         raise T2IError(f"{why}: {way}")
@@ -255,8 +253,7 @@ def restore_discriminator(
     path:Path, # the checkpoint
 ):
     "The weights of a discriminator, if the checkpoint has such a one"
-    own = {k: v.shape for k, v in discriminator.state_dict().items()}
-    if saved and own == {k: v.shape for k, v in saved.items()}:
+    if saved and not misfits(discriminator.state_dict(), saved):
         discriminator.load_state_dict(saved)
         return
     why = "has another one" if saved else "has none"
