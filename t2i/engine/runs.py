@@ -70,7 +70,7 @@ def read_metrics(
             lines.append(json.loads(line))
     return [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
 
-# %% ../../nbs/91_runs.ipynb #7a7f9adb
+# %% ../../nbs/91_runs.ipynb #2a86b1b7
 def open_tensorboard(
     folder:Path, # the run
     step:int,    # where training begins; what was shown beyond it is dropped
@@ -81,14 +81,10 @@ def open_tensorboard(
     logger.experiment.flush()
     return logger
 
+# %% ../../nbs/91_runs.ipynb #7a7f9adb
 class MetricLog:
     "metrics.jsonl, one line per logged step; and TensorBoard, as long as it is there and works"
-
-    def __init__(
-        self,
-        folder:Path, # the run
-        step:int,    # where training begins; lines from beyond it are dropped
-    ):
+    def __init__(self, folder:Path, step:int): # the run; where training begins, later lines go
         self.path = folder/"metrics.jsonl"
         self.lines = []
         if self.path.is_file():
@@ -108,11 +104,7 @@ class MetricLog:
             what = f"{type(e).__name__}: {first_line(e)}"
             warn_once(f"TensorBoard fails and is left out, metrics.jsonl has all numbers ({what})")
 
-    def has(
-        self,
-        step:int,
-        name:str, # of a number
-    )->bool:
+    def has(self, step:int, name:str)->bool: # the name of a number
         "Is the number on record for a step?"
         return any(line["step"] == step and name in line for line in self.lines)
 
