@@ -128,8 +128,7 @@ class RunLog:
         self,
         folder:Path,          # the run
         step:int, steps:int,  # where training begins, and where it ends
-        batch_size:int,       # images per step
-        main:bool=True,       # the process that writes; the others are silent
+        batch_size:int, main:bool=True, # images per step; False: another process writes, be silent
     ):
         self.steps = steps
         self.first = step
