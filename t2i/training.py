@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'lr_factor', 'build_optimizers', 'ema_decay', 'ema_model', 'Task', 'ema_scope', 'TrainingState',
-           'stream', 'batches', 'micro_step', 'mean_logs', 'optimizer_step', 'update_scale', 'train_step', 'validate',
-           'draw_samples', 'look', 'fit', 'train', 'load_task']
+           'batches', 'micro_step', 'mean_logs', 'optimizer_step', 'train_step', 'validate', 'draw_samples', 'look',
+           'fit', 'train', 'load_task']
 
 # %% ../nbs/04_training.ipynb #4823425b
 import contextlib
@@ -198,7 +198,6 @@ class TrainingState(RunState):
         folder:str|Path,   # the run
         resume:bool=False, # go on from the run's last checkpoint
     ):
-        self.streams = {}
         super().__init__(recipe, folder, make_fabric(recipe.config.train), resume)
         self.task.step = max(0, self.step-1)
         factor = partial(lr_factor, config=self.config)
@@ -227,18 +226,10 @@ class TrainingState(RunState):
         if self.discriminator is not None:
             self.optimizers.append(self.task.discriminator_optimizer())
             self.task.discriminator = fabric.setup_module(self.discriminator)
+        data = {split: self.task.dataset(split) for split in ("train", "val")}
+        self.streams = {split: InfiniteDataset(d, config.seed) for split, d in data.items()}
 
 # %% ../nbs/04_training.ipynb #ff5fb17e
-def stream(
-    state:TrainingState,
-    split:str, # "train" or "val"
-)->InfiniteDataset:
-    "The images of a split in their endless order"
-    if split not in state.streams:
-        dataset = state.task.dataset(split)
-        state.streams[split] = InfiniteDataset(dataset, state.config.seed)
-    return state.streams[split]
-
 def batches(
     state:TrainingState,
     split:str,   # "train" or "val"
@@ -248,7 +239,7 @@ def batches(
     fabric, config = state.fabric, state.config
     training = split == "train"
     loader = stream_loader(
-        stream(state, split), config.batch_size, steps, fabric.global_rank, fabric.world_size,
+        state.streams[split], config.batch_size, steps, fabric.global_rank, fabric.world_size,
         accumulate=config.accumulate if training else 1,
         workers=config.workers if training else 0,
         pin_memory=fabric.device.type == "cuda")
@@ -301,26 +292,18 @@ def optimizer_step(
             state.scaler.unscale_(optimizer)
         norms.append(nn.utils.clip_grad_norm_(weights, limit))
     norm = torch.stack(norms).amax().item()  # nan, if one of them is
-    if state.scaler:
-        update_scale(state, norm)
-    else:
+    lowered = False
+    if state.scaler:  # one scale for all: it is lowered where a gradient overflowed
+        before = state.scaler.get_scale()
+        state.scaler.update()
+        lowered = before >= 1 and state.scaler.get_scale() < before
+    if not lowered:   # then the scale is not to blame
         check_finite(state, norm, "gradient")
     for optimizer in state.optimizers:
         if not math.isfinite(norm):
             optimizer.zero_grad()  # without gradients, a step moves nothing
         optimizer.step()
         optimizer.zero_grad()
-
-def update_scale(
-    state:TrainingState,
-    norm:float, # of the gradient
-):
-    "Adapt the loss scale of float16, once per step: lower it where a gradient overflowed"
-    before = state.scaler.get_scale()
-    state.scaler.update()
-    lowered = before >= 1 and state.scaler.get_scale() < before
-    if not lowered:  # then the scale is not to blame
-        check_finite(state, norm, "gradient")
 
 # %% ../nbs/04_training.ipynb #4648b373
 def train_step(
@@ -368,11 +351,10 @@ def draw_samples(
 
 def look(
     state:TrainingState,
-    resumed:bool=False, # leave out a validation that is on record
 ):
-    "Validate and draw samples, where that is due; what is trained does not depend on it"
+    "Validate, unless that is on record, and draw, where it is due; the training is not changed"
     with aside(state):
-        if due(state, state.config.val_every) and not (resumed and on_record(state, "val_loss")):
+        if due(state, state.config.val_every) and not on_record(state, "val_loss"):
             state.run_log.validation(state.step, validate(state))
         if due(state, state.config.sample_every) and state.main:
             draw_samples(state)
@@ -384,13 +366,13 @@ def fit(
     "Train until `steps`, or until a signal; either way the last state is on the disk"
     config = state.config
     data = batches(state, "train", range(state.step, config.steps))
-    begin(state, stream(state, "train").dataset, stream(state, "val").dataset)
+    begin(state, state.streams["train"].dataset, state.streams["val"].dataset)
     device = state.fabric.device
     # the CPU's fused attention has a slow backward pass
     kernels = [SDPBackend.MATH] if device.type == "cpu" else list(SDPBackend)
     with stop_signal() as stop, sdpa_kernel(kernels):
         if state.step:
-            look(state, resumed=True)
+            look(state)
         while state.step < config.steps and not any_process(stop.is_set(), device):
             logs = train_step(state, data)
             state.run_log.train(state.step, logs, due(state, config.log_every))

@@ -383,18 +383,16 @@ def download_file(
 ):
     "Fetch a file; one that is shorter than promised or has another checksum is an error"
     digest = sha256()
-    size = 0
     request = Request(url, headers={"User-Agent": "t2i"})
     with urlopen(request, timeout=60) as answer, open(path, "wb") as file:
-        promised = answer.headers.get("Content-Length")
-        total = int(promised) if promised else None
-        with progress(total=total, unit="B", unit_scale=True, desc="fetching") as bar:
+        total = int(answer.headers.get("Content-Length") or 0)  # 0: nothing is promised
+        with progress(total=total or None, unit="B", unit_scale=True, desc="fetching") as bar:
             while block := answer.read(2**20):
                 file.write(block)
                 digest.update(block)
-                size += len(block)
                 bar.update(len(block))
-    if total is not None and size != total:
+        size = file.tell()
+    if total and size != total:
         raise CheckpointError(f"it broke off after {size:,} of {total:,} bytes")
     if checksum and not digest.hexdigest().startswith(checksum):
         raise CheckpointError("its checksum is not the published one")
@@ -404,13 +402,9 @@ def unpack_member(
     member:str, # the file's name in it
 ):
     "Replace an archive by one of its files"
-    archive = path.with_suffix(".zip.tmp")
-    os.replace(path, archive)
-    try:
-        with zipfile.ZipFile(archive) as z, z.open(member) as source, open(path, "wb") as file:
+    with atomic_path(path) as inner:
+        with zipfile.ZipFile(path) as z, z.open(member) as source, open(inner, "wb") as file:
             shutil.copyfileobj(source, file)
-    finally:
-        archive.unlink()
 
 # %% ../../nbs/90_checkpoints.ipynb #4bcc6f3a
 def fetch(

@@ -62,11 +62,10 @@ ALLOWED = {
     ("torch._utils", "_rebuild_parameter_with_state"): rebuild_parameter,
     ("torch._tensor", "_rebuild_from_type_v2"): rebuild_from_type,
 }
-STORAGE_DTYPES = dict(
-    FloatStorage=torch.float32, HalfStorage=torch.float16, BFloat16Storage=torch.bfloat16,
-    DoubleStorage=torch.float64, LongStorage=torch.int64, IntStorage=torch.int32,
-    ShortStorage=torch.int16, CharStorage=torch.int8, ByteStorage=torch.uint8,
-    BoolStorage=torch.bool)
+STORAGE_DTYPES = dict(CharStorage=torch.int8, ByteStorage=torch.uint8)
+for name in ("float", "half", "double", "long", "int", "short", "bool"):  # as PyTorch has them
+    STORAGE_DTYPES[f"{name.title()}Storage"] = getattr(torch, name)
+STORAGE_DTYPES["BFloat16Storage"] = torch.bfloat16
 
 # %% ../../nbs/96_unpickling.ipynb #e185cb0f
 class TensorUnpickler(pickle.Unpickler):
