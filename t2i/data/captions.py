@@ -8,7 +8,7 @@ __all__ = ['OPPOSITE', 'WORD_CLASSES', 'OPPOSITES', 'true_relations', 'clear_pla
            'whole_words', 'replace_word', 'exchanged_attributes', 'opposite_relations', 'other_numbers',
            'text_near_misses']
 
-# %% ../../nbs/08_captions.ipynb #bbf89c8c
+# %% ../../nbs/08_captions.ipynb #75cb79c9
 import random
 import re
 from dataclasses import replace
@@ -28,7 +28,7 @@ from t2i.data.shapes import (
     relation_margin,
 )
 
-# %% ../../nbs/08_captions.ipynb #b19af9ec
+# %% ../../nbs/08_captions.ipynb #2bfdb33e
 OPPOSITE = dict(left="right", right="left", above="below", below="above")
 
 
@@ -40,7 +40,7 @@ def true_relations(
     centres = (first.x, first.y), (second.x, second.y)
     return [side for side in OPPOSITE if relation_margin(side, *centres) >= 8]
 
-# %% ../../nbs/08_captions.ipynb #695adec8
+# %% ../../nbs/08_captions.ipynb #8533af61
 def clear_place(
     o:Obj,
 )->str|None:  # one of `PLACES`, or None within 4 pixels of the image's middle lines
@@ -48,7 +48,7 @@ def clear_place(
     clear = min(abs(o.x - SIDE/2), abs(o.y - SIDE/2)) >= 4
     return quarter(o.x, o.y) if clear else None
 
-# %% ../../nbs/08_captions.ipynb #2122103d
+# %% ../../nbs/08_captions.ipynb #a6d57b21
 def complete_groups(
     scene:Scene,
 )->tuple[list[Group], list[Obj]]:  # and the first object of each
@@ -61,7 +61,7 @@ def complete_groups(
         start += group.count
     return groups, objects
 
-# %% ../../nbs/08_captions.ipynb #40977faa
+# %% ../../nbs/08_captions.ipynb #2a2a06ba
 def in_clear_places(groups:list[Group], objects:list[Obj])->list[Group]:
     "The groups with the places of their objects, where these are clear"
     return [replace(g, place=clear_place(o)) for g, o in zip(groups, objects)]
@@ -89,7 +89,7 @@ def describe(
     spec = Spec(tuple(groups), relation, scene.background)
     return replace(scene, caption=rng.choice(phrasings(spec, task)), spec=spec, task=task)
 
-# %% ../../nbs/08_captions.ipynb #d50d7a86
+# %% ../../nbs/08_captions.ipynb #19f2280b
 def with_group(
     spec:Spec,
     i:int,     # number of a group
@@ -109,12 +109,12 @@ def exchanged(
     first, second = (getattr(g, name) for g in spec.groups)
     return with_group(with_group(spec, 0, **{name: second}), 1, **{name: first})
 
-# %% ../../nbs/08_captions.ipynb #f29c7c2f
+# %% ../../nbs/08_captions.ipynb #e6b2c6ef
 def is_seen(spec:Spec)->bool:
     "Whether a spec names none of `UNSEEN_PAIRS`"
     return not any((g.color, g.shape) in UNSEEN_PAIRS for g in spec.groups)
 
-# %% ../../nbs/08_captions.ipynb #57544c90
+# %% ../../nbs/08_captions.ipynb #3814f110
 def _other_counts(spec):
     "The spec with another number in one of its groups"
     return [
@@ -137,7 +137,7 @@ def _differ(groups, name):
     first, second = (getattr(g, name) for g in groups)
     return None not in (first, second) and first != second
 
-# %% ../../nbs/08_captions.ipynb #3c40f6a1
+# %% ../../nbs/08_captions.ipynb #da401a41
 def near_misses(
     spec:Spec,
 )->dict[str, list[Spec]]:  # by what is false: "binding", "relation", "count", "place"
@@ -151,7 +151,7 @@ def near_misses(
         found["relation"].append(replace(spec, relation=OPPOSITE[spec.relation]))
     return {kind: list(filter(is_seen, specs)) for kind, specs in found.items()}
 
-# %% ../../nbs/08_captions.ipynb #5938decf
+# %% ../../nbs/08_captions.ipynb #af5d3350
 def near_miss_captions(
     scene:Scene,
 )->dict[str, list[str]]:  # by what is false; kinds that do not apply are left out
@@ -172,7 +172,7 @@ def choose_near_miss(
     "A random near miss of a random kind; empty if there is none"
     return rng.choice(found[rng.choice(list(found))]) if found else ""
 
-# %% ../../nbs/08_captions.ipynb #7434dfa3
+# %% ../../nbs/08_captions.ipynb #0cd4f5fc
 def whole_words(
     words:list[str],  # a word, or several with blanks
 )->re.Pattern:        # of two that fit, the longer is found
@@ -196,7 +196,7 @@ def replace_word(
         before = before[:article.end(1)] + ending
     return before + new + after
 
-# %% ../../nbs/08_captions.ipynb #4ba46c1a
+# %% ../../nbs/08_captions.ipynb #781e6ccb
 WORD_CLASSES = dict(  # a class, its meanings, and the words of each
     color=("red", "orange", "yellow", "green", "blue", "purple violet", "pink", "brown", "black",
            "white", "gray grey", "tan beige", "gold golden", "silver"),
@@ -226,9 +226,7 @@ def _described(caption):
             yield found, *_meanings[found[0].lower()], after[1].lower()
 
 
-def exchanged_attributes(
-    caption:str,
-)->list[str]:
+def exchanged_attributes(caption:str)->list[str]:
     "Two words of one class exchanged, in all ways that change the meaning"
     misses = []
     for first, second in combinations(_described(caption), 2):
@@ -238,7 +236,7 @@ def exchanged_attributes(
             misses.append(replace_word(later, a, b[0].lower()))
     return misses
 
-# %% ../../nbs/08_captions.ipynb #dcaa09ba
+# %% ../../nbs/08_captions.ipynb #ddc6432d
 OPPOSITES = (
     ("left", "right"), ("top", "bottom"), ("first", "last"), ("above", "below"),
     ("over", "under"), ("on", "under"), ("on top of", "underneath"), ("inside", "outside"),
@@ -249,7 +247,7 @@ for _first, _second in OPPOSITES:
     _opposites.setdefault(_first, []).append(_second)
     _opposites.setdefault(_second, []).append(_first)
 
-# %% ../../nbs/08_captions.ipynb #47e0ad37
+# %% ../../nbs/08_captions.ipynb #1c791599
 _relation = whole_words(list(_opposites))
 _ambiguous = {"left", "right", "top", "bottom", "first", "last"}
 _place_before = re.compile(r"\b(?:the|upper|lower|top|bottom|far) $", re.IGNORECASE)
@@ -269,9 +267,7 @@ def _is_relation(caption, found):
     return word not in _ambiguous or after or _place_before.search(before)
 
 
-def opposite_relations(
-    caption:str,
-)->list[str]:
+def opposite_relations(caption:str)->list[str]:
     "The caption with an opposite in the place of one of its relations"
     return [
         replace_word(caption, found, other)
@@ -279,16 +275,14 @@ def opposite_relations(
         for other in _opposites[found[0].lower()]
     ]
 
-# %% ../../nbs/08_captions.ipynb #b3e5f61e
+# %% ../../nbs/08_captions.ipynb #bce04d15
 _number_words = "two three four five six seven eight nine ten".split()
 _number = re.compile(
     whole_words(_number_words).pattern + r"|(?<![\w'’.:,/$-])[1-9]\d?(?![\w'’:/%-]|[.,]\d)",
     re.IGNORECASE)
 
 
-def other_numbers(
-    caption:str,
-)->list[str]:
+def other_numbers(caption:str)->list[str]:
     "The caption with one of its numbers smaller or larger by one"
     misses = []
     for found in _number.finditer(caption):
@@ -300,7 +294,7 @@ def other_numbers(
             misses += [replace_word(caption, found, other) for other in others]
     return misses
 
-# %% ../../nbs/08_captions.ipynb #3f8803ab
+# %% ../../nbs/08_captions.ipynb #4c17e796
 def text_near_misses(
     caption:str,  # any English
 )->dict[str, list[str]]:  # kind -> captions; empty if nothing applies
