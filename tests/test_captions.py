@@ -12,7 +12,7 @@ from t2i.data.captions import describe, is_seen, near_misses, text_near_misses
 from t2i.data.checker import check
 from t2i.data.datasets import FolderDataset, InfiniteDataset, ShapesDataset
 from t2i.data.shapes import parse_caption, realize, render, sample_scene
-from t2i.engine.caches import CachedDataset, build_token_cache
+from t2i.engine.caches import CachedDataset, CachedWithSource, build_token_cache
 
 shapes = ShapesDataset(5000)
 
@@ -153,7 +153,7 @@ def test_caches_pass_near_misses_on(folder, tmp_path, monkeypatch, workers):
     monkeypatch.setenv("T2I_HOME", str(tmp_path/"home"))
     data = FolderDataset(folder, 8)
     tokens = build_token_cache(data, Mean(), 3, torch.device("cpu"))
-    cached = CachedDataset(tokens, 3, source=data)
+    cached = CachedWithSource(tokens, 3, data)
     batch = next(iter(torch.utils.data.DataLoader(cached, 3, num_workers=workers)))
     assert batch["near_miss"] == [data.near_miss(i) for i in range(3)]
     assert cached.near_misses(-1) == data.near_misses(2)

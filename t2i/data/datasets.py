@@ -54,9 +54,8 @@ class ShapesDataset(Dataset):
         return self.size
 
     def __getitem__(self, i:int)->dict:  # image (3,64,64) in [-1,1], caption, near_miss
-        scene = self.scene(i)
-        near_miss = self.near_miss(i)
-        return dict(image=from_uint8(render(scene)), caption=scene.caption, near_miss=near_miss)
+        image = from_uint8(render(self.scene(i)))
+        return dict(image=image, caption=self.caption(i), near_miss=self.near_miss(i))
 
     def scene(self, i:int)->Scene:
         "The scene of item i; three of four captions state everything"
@@ -74,8 +73,7 @@ class ShapesDataset(Dataset):
 
     def near_miss(self, i:int)->str:
         "One of them, empty if there is none"
-        rng = random.Random(f"near miss {self.start+i}")
-        return choose_near_miss(self.near_misses(i), rng)
+        return choose_near_miss(self.near_misses(i), random.Random(f"near miss {self.start+i}"))
 
     def cache_key(self)->tuple:
         "What the items depend on, for `t2i.engine.caches`"

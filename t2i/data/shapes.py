@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'BACKGROUNDS', 'SHAPES', 'RADII', 'UNSEEN_PAIRS', 'SIDE', 'GAP', 'TASKS', 'NUMBERS', 'RELATIONS', 'PLACES',
-           'PHRASES', 'inside', 'coverage', 'Obj', 'Group', 'Spec', 'Scene', 'render', 'pick_pair', 'sample_group',
-           'sample_spec', 'noun_phrase', 'phrasings', 'caption', 'parse_noun_phrase', 'parse_caption',
-           'relation_margin', 'quarter', 'place_objects', 'choose_objects', 'in_places', 'realize', 'sample_scene']
+           'PHRASES', 'inside', 'coverage', 'Obj', 'Group', 'Spec', 'Scene', 'render', 'quarter', 'pick_pair',
+           'sample_group', 'sample_spec', 'noun_phrase', 'phrasings', 'caption', 'parse_noun_phrase', 'parse_caption',
+           'relation_margin', 'place_objects', 'choose_objects', 'in_places', 'realize', 'sample_scene']
 
 # %% ../../nbs/01_shapes.ipynb #8a926318
 import random
@@ -162,6 +162,16 @@ PHRASES = dict(  # a phrasing that stands twice is twice as likely; `a_noun` is 
         "{a_noun} that is {a_color} and {b_noun} that is {b_color}",
     ),
 )
+
+
+def quarter(
+    x:float,  # pixels from the left
+    y:float,  # pixels from the top
+)->str:       # one of `PLACES`
+    "The quarter of the image in which a point lies"
+    row = "upper" if y < SIDE/2 else "lower"
+    column = "left" if x < SIDE/2 else "right"
+    return f"{row} {column}"
 
 # %% ../../nbs/01_shapes.ipynb #24b0bada
 def pick_pair(
@@ -322,16 +332,6 @@ def relation_margin(
     across = second[0]-first[0]
     down = second[1]-first[1]
     return dict(left=across, right=-across, above=down, below=-down)[relation]
-
-
-def quarter(
-    x:float,  # pixels from the left
-    y:float,  # pixels from the top
-)->str:       # one of `PLACES`
-    "The quarter of the image in which a point lies"
-    row = "upper" if y < SIDE/2 else "lower"
-    column = "left" if x < SIDE/2 else "right"
-    return f"{row} {column}"
 
 
 def _random_centres(radii, rng):

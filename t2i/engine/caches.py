@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['dataset_hash', 'shard_path', 'find_shards', 'is_whole_shard', 'plan_shards', 'open_cache', 'write_shard',
-           'build_cache', 'build_token_cache', 'working_type', 'read_captions', 'CachedDataset']
+           'build_cache', 'build_token_cache', 'working_type', 'read_captions', 'CachedDataset', 'CachedWithSource']
 
 # %% ../../nbs/92_caches.ipynb #2fc104d7
 import json
@@ -213,9 +213,7 @@ class CachedDataset(Dataset):
     def __init__(self,
         folder:str|Path,     # made by `build_cache`
         count:int|None=None, # how many images, from the first; None: all
-        source:Dataset|None=None, # what was cached; its near misses then come with the rows
     ):
-        self.source = source
         self.starts = []
         self.paths = []
         self.captions = []
@@ -241,11 +239,6 @@ class CachedDataset(Dataset):
         "A caption alone, without reading a row"
         return self.captions[i]
 
-    def near_misses(self, i)->dict[str,list[str]]:
-        "What the source's method `near_misses` returns; empty if it has none"
-        i = range(len(self))[i]
-        return self.source.near_misses(i) if hasattr(self.source, "near_misses") else {}
-
     def __getitem__(self, i)->dict:
         i = range(len(self))[i]  # negative ones count from the end
         shard = bisect_right(self.starts, i) - 1
@@ -253,6 +246,27 @@ class CachedDataset(Dataset):
             self.files[shard] = safe_open(self.paths[shard], "pt")
         file, row = self.files[shard], i - self.starts[shard]
         found = {k: working_type(file.get_slice(k)[row]) for k in file.keys()}
-        if hasattr(self.source, "near_miss"):
-            found["near_miss"] = self.source.near_miss(i)
         return found | dict(caption=self.captions[i])
+
+# %% ../../nbs/92_caches.ipynb #3c04b8a1
+class CachedWithSource(CachedDataset):
+    "A cache whose items have the near misses of the dataset that was cached, if it has any"
+    def __init__(self,
+        folder:str|Path,
+        count:int|None,  # how many images, from the first; None: all
+        source:Dataset,  # perhaps with methods `near_miss` and `near_misses`
+    ):
+        super().__init__(folder, count)
+        self.source = source
+
+    def near_misses(self, i)->dict[str,list[str]]: # by what is false
+        "Captions that are false of item i in one thing"
+        i = range(len(self))[i]
+        return self.source.near_misses(i) if hasattr(self.source, "near_misses") else {}
+
+    def __getitem__(self, i)->dict:
+        i = range(len(self))[i]
+        item = super().__getitem__(i)
+        if hasattr(self.source, "near_miss"):
+            item["near_miss"] = self.source.near_miss(i)
+        return item
