@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['dataset_hash', 'find_shards', 'is_whole_shard', 'plan_shards', 'open_cache', 'write_shard', 'build_cache',
-           'build_token_cache', 'working_type', 'read_captions', 'CachedDataset']
+           'build_token_cache', 'working_type', 'read_captions', 'CachedDataset', 'CachedWithSource']
 
 # %% ../../nbs/92_caches.ipynb #2fc104d7
 import json
@@ -238,3 +238,26 @@ class CachedDataset(Dataset):
         file, row = self.files[shard], i - self.starts[shard]
         found = {k: working_type(file.get_slice(k)[row]) for k in file.keys()}
         return found | dict(caption=self.captions[i])
+
+# %% ../../nbs/92_caches.ipynb #3c04b8a1
+class CachedWithSource(CachedDataset):
+    "A cache whose items have the near misses of the dataset that was cached, if it has any"
+    def __init__(self,
+        folder:str|Path,
+        count:int|None,  # how many images, from the first; None: all
+        source:Dataset,  # perhaps with methods `near_miss` and `near_misses`
+    ):
+        super().__init__(folder, count)
+        self.source = source
+
+    def near_misses(self, i)->dict[str,list[str]]: # by what is false
+        "Captions that are false of item i in one thing"
+        i = range(len(self))[i]
+        return self.source.near_misses(i) if hasattr(self.source, "near_misses") else {}
+
+    def __getitem__(self, i)->dict:
+        i = range(len(self))[i]
+        item = super().__getitem__(i)
+        if hasattr(self.source, "near_miss"):
+            item["near_miss"] = self.source.near_miss(i)
+        return item
