@@ -35,9 +35,11 @@ from t2i.engine.checkpoints import (
 )
 from .engine.files import atomic_path, bundled_folder
 from .generators.masked_var import MaskedTextVAR, MaskedTextVARConfig
-from .generators.text_var import TextConditionedTask, TextVAR, TextVARConfig
+from .generators.text_training import TextConditionedTask
+from .generators.text_var import TextVAR, TextVARConfig
 from .generators.var import VAR, VARConfig
 from .guidance.clip import CLIPTask, load_clip
+from .guidance.clip_text import CLIPTextEncoder, CLIPTextEncoderConfig, attach_clip
 from .outputs import save_images
 from .requests import DEFAULTS, check_settings, choose_seed, prompt_list, warn_of_prompts
 from .sampling import split_generator
@@ -52,6 +54,7 @@ MODEL_CLASSES = TOKENIZERS | dict(
     text_var=(TextVAR, TextVARConfig),
     masked_text_var=(MaskedTextVAR, MaskedTextVARConfig),
     text_encoder=(TextEncoder, TextEncoderConfig),
+    clip_text_encoder=(CLIPTextEncoder, CLIPTextEncoderConfig),
 )  # model_type of a part -> its class, its configuration
 
 # %% ../nbs/51_pipeline.ipynb #5c6bf066

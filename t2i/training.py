@@ -167,6 +167,10 @@ class Task:
         loss, logs = self.training_step(batch)
         return logs | dict(loss=loss)
 
+    def measure(self)->dict[str,float]:
+        "More numbers for a validation, alike in all processes"
+        return {}
+
     def after_step(self, generator:torch.Generator):
         "Called after every optimizer step (codebook averages)"
 
@@ -333,7 +337,8 @@ def validate(
     steps = range(state.config.val_batches)
     with ema_scope(state.task, state.ema), state.fabric.autocast():
         logs = [state.task.validation_step(batch) for batch in batches(state, "val", steps)]
-    return {f"val_{k}": v for k, v in mean_logs(state, logs).items()}
+        measured = state.task.measure()
+    return {f"val_{k}": v for k, v in (mean_logs(state, logs) | measured).items()}
 
 def draw_samples(
     state:TrainingState,

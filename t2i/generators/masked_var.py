@@ -7,7 +7,7 @@ __all__ = ['random_order', 'MaskedNextScaleTransformer', 'unmask_map', 'stream_m
            'MaskedTextVARConfig', 'upgrade_masked', 'MaskedTextVAR', 'unset_config', 'MaskedTextVARTaskConfig',
            'MaskedTextVARTask']
 
-# %% ../../nbs/33_masked_var.ipynb #70c0039f
+# %% ../../nbs/33_masked_var.ipynb #3779e878
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,13 +17,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..core import fold_in
-from t2i.generators.text_var import (
-    SoftTextVARTask,
-    SoftTextVARTaskConfig,
-    TextVAR,
-    TextVARConfig,
-    upgrade_text_var,
-)
+from .text_training import SoftTextVARTask, SoftTextVARTaskConfig
+from .text_var import TextVAR, TextVARConfig, upgrade_text_var
 from t2i.generators.var import (
     Condition,
     NextScaleTransformer,
@@ -42,7 +37,7 @@ from t2i.sampling import (
 from ..text import TextFeatures
 from ..tokenizers.multiscale import MultiScaleVQVAE
 
-# %% ../../nbs/33_masked_var.ipynb #5146687e
+# %% ../../nbs/33_masked_var.ipynb #c236ec41
 def random_order(
     generators:list[torch.Generator], # one per image
     size:int,                         # tokens of the map
@@ -51,7 +46,7 @@ def random_order(
     "A random order of a map's tokens, another one for each image"
     return draw_uniform(generators, size, device).argsort(1).argsort(1)
 
-# %% ../../nbs/33_masked_var.ipynb #5228c77f
+# %% ../../nbs/33_masked_var.ipynb #8654fe65
 class MaskedNextScaleTransformer(NextScaleTransformer):
     "A `NextScaleTransformer` whose tokens may read the known codes of their own map"
     def __init__(self,
@@ -83,7 +78,7 @@ class MaskedNextScaleTransformer(NextScaleTransformer):
         mask = self.mask[:x.shape[1],:x.shape[1]]
         return self.forward_blocks(x, self.condition(condition), mask)
 
-# %% ../../nbs/33_masked_var.ipynb #fcabf1b0
+# %% ../../nbs/33_masked_var.ipynb #434221d0
 def unmask_map(
     predict,        # (tokens, unmasked), (b,size) each -> logits (b,size,v)
     uniform:Tensor, # (b,size) in [0,1)
@@ -100,7 +95,7 @@ def unmask_map(
         unmasked = order < count
     return tokens
 
-# %% ../../nbs/33_masked_var.ipynb #7682259c
+# %% ../../nbs/33_masked_var.ipynb #cf957186
 @torch.no_grad()
 def stream_masked(
     net:MaskedNextScaleTransformer,
@@ -140,7 +135,7 @@ def stream_masked(
             x = net.embed(next_sums(quantizer, total, i+1), sum(net.sizes[:i+1]))
             x = torch.cat([x]*(1+guided))
 
-# %% ../../nbs/33_masked_var.ipynb #38db433d
+# %% ../../nbs/33_masked_var.ipynb #c820bd08
 def random_mask(
     sizes:list[int],                  # tokens of each map
     generators:list[torch.Generator], # one per image
@@ -156,7 +151,7 @@ def random_mask(
         masks.append(draw.argsort(1).argsort(1) < count)
     return masks
 
-# %% ../../nbs/33_masked_var.ipynb #56c27002
+# %% ../../nbs/33_masked_var.ipynb #455b2e6c
 def masked_weights(
     unmasked:list[Tensor], # (b,size) bool per map, True = known
 )->Tensor:                 # (b,l) float32
@@ -167,7 +162,7 @@ def masked_weights(
         weights.append(masked*known.shape[1]/masked.sum(1, keepdim=True))
     return torch.cat(weights, 1)
 
-# %% ../../nbs/33_masked_var.ipynb #d601f00c
+# %% ../../nbs/33_masked_var.ipynb #1df9cc42
 @dataclass
 class MaskedTextVARConfig(TextVARConfig):
     "A `TextVARConfig` of a model that samples a map in several steps"
@@ -181,7 +176,7 @@ def upgrade_masked(
     state = {name.replace("embed.said.", "token_embed."): w for name, w in state.items()}
     return upgrade_text_var(values, state)
 
-# %% ../../nbs/33_masked_var.ipynb #9242eb7f
+# %% ../../nbs/33_masked_var.ipynb #9cf8fd77
 class MaskedTextVAR(TextVAR):
     "`TextVAR` that samples a map in several steps (HMAR, Kumbong et al. 2025)"
     Net = MaskedNextScaleTransformer
@@ -216,7 +211,7 @@ class MaskedTextVAR(TextVAR):
             self.condition(unconditional), generators, weights, num_steps,
             temperature=temperature, top_k=top_k, top_p=top_p)
 
-# %% ../../nbs/33_masked_var.ipynb #0ed61ae1
+# %% ../../nbs/33_masked_var.ipynb #10c059df
 def unset_config()->MaskedTextVARConfig:
     "Scales and codes left open: in a recipe they follow the tokenizer"
     return MaskedTextVARConfig(scales=None, codebook_size=None, code_dim=None)
@@ -236,16 +231,12 @@ class MaskedTextVARTask(SoftTextVARTask):
     Config = MaskedTextVARTaskConfig
     Generator = MaskedTextVAR
 
-    def training_step(self,
-        batch:dict, # caption; u (b,); image (b,3,h,w) or tokens (b,l)
-    )->tuple[Tensor,dict[str,Tensor]]:
-        maps, target = self.targets(batch)                       # (b,p*p) per scale; (b,l,v)
+    def masks(self,
+        batch:dict, # u (b,)
+        maps:list[Tensor],
+    )->tuple[list[Tensor]]: # (b,p*p) bool per scale, True = known
         generators = [fold_in(int(u*2**24), 1) for u in batch["u"].tolist()]
-        unmasked = random_mask([m.shape[1] for m in maps], generators, target.device)
-        weights = masked_weights(unmasked)                       # (b,l)
-        logits = self.model(*self.read(batch), maps, unmasked)   # (b,l,v)
-        token_loss = -(target*logits.log_softmax(-1)).sum(-1)    # (b,l)
-        right = (logits.argmax(-1) == target.argmax(-1)).float()
-        floor = torch.special.entr(target).sum(-1)
-        logs = dict(accuracy=(weights*right).mean(), floor=(weights*floor).mean())
-        return (weights*token_loss).mean(), logs
+        return (random_mask([m.shape[1] for m in maps], generators, maps[0].device),)
+
+    def weights(self, losses:Tensor, masks:tuple)->Tensor:
+        return masked_weights(*masks)
