@@ -24,16 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..core import fold_in, from_pil, from_uint8, log, to_rgb
 from .shapes import Scene, render, sample_scene
-from t2i.engine.folders import (
-    IMAGE_SUFFIXES,
-    caption_list,
-    folder_captions,
-    read_text,
-    split_images,
-    upright,
-    usable_images,
-    visible_files,
-)
+from ..engine import folders
+from ..engine.unpickling import first_line
 
 # %% ../../nbs/03_datasets.ipynb #1747088e
 class ShapesDataset(Dataset):
@@ -117,7 +109,7 @@ def fit_square(
     y:float=.5,         # 0 at the top, 1 at the bottom
 )->Image.Image:         # (side,side), RGB
     "A square of an image, the middle one by default, resized"
-    image = to_rgb(upright(image))
+    image = to_rgb(folders.upright(image))
     width, height = image.size
     cut = share*min(width, height)
     left, top = x*(width-cut), y*(height-cut)
@@ -132,10 +124,9 @@ def open_image(
         raise FileNotFoundError(f"no such file: {path}")
     try:
         with Image.open(path) as image:
-            return to_rgb(upright(image))
+            return to_rgb(folders.upright(image))
     except Exception as e:  # decoders raise errors of many kinds
-        reason = str(e).split("\n")[0]
-        raise ValueError(f"cannot read {path}: it is not an image ({reason})") from None
+        raise ValueError(f"cannot read {path}: it is not an image ({first_line(e)})") from None
 
 # %% ../../nbs/03_datasets.ipynb #a7143a5b
 class CaptionedFiles(Dataset):
@@ -223,12 +214,12 @@ class FolderDataset(ImageFiles):
         self.folder = Path(folder).expanduser()
         if not self.folder.is_dir():
             raise FileNotFoundError(f"no folder {folder}")
-        files = visible_files(self.folder)
-        paths = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
-        parts = split_images(paths, self.folder) if split else {}
+        files = folders.visible_files(self.folder)
+        paths = [p for p in files if p.suffix.lower() in folders.IMAGE_SUFFIXES]
+        parts = folders.split_images(paths, self.folder) if split else {}
         paths = parts.get(split) or parts.get("train") or paths
-        captions = folder_captions(self.folder, files, strict=captioned)
-        items = usable_images(paths, self.folder, captions, captioned)
+        captions = folders.folder_captions(self.folder, files, strict=captioned)
+        items = folders.usable_images(paths, self.folder, captions, captioned)
         if not items and captioned:
             raise ValueError(f"no captioned image in {folder}: "
                              "put name.txt beside name.png, or one captions.jsonl")
@@ -265,9 +256,10 @@ class CocoDataset(ImageFiles):
         "The images that have a caption, in the order of their ids, with five captions at most"
         captions = {}
         try:
-            content = json.loads(read_text(table))
+            content = json.loads(folders.read_text(table))
             for note in content["annotations"]:
-                captions.setdefault(note["image_id"], []).extend(caption_list(note["caption"]))
+                texts = folders.caption_list(note["caption"])
+                captions.setdefault(note["image_id"], []).extend(texts)
             ids = {about["id"]: about["file_name"] for about in content["images"]}
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{table} does not hold captions as COCO does: {e!r}") from None

@@ -27,6 +27,7 @@ from ..data.datasets import DataConfig, load_dataset
 from ..engine.caches import build_cache, dataset_hash
 from ..engine.distributed import world_size
 from ..engine.files import atomic_path, bundled_folder, config_from_dict, hash_of
+from ..engine.unpickling import first_line
 from ..text import TextFeatures, TextTokenizer, prepare_text_tokenizer
 from ..training import Task, TrainConfig, load_task
 
@@ -321,9 +322,8 @@ def named_clip(
         model = open_clip.create_model(name, pretrained=tag, require_pretrained=True)
         return model, open_clip.get_tokenizer(name)
     except Exception as e:  # open_clip, torch, the hub raise errors of many kinds
-        reason = str(e).splitlines()[0]
         hint = f"load it once with a network, or download the file and use {name}/FILE"
-        raise T2IError(f"cannot load {tag!r} of {name} ({reason}): {hint}") from None
+        raise T2IError(f"cannot load {tag!r} of {name} ({first_line(e)}): {hint}") from None
 
 # %% ../../nbs/20_clip.ipynb #82f2dc41
 def folder_clip(
@@ -337,7 +337,7 @@ def folder_clip(
     try:
         model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
     except Exception as e:  # open_clip, torch, the hub raise errors of many kinds
-        raise T2IError(f"cannot read the CLIP in {folder}: {str(e).splitlines()[0]}") from None
+        raise T2IError(f"cannot read the CLIP in {folder}: {first_line(e)}") from None
     own = json.loads(about.read_text()).get("t2i")
     if (folder/"text_tokenizer").is_dir():
         tokenize = TextTokenizer.from_pretrained(folder/"text_tokenizer")
