@@ -243,12 +243,11 @@ class CocoDataset(ImageFiles):
         folder = Path(folder).expanduser()
         table = folder/"annotations"/f"captions_{split}2017.json"
         if not table.is_file():
-            raise FileNotFoundError(f"no {table}: unpack annotations_trainval2017.zip, "
-                                    f"from cocodataset.org, in {folder}")
-        items = self.read_items(table, folder/f"{split}2017")
+            raise FileNotFoundError(f"no {table}: unpack COCO's annotations_trainval2017.zip")
+        images = folder/f"{split}2017"
+        items = self.read_items(table, images)
         if not items or not items[0][0].is_file():
-            raise FileNotFoundError(f"no images in {folder/f'{split}2017'}: unpack "
-                                    f"{split}2017.zip, from cocodataset.org, in {folder}")
+            raise FileNotFoundError(f"no images in {images}: unpack COCO's {split}2017.zip")
         info_once(f"{len(items)} images of {folder} are read for {split}")
         super().__init__(items, resolution, augment)
 
@@ -284,8 +283,7 @@ class DataConfig:
             self.name = "coco" if coco else "folder"
             info_once(f"data.path={self.path} means data.name={self.name}")
         if self.augment not in AUGMENTATIONS:
-            raise ValueError(f"unknown data.augment {self.augment!r}; "
-                             f"known are {', '.join(AUGMENTATIONS)}")
+            raise ValueError(f"data.augment={self.augment}; known are {', '.join(AUGMENTATIONS)}")
         if self.augment != "none" and self.name in ("shapes", "digits"):
             raise ValueError(f"data.augment varies folders and COCO, not data.name={self.name}")
         if self.augment != "none" and self.cache:

@@ -42,8 +42,7 @@ class Prompt:
         if isinstance(self.content, str) and not self.content.strip():
             raise ValueError("the prompt is empty")
         if not isinstance(self.weight, (int, float)) or not 0 < self.weight < math.inf:
-            raise ValueError(f"the weight of a prompt must be above 0, got {self.weight}; "
-                             "what should not be shown is an exclude")
+            raise ValueError(f"a weight must be above 0, got {self.weight}; or make it an exclude")
 
 # %% ../../nbs/22_dream.ipynb #6c559899
 def split_weight(
@@ -121,8 +120,7 @@ def read_story(
     except (OSError, ValueError, yaml.YAMLError) as e:
         raise ValueError(f"cannot read the story {path}: {' '.join(str(e).split())}") from None
     if not isinstance(scenes, list) or not scenes:
-        raise ValueError(f"the story {path} is not a list of scenes, "
-                         "each as - {include: a red circle, steps: 100}")
+        raise ValueError(f"{path} is not a list of scenes, as - {{include: a star, steps: 100}}")
     for n, scene in enumerate(scenes, 1):
         try:
             config_from_dict(StoryScene, scene, f"{path}, scene {n}")
@@ -151,17 +149,18 @@ def warn_of_prompts(
             encode, limit = getattr(tokenizer, "encode", str.split), tokenizer.context_length
             cut = len(encode(text)) > limit - 2  # a start and an end token
         if cut:
-            log.warning("%s is longer than the %d tokens that this CLIP reads; "
-                        "the rest is ignored", name, limit)
+            log.warning("%s is longer than this CLIP's %d tokens: the rest is cut", name, limit)
 
 # %% ../../nbs/22_dream.ipynb #e15b9039
 def check_ranges(
-    config,                 # a dataclass
-    **ranges:tuple,         # per field, the least and the greatest value; None: any finite one
+    config,         # a dataclass; its numbers must be finite and at least 0
+    **ranges:tuple, # where that is not all: a field's least and greatest value; None: any
 ):
     "Refuse settings out of range"
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
+    for name, value in vars(config).items():
+        low, high = ranges.get(name, (0, None))
+        if not isinstance(value, (int, float)):
+            continue
         if not low <= value <= (math.inf if high is None else high) or math.isinf(value):
             allowed = f"at least {low}" if high is None else f"from {low} to {high}"
             raise ValueError(f"{name} must be {allowed}, got {value}")
@@ -195,8 +194,7 @@ def image_size(
 )->tuple[int,int]:                     # h and w
     "A size that the VQGAN can make"
     if not isinstance(vqgan, VQTokenizer):
-        raise TypeError("VQGAN+CLIP needs a tokenizer with one map of codes: a VQGAN, GumbelVQGAN "
-                        f"or ViTVQGAN, not a {type(vqgan).__name__}")
+        raise TypeError(f"a VQGAN with one map of codes is needed, not a {type(vqgan).__name__}")
     f, own = vqgan.downsample, vqgan.config.resolution
     h, w = (size, size) if isinstance(size, int) else size or (own, own)
     if isinstance(vqgan, ViTVQGAN) and (h, w) != (own, own):
@@ -316,8 +314,7 @@ class DreamRun(Steps):
         except Exception:  # torch raises errors of many kinds
             raise ValueError(f"{path} is not the state of a run") from None
         if z.shape != self.z.shape:
-            raise ValueError(f"{path} is of another run: its latents are {tuple(z.shape)}, "
-                             f"these {tuple(self.z.shape)}")
+            raise ValueError(f"{path} is of another run, with latents {tuple(z.shape)}")
         self.optimizer.load_state_dict(optimizer)
         self.z.data, self.average, self.step = z, average, step
 
