@@ -139,7 +139,8 @@ def warn_of_prompts(
     prompts = [p for s in story for p in s.include + s.exclude + s.extras]
     texts = dict.fromkeys(p.content for p in prompts if isinstance(p.content, str))
     for clip, text in product(clips, texts):
-        tokenizer, name = clip.tokenize, repr(text if len(text) <= 60 else text[:57] + "...")
+        tokenizer = clip.tokenize
+        name = repr(text if len(text) <= 60 else text[:57] + "...")
         if hasattr(tokenizer, "unfamiliar"):  # a `TextTokenizer`
             cut, limit = tokenizer.cut(text), tokenizer.length
             words = ", ".join(map(repr, tokenizer.unfamiliar(text)[:5]))
