@@ -111,8 +111,7 @@ class CutoutConfig:
 
     def __post_init__(self):
         check_ranges(self, count=(1, None), min_size=(.01, 1), overhang=(0, 1), flip=(0, 1),
-                     rotate=(0, 180), perspective=(0, .4), color=(0, 1), erase=(0, 1),
-                     noise=(0, None))
+                     rotate=(0, 180), perspective=(0, .4), color=(0, 1), erase=(0, 1))
 
 # %% ../../nbs/21_vqgan_clip.ipynb #54652a7a
 def uniform(limit:float, shape:tuple[int,...], generator:torch.Generator)->Tensor:
@@ -146,16 +145,14 @@ def sample_homographies(
 class Cutouts:
     "The random numbers of one step's cutouts, a row per cutout"
     homography:Tensor # (n,3,3), see `sample_homographies`
-    color:Tensor      # (2,n,3,1,1), contrast and brightness of red, green and blue
+    color:Tensor      # (n,2,3,1,1), contrast and brightness of red, green and blue
     box:Tensor        # (n,4), what is erased: left, top, right, bottom in [-1,1]
     noise:Tensor      # (n,3,s,s), added at the end; s is the side of the cutouts in pixels
 
     def split(self, size:int)->Iterator["Cutouts"]:
         "Up to `size` cutouts at a time"
-        for i in range(0, len(self.box), size):
-            rows = slice(i, i+size)
-            yield Cutouts(self.homography[rows], self.color[:,rows], self.box[rows],
-                          self.noise[rows])
+        for rows in zip(*(numbers.split(size) for numbers in vars(self).values())):
+            yield Cutouts(*rows)
 
 def sample_cutouts(
     config:CutoutConfig,
@@ -174,7 +171,7 @@ def sample_cutouts(
     box = torch.stack([x - width, y - height, x + width, y + height], 1)
     noise = config.noise*noise[:,None,None,None]
     noise = noise*torch.randn(n, 3, side, side, generator=generator, device=device)
-    return Cutouts(homography, color, box, noise)
+    return Cutouts(homography, color.transpose(0, 1), box, noise)
 
 # %% ../../nbs/21_vqgan_clip.ipynb #7f23dec2
 def make_cutouts(
@@ -192,7 +189,7 @@ def make_cutouts(
     grid = torch.stack([x/depth, y/depth], -1).unflatten(1, (side,side))
     images = image.expand(len(grid), -1, -1, -1)
     seen = F.grid_sample(images, grid, align_corners=False)
-    contrast, brightness = cutouts.color
+    contrast, brightness = cutouts.color.unbind(1)                                # (n,3,1,1) each
     left, top, right, bottom = cutouts.box.T[:,:,None]                            # (n,1) each
     column, row = (u > left) & (u < right), (u > top) & (u < bottom)              # (n,s)
     erased = column[:,None,None,:] & row[:,None,:,None]                           # (n,1,s,s)
@@ -223,12 +220,10 @@ class VQGANCLIPConfig:
 
     def __post_init__(self):
         for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; "
-                                 f"known are {', '.join(known)}")
-        check_ranges(self, steps=(1, None), cutout_batch_size=(0, None), exclude_weight=(0, None),
-                     extras_weight=(0, None), init_weight=(0, None), lr=(0, None), ema=(0, 1),
-                     tv=(0, None))
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}; known are {', '.join(known)}")
+        check_ranges(self, steps=(1, None), ema=(0, 1))
 
 # %% ../../nbs/21_vqgan_clip.ipynb #8476613d
 @torch.no_grad()
@@ -255,8 +250,8 @@ def prompt_losses(
     targets:dict[str,tuple[Tensor,Tensor]], # see `embed_prompts`
 )->Tensor:                                  # (n,)
     "Per cutout, the weighted sum of its distances from all prompts"
-    return sum(spherical_distance(embeddings[:,None], vectors) @ weights
-               for vectors, weights in targets.values())
+    losses = [spherical_distance(embeddings[:,None], v) @ w for v, w in targets.values()]
+    return sum(losses)
 
 # %% ../../nbs/21_vqgan_clip.ipynb #0fe41f31
 def image_gradient(
@@ -273,35 +268,14 @@ def image_gradient(
         part_loss = prompt_losses(embeddings, targets).sum()/n
         part_loss.backward()
         loss, mean = loss + part_loss.detach(), mean + embeddings.detach().sum(0)/n
-    logs = {name: vectors @ mean @ (weights/weights.sum())
-            for name, (vectors, weights) in targets.items()}
-    return dict(loss=loss) | logs
+    logs = dict(loss=loss)
+    for name, (vectors, weights) in targets.items():
+        logs[name] = vectors @ mean @ (weights/weights.sum())
+    return logs
 
 # %% ../../nbs/21_vqgan_clip.ipynb #db2ffe39
 class Latents(DreamRun):
-    "Latents (1,d,h,w) of one image, and what they decode to"
-    def __init__(self,
-        vqgan:VQTokenizer, clips:list[CLIP], # on one device
-        story:list[StoryScene],
-        size:tuple[int,int],      # h and w of the image, pixels
-        seed:int,
-        config:VQGANCLIPConfig,
-        search=None,              # see `VQGANCLIP`
-    ):
-        self.vqgan, self.clips, self.story, self.size = vqgan, clips, story, size
-        self.seed, self.config, self.search = seed, config, search
-        self.device, codes = vqgan.codebook.device, vqgan.codebook.detach()       # (v,d)
-        self.step, self.logs, self.targets = 0, {}, {}
-        self.ends = list(accumulate(scene.steps for scene in story))
-        self.total_steps = self.ends[-1]
-        self.low, self.high = codes.T[:,:,None,None].aminmax(dim=1)               # (d,1,1) each
-        z = initial_latents(vqgan, config.init, size, self.generator(-1))
-        self.anchor = codes.mean(0)[:,None,None]
-        if config.init not in ("random", "noise", "gradient"):
-            self.anchor = z.clone()
-        self.average, self.z = z.clone(), z.clone().requires_grad_()
-        self.optimizer = CHOICES["optimizer"][config.optimizer]([self.z], lr=config.lr)
-
+    "Latents `z` (1,d,h,w) of one image, what they decode to, and what CLIP reads of it"
     def autocast(self):
         "The configured precision"
         return torch.autocast(self.device.type, torch.bfloat16, self.config.precision == "bf16")
@@ -316,12 +290,9 @@ class Latents(DreamRun):
         "The image as it is now"
         return to_pil(self.decode(self.average if self.config.ema else self.z))[0]
 
-# %% ../../nbs/21_vqgan_clip.ipynb #597f0360
-class LatentOptimizer(Latents):
-    "Moves the latents towards the prompts, step by step"
     def clip_inputs(self)->Iterator[tuple[CLIP,dict,Cutouts]]:
         "Per CLIP, the embedded prompts and the cutouts of the coming step"
-        scene = min(bisect_right(self.ends, self.step), len(self.story)-1)
+        scene = bisect_right(self.ends[:-1], self.step)
         generator, config = self.generator(self.step), self.config
         for clip in self.clips:
             if (scene, clip) not in self.targets:
@@ -329,6 +300,9 @@ class LatentOptimizer(Latents):
             cutouts = sample_cutouts(config.cutouts, self.size, clip.image_size, generator)
             yield clip, self.targets[scene, clip], cutouts
 
+# %% ../../nbs/21_vqgan_clip.ipynb #597f0360
+class LatentOptimizer(Latents):
+    "Moves the latents towards the prompts, step by step"
     def make_step(self)->dict[str,Tensor]:
         "One step: the loss, and the mean cosines with include, exclude and extras, as scalars"
         config = self.config
@@ -352,6 +326,18 @@ class LatentOptimizer(Latents):
         for name, value in (item for log in each for item in log.items()):
             logs[name] = logs.get(name, 0.) + value/len(each)
         return logs
+
+    @torch.no_grad()
+    def candidate_losses(self, z:Tensor)->Tensor: # (n,d,h,w), n candidates -> (n,)
+        "For a search: the loss of each by the cutouts of the coming step, the same for all"
+        losses, inputs = torch.zeros(len(z), device=self.device), list(self.clip_inputs())
+        for i, one in enumerate(z.split(1)):
+            image = self.decode(one)
+            for clip, targets, cutouts in inputs:
+                with self.autocast():
+                    embeddings = clip.encode_image(make_cutouts(image, cutouts))
+                losses[i] += prompt_losses(embeddings, targets).mean()
+        return losses/len(inputs)
 
 # %% ../../nbs/21_vqgan_clip.ipynb #da7a5be5
 QUALITY = dict(draft=(100, 16), normal=(300, 32), best=(500, 64))  # steps, cutouts
@@ -390,21 +376,20 @@ class VQGANCLIP(LatentOptimizer):
         config = make_config(quality, **settings)
         if story and (include or exclude or extras):
             raise ValueError("give prompts or a story, not both")
-        story = list(story or [StoryScene(include, exclude, extras, config.steps)])
-        vqgan, clips = load_models(vqgan, clip, device)
-        warn_of_prompts(story, clips)
-        super().__init__(vqgan, clips, story, image_size(vqgan, size), seed, config, search)
-
-    @torch.no_grad()
-    def candidate_losses(self,
-        z:Tensor, # (n,d,h,w), n candidates
-    )->Tensor:    # (n,)
-        "For a search: the loss of each by the cutouts of the coming step, the same for all"
-        losses, inputs = torch.zeros(len(z), device=self.device), list(self.clip_inputs())
-        for i, one in enumerate(z.split(1)):
-            image = self.decode(one)
-            for clip, targets, cutouts in inputs:
-                with self.autocast():
-                    embeddings = clip.encode_image(make_cutouts(image, cutouts))
-                losses[i] += prompt_losses(embeddings, targets).mean()
-        return losses/len(inputs)
+        self.story = list(story or [StoryScene(include, exclude, extras, config.steps)])
+        self.vqgan, self.clips = load_models(vqgan, clip, device)
+        warn_of_prompts(self.story, self.clips)
+        self.size = image_size(self.vqgan, size)
+        self.seed, self.config, self.search = seed, config, search
+        self.step, self.logs, self.targets = 0, {}, {}
+        self.ends = list(accumulate(scene.steps for scene in self.story))
+        self.total_steps = self.ends[-1]
+        codes = self.vqgan.codebook.detach()                                      # (v,d)
+        self.device = codes.device
+        self.low, self.high = codes.T[:,:,None,None].aminmax(dim=1)               # (d,1,1) each
+        z = initial_latents(self.vqgan, config.init, self.size, self.generator(-1))
+        self.anchor = codes.mean(0)[:,None,None]
+        if config.init not in ("random", "noise", "gradient"):
+            self.anchor = z.clone()
+        self.average, self.z = z.clone(), z.clone().requires_grad_()
+        self.optimizer = CHOICES["optimizer"][config.optimizer]([self.z], lr=config.lr)

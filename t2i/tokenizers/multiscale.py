@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Phi', 'phi_index', 'TokenPyramid', 'MultiScaleQuantizer', 'MultiScaleVQVAEConfig', 'MultiScaleAutoencoder',
-           'multi_scale_losses', 'MultiScaleVQVAE']
+           'MultiScaleVQVAE']
 
 # %% ../../nbs/13_multiscale.ipynb #49739cb0
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from t2i.tokenizers.quantize import (
     perplexity,
     usage,
 )
-from .vqgan import ConvAutoencoder, skip_quantizer
+from .vqgan import ConvAutoencoder, ImageTokenizer, check_side
 
 # %% ../../nbs/13_multiscale.ipynb #04a12f78
 class Phi(nn.Module):
@@ -115,6 +115,9 @@ class MultiScaleQuantizer(TokenPyramid):
             self.codebook.collect(torch.cat(vectors, 1), torch.cat(ids, 1))
         return ids, sums
 
+    def normalize(self, z:Tensor)->Tensor:  # (...,d)
+        return self.codebook.normalize(z)
+
     def update(self, generator:torch.Generator):
         "Called after every optimiser step"
         self.codebook.update(generator)
@@ -147,7 +150,7 @@ class MultiScaleVQVAEConfig:
             raise ValueError(f"scales is {self.scales}; each must be larger than the one before")
 
 # %% ../../nbs/13_multiscale.ipynb #0c929b1c
-class MultiScaleAutoencoder(ConvAutoencoder):
+class MultiScaleAutoencoder(ImageTokenizer, ConvAutoencoder):
     "Encoder, multi-scale quantiser, decoder: the training pass"
     def __init__(self, config:MultiScaleVQVAEConfig):
         c = config
@@ -163,38 +166,20 @@ class MultiScaleAutoencoder(ConvAutoencoder):
 
     def features(self, images:Tensor)->Tensor:  # (b,3,h,w), [-1,1] -> (b,d,h/f,w/f)
         "Encoder output before quantisation"
-        side, (h, w) = self.config.resolution, images.shape[-2:]
-        if (h, w) != (side, side):
-            raise ValueError(f"images have {w}x{h} pixels; this tokenizer needs {side}x{side}")
+        check_side(images, self.config.resolution)
         return super().features(images)
 
     def quantize(self, z:Tensor)->tuple[Tensor,list[Tensor],dict[str,Tensor]]:  # (b,d,h,w)
-        "zq with a gradient past the rounding, ids (b,p*p) per scale, losses"
+        "zq with a gradient past the rounding, ids (b,p*p) per scale; losses, means over the scales"
         z = z.float()
         ids, sums = self.quantizer(z)
-        counts = code_counts(torch.cat(ids, 1), self.codebook_size)
-        codes = dict(usage=usage(counts), perplexity=perplexity(counts))
         estimator = self.quantizer.codebook.estimator
         zq = estimator(z.movedim(1, -1), sums[-1].movedim(1, -1)).movedim(-1, 1)
-        return zq, ids, multi_scale_losses(z, sums) | codes
-
-    def forward(self, images:Tensor, quantize:bool=True)->tuple[Tensor,dict[str,Tensor]]:
-        "Reconstruction, not clamped, and losses of images (b,3,h,w) in [-1,1]"
-        z = self.features(images)
-        if not quantize:
-            return skip_quantizer(self, z, self.quantizer.codebook)
-        zq, _, losses = self.quantize(z)
-        return self.decode_features(zq), losses
-
-# %% ../../nbs/13_multiscale.ipynb #4fc48325
-def multi_scale_losses(
-    z:Tensor,           # (b,d,h,w), output of the encoder
-    sums:list[Tensor],  # (b,d,h,w) after each scale
-)->dict[str,Tensor]:
-    "Codebook and commitment loss, means over the scales (VAR's VectorQuantizer2)"
-    codebook = torch.stack([F.mse_loss(s, z.detach()) for s in sums]).mean()
-    commitment = torch.stack([F.mse_loss(z, s.detach()) for s in sums]).mean()
-    return dict(codebook=codebook, commitment=commitment)
+        codebook = torch.stack([F.mse_loss(s, z.detach()) for s in sums]).mean()
+        commitment = torch.stack([F.mse_loss(z, s.detach()) for s in sums]).mean()
+        counts = code_counts(torch.cat(ids, 1), self.codebook_size)
+        losses = dict(codebook=codebook, commitment=commitment)
+        return zq, ids, losses | dict(usage=usage(counts), perplexity=perplexity(counts))
 
 # %% ../../nbs/13_multiscale.ipynb #2c549a27
 class MultiScaleVQVAE(MultiScaleAutoencoder, PyTorchModelHubMixin):

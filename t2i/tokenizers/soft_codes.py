@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..engine.distributed import world_size
 from ..sampling import draw_uniform, sample_codes
-from .quantize import kmeans, nearest_code, sum_over_processes
+from .quantize import Codebook, kmeans, nearest_code, sum_over_processes
 from .vqgan import VQGAN, VQGANConfig
 
 # %% ../../nbs/16_soft_codes.ipynb #ea56a895
@@ -33,30 +33,19 @@ def rotation_trick(
     return out + (zq-out).detach()
 
 # %% ../../nbs/16_soft_codes.ipynb #32112e76
-class GumbelCodebook(nn.Module):
+class GumbelCodebook(Codebook):
     "Codes sampled by their logits (https://arxiv.org/abs/1611.01144), as in taming-transformers"
     def __init__(self,
         codebook_size:int,     # v
         code_dim:int,          # d
         temperature:float=1.,  # of the softmax, in training
     ):
-        super().__init__()
-        self.temperature = temperature
-        self.proj = nn.Linear(code_dim, codebook_size)
-        self.weight = nn.Parameter(torch.randn(codebook_size, code_dim)/code_dim**.5)
-
-    @property
-    def codes(self)->Tensor:  # (v,d)
-        return self.weight
-
-    def normalize(self, z:Tensor)->Tensor:  # (...,d), unchanged: see `Codebook.normalize`
-        return z
+        proj = nn.Linear(code_dim, codebook_size)  # its random numbers are drawn first
+        super().__init__(codebook_size, code_dim)
+        self.proj, self.temperature = proj, temperature
 
     def encode(self, z:Tensor)->Tensor:  # (...,d) -> the likeliest codes, (...) int64
         return self.proj(z).argmax(-1)
-
-    def decode(self, ids:Tensor)->Tensor:  # (...) int64 -> vectors (...,d)
-        return F.embedding(ids, self.weight)
 
     def forward(self, z:Tensor)->tuple[Tensor,Tensor,dict[str,Tensor]]:  # (...,d)
         "Quantised vectors, ids (...) and the loss `kl`; sampled in training, else the likeliest"
@@ -68,9 +57,6 @@ class GumbelCodebook(nn.Module):
             return self.decode(ids), ids, dict(kl=kl)
         sampled = F.gumbel_softmax(logits, self.temperature, hard=True)  # (...,v), one-hot
         return sampled @ self.weight, sampled.argmax(-1), dict(kl=kl)
-
-    def update(self, generator:torch.Generator):
-        "Called after every optimiser step; nothing to do"
 
 # %% ../../nbs/16_soft_codes.ipynb #eebff26e
 @torch.no_grad()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['group_norm', 'ResnetBlock', 'AttnBlock', 'Downsample', 'Upsample', 'MidBlock', 'ResolutionStage', 'Encoder',
-           'Decoder', 'PatchEncoder', 'ConvAutoencoder', 'check_sizes', 'VQGANConfig', 'skip_quantizer', 'VQTokenizer',
-           'VQGAN']
+           'Decoder', 'PatchEncoder', 'ConvAutoencoder', 'check_side', 'check_sizes', 'VQGANConfig', 'ImageTokenizer',
+           'VQTokenizer', 'VQGAN']
 
 # %% ../../nbs/11_vqgan.ipynb #b089f38c
 from dataclasses import dataclass
@@ -259,6 +259,16 @@ class ConvAutoencoder(nn.Module):
         return self.decoder.conv_out.weight
 
 # %% ../../nbs/11_vqgan.ipynb #5d6e36a1
+def check_side(
+    images:Tensor,  # (b,3,h,w)
+    side:int,       # pixels
+):
+    "A ValueError for images of another size"
+    h, w = images.shape[-2:]
+    if (h, w) != (side, side):
+        raise ValueError(f"images have {w}x{h} pixels; this tokenizer needs {side}x{side}")
+
+
 def check_sizes(
     config,         # see `ConvAutoencoder`
     downsample:int,
@@ -297,18 +307,20 @@ class VQGANConfig:
         self.attention_levels = tuple(self.attention_levels)
 
 # %% ../../nbs/11_vqgan.ipynb #b3cfb007
-def skip_quantizer(
-    tokenizer,   # with `quantizer` and `decode_features`
-    z:Tensor,    # (b,d,h,w)
-    codebook,    # with `normalize`
-)->tuple[Tensor,dict[str,Tensor]]:
-    "Reconstruction from unrounded vectors; DDP needs every parameter in the loss, here as 0"
-    unused = sum(0*p.sum() for p in tokenizer.quantizer.parameters())
-    recon = tokenizer.decode_features(codebook.normalize(z.movedim(1, -1)).movedim(-1, 1))
-    return recon, dict(codebook=z.new_zeros(())+unused)
+class ImageTokenizer:
+    "The training pass of all tokenizers, from `features`, `quantize` and `decode_features`"
+    def forward(self, images:Tensor, quantize:bool=True)->tuple[Tensor,dict[str,Tensor]]:
+        "Reconstruction, not clamped, and losses of images (b,3,h,w) in [-1,1]"
+        z = self.features(images)
+        if quantize:
+            zq, _, losses = self.quantize(z)
+            return self.decode_features(zq), losses
+        z = self.quantizer.normalize(z.movedim(1, -1)).movedim(-1, 1)
+        unused = sum(0*p.sum() for p in self.quantizer.parameters())  # DDP needs them in the loss
+        return self.decode_features(z), dict(codebook=z.new_zeros(())+unused)
 
 # %% ../../nbs/11_vqgan.ipynb #6f3162a4
-class VQTokenizer:
+class VQTokenizer(ImageTokenizer):
     "The tokenizer protocol with one code per position; needs `quantizer`, `features`, …"
     @staticmethod
     def make_quantizer(c)->nn.Module:
@@ -325,14 +337,6 @@ class VQTokenizer:
         counts = code_counts(ids, self.codebook_size)
         losses |= dict(usage=usage(counts), perplexity=perplexity(counts))
         return zq.transpose(1, 2).reshape(z.shape), ids, losses
-
-    def forward(self, images:Tensor, quantize:bool=True)->tuple[Tensor,dict[str,Tensor]]:
-        "The training pass on (b,3,h,w) in [-1,1]: reconstruction, not clamped, and losses"
-        z = self.features(images)
-        if not quantize:
-            return skip_quantizer(self, z, self.quantizer)
-        zq, _, losses = self.quantize(z)
-        return self.decode_features(zq), losses
 
     @torch.no_grad()
     def encode(self, images:Tensor)->Tensor:  # (b,3,h,w), [-1,1] -> (b,l) int64
