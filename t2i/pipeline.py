@@ -288,9 +288,11 @@ def load_pipeline(
     tokenizer = load_part(MODEL_CLASSES, parts["tokenizer"])
     check_fingerprint(tokenizer, index["fingerprints"].get("tokenizer"), parts["tokenizer"], folder)
     named = "" if parts["tokenizer"].parent == folder else index["parts"]["tokenizer"]
+    encoder = load_part(MODEL_CLASSES, parts["text_encoder"])
+    if isinstance(encoder, CLIPTextEncoder):
+        attach_clip(encoder)
     return TextVARPipeline(
-        load_generator(parts["generator"], tokenizer), tokenizer,
-        load_part(MODEL_CLASSES, parts["text_encoder"]),
+        load_generator(parts["generator"], tokenizer), tokenizer, encoder,
         TextTokenizer.from_pretrained(parts["text_tokenizer"]),
         folder.name, named, index["defaults"])
 
