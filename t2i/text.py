@@ -196,6 +196,7 @@ class TextEncoderConfig:
     model_type:str="text_encoder"
     format:int=1
 
+# %% ../nbs/06_text.ipynb #35f8606e
 class TextEncoder(nn.Module, PyTorchModelHubMixin):
     "A transformer that reads a caption in both directions"
     def __init__(self, config:TextEncoderConfig):

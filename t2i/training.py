@@ -156,7 +156,6 @@ class Task:
 
     def dataset(self, split:str): # "train" or "val"
         "The images, as a map-style dataset of dicts"
-        raise NotImplementedError
 
     def training_step(self, batch:dict)->tuple[Tensor,dict[str,Tensor]]:
         "The loss of a micro-batch and scalars to log; `u` in it is a uniform number per image"
@@ -167,9 +166,8 @@ class Task:
         loss, logs = self.training_step(batch)
         return logs | dict(loss=loss)
 
-    def measure(self)->dict[str,float]:
-        "More numbers for a validation, alike in all processes"
-        return {}
+    def measure(self)->dict[str,float]|None:
+        "More numbers for a validation, if any; alike in all processes"
 
     def after_step(self, generator:torch.Generator):
         "Called after every optimizer step (codebook averages)"
@@ -337,7 +335,7 @@ def validate(
     steps = range(state.config.val_batches)
     with ema_scope(state.task, state.ema), state.fabric.autocast():
         logs = [state.task.validation_step(batch) for batch in batches(state, "val", steps)]
-        measured = state.task.measure()
+        measured = state.task.measure() or {}
     return {f"val_{k}": v for k, v in (mean_logs(state, logs) | measured).items()}
 
 def draw_samples(
