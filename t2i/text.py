@@ -184,7 +184,6 @@ class TextFeatures:
         "Some of the captions, in this order"
         return TextFeatures(self.tokens[rows], self.mask[rows], self.pooled[rows])
 
-# %% ../nbs/06_text.ipynb #08de0254
 @dataclass
 class TextEncoderConfig:
     "The sizes of a text encoder"
