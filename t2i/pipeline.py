@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODEL_CLASSES', 'PARTS', 'INDEX_FORMAT', 'OFFICIAL_CLASSES', 'WEIGHT_SUFFIXES', 'Output', 'Frame', 'PipelineParts',
-           'Call', 'check_call', 'draw_batches', 'Pipeline', 'TextVARPipeline', 'read_model_index', 'load_pipeline',
-           'load_generator', 'check_fingerprint', 'load_run', 'load_official', 'is_hub_id', 'find_model', 'load_folder',
-           'load']
+           'Call', 'check_call', 'draw_batches', 'draw_best', 'StreamingParts', 'Pipeline', 'TextVARPipeline',
+           'read_model_index', 'load_pipeline', 'load_generator', 'check_fingerprint', 'load_run', 'load_official',
+           'is_hub_id', 'find_model', 'load_folder', 'load']
 
 # %% ../nbs/51_pipeline.ipynb #bbdfb308
 import inspect
@@ -35,10 +35,11 @@ from t2i.engine.checkpoints import (
 )
 from .engine.files import atomic_path, bundled_folder
 from .generators.masked_var import MaskedTextVAR, MaskedTextVARConfig
+from .generators.reranking import best_of, rank_images
 from .generators.text_training import TextConditionedTask
 from .generators.text_var import TextVAR, TextVARConfig
 from .generators.var import VAR, VARConfig
-from .guidance.clip import CLIPTask, load_clip
+from .guidance.clip import CLIP, CLIPTask, load_clip
 from .guidance.clip_text import CLIPTextEncoder, CLIPTextEncoderConfig, attach_clip
 from .outputs import save_images
 from .requests import DEFAULTS, check_settings, choose_seed, prompt_list, warn_of_prompts
@@ -65,6 +66,7 @@ class Output:
     prompts:list[str]               # the prompt of each image
     seed:int|None                   # the seed that was used; None if generators were given
     settings:dict                   # model, guidance_scale and so on
+    scores:list[list[float]]|None=None # with rerank: of all candidates of each prompt
 
     def save(self,
         path:str|Path, # a .png for a grid, or a folder for one file per image
@@ -176,8 +178,50 @@ def draw_batches(
         images += to_pil(decoded) if output_type == "pil" else [decoded.float().cpu()]
     return images if output_type == "pil" else torch.cat(images)
 
+# %% ../nbs/51_pipeline.ipynb #04f4c519
+def draw_best(
+    pipe,            # a `Pipeline`
+    call:Call,       # of all candidates
+    candidates:int,  # per prompt
+    clip:CLIP|str|None, # that ranks them; None: the one that the model reads, if it reads one
+    batch_size:int,
+    output_type:str,
+    about:dict,      # the output's settings
+)->Output:           # the best of each prompt first, and the scores of all
+    "Draw the candidates of a call and keep those that fit their prompts best"
+    clip = clip or getattr(pipe.text_encoder, "clip", None)
+    if clip is None:
+        raise T2IError("rerank needs a CLIP that judges, such as clip=\"shapes-clip\"")
+    name, clip = (clip, load_clip(clip, str(pipe.device))) if isinstance(clip, str) else ("", clip)
+    keep = about["num_images_per_prompt"]
+    best_of([0.]*candidates, candidates, keep)  # refused before anything is drawn
+    if isinstance(clip.tokenize, TextTokenizer):
+        warn_of_prompts(clip.tokenize, list(dict.fromkeys(call.prompts)))
+    images = draw_batches(pipe, call, batch_size, output_type)
+    seen = images if output_type == "pil" else to_pil(images)
+    scores = rank_images(clip, seen, call.prompts, batch_size)
+    best = best_of(scores, candidates, keep)
+    kept = images[best] if output_type == "pt" else [images[i] for i in best]
+    rows = [scores[i:i+candidates] for i in range(0, len(scores), candidates)]
+    about = about | dict(rerank=candidates, clip=name)
+    return Output(kept, [call.prompts[i] for i in best], call.seed, about, rows)
+
+# %% ../nbs/51_pipeline.ipynb #53b7d626
+class StreamingParts(PipelineParts):
+    "The parts, and the images after every map; a subclass has `token_maps`"
+    def stream(self,
+        prompt:str|list[str],
+        num_images_per_prompt:int=1,
+        **arguments, # as in a call, without batch_size and output_type
+    )->Iterator[Frame]:
+        "Draw all images together, and yield them after every scale"
+        call = check_call(self, prompt, num_images_per_prompt, **arguments)
+        maps = self.token_maps(call.prompts, call.generators, **call.settings)
+        for step, ids in enumerate(maps, 1):
+            yield Frame(to_pil(self.tokenizer.decode(ids)), step, len(self.tokenizer.scales))
+
 # %% ../nbs/51_pipeline.ipynb #4ea86b74
-class Pipeline(PipelineParts):
+class Pipeline(StreamingParts):
     "Prompts in, images out; a subclass says how token maps are drawn, in `token_maps`"
     def __call__(self,
         prompt:str|list[str],           # what to draw: one text or several
@@ -191,29 +235,22 @@ class Pipeline(PipelineParts):
         guidance_schedule:str|None=None, # "ramp": from 1 at the first map to w; "constant": w
         seed:int|None=None,             # image j of a prompt depends on (seed, j) and the prompt
         generator:torch.Generator|list[torch.Generator]|None=None, # instead: one, or one per image
+        rerank:int|None=None,           # draw so many per prompt, keep those that fit best
+        clip:CLIP|str|None=None,        # the CLIP that judges the fit; see lesson 37
         batch_size:int=64,              # images drawn at a time; seeds do not depend on it
         output_type:str="pil",          # "pt" gives a tensor (b,3,h,w) in [-1,1], on the CPU
     )->Output:
         """Draw images. Under "ramp" the first map has no guidance, so `negative_prompt` cannot
         change what that map decides: background and layout. Under "constant" it can."""
         call = check_call(
-            self, prompt, num_images_per_prompt, seed, generator, negative_prompt,
+            self, prompt, rerank or num_images_per_prompt, seed, generator, negative_prompt,
             guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
             top_p=top_p, temperature=temperature, num_steps=num_steps)
+        about = dict(model=self.name, num_images_per_prompt=num_images_per_prompt) | call.settings
+        if rerank is not None:
+            return draw_best(self, call, rerank, clip, batch_size, output_type, about)
         images = draw_batches(self, call, batch_size, output_type)
-        about = dict(model=self.name, num_images_per_prompt=num_images_per_prompt)
-        return Output(images, call.prompts, call.seed, about | call.settings)
-
-    def stream(self,
-        prompt:str|list[str],
-        num_images_per_prompt:int=1,
-        **arguments, # as in a call, without batch_size and output_type
-    )->Iterator[Frame]:
-        "Draw all images together, and yield them after every scale"
-        call = check_call(self, prompt, num_images_per_prompt, **arguments)
-        maps = self.token_maps(call.prompts, call.generators, **call.settings)
-        for step, ids in enumerate(maps, 1):
-            yield Frame(to_pil(self.tokenizer.decode(ids)), step, len(self.tokenizer.scales))
+        return Output(images, call.prompts, call.seed, about)
 
 # %% ../nbs/51_pipeline.ipynb #1a268862
 PARTS = ("generator", "text_encoder", "text_tokenizer", "tokenizer")

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BENCHMARKS', 'held_out_loss', 'token_loss', 'clip_score', 'Subject', 'load_subject', 'held_out_images',
-           'ScoreOptions', 'draw_prompts', 'reads_shapes', 'score_shapes', 'score_digits', 'score_reconstruction',
-           'score_clip', 'score_dream', 'score_captions', 'caption_recall', 'default_benchmark', 'evaluate_model']
+           'ScoreOptions', 'draw_candidates', 'draw_prompts', 'reads_shapes', 'score_shapes', 'score_digits',
+           'score_reconstruction', 'score_clip', 'score_dream', 'score_captions', 'caption_recall', 'default_benchmark',
+           'evaluate_model']
 
 # %% ../nbs/57_scoring.ipynb #221121f8
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from t2i.evaluation import (
     reconstruction_scores,
     shapes_scores,
 )
+from .generators.reranking import best_of, rank_images
 from .guidance.clip import CLIP, load_clip, recall_at
 from .guidance.vqgan_clip import VQGANCLIP
 from .pipeline import Pipeline, load
@@ -142,15 +144,33 @@ class ScoreOptions:
     eval_clip:str|None=None    # another CLIP, for measuring
     quality:str="draft"        # of a steered VQGAN
     device:str|None=None
+    rerank:int|None=None       # candidates per image of a generator; None: each drawing counts
 
     def __post_init__(self):
-        for name in ("per_task", "num_images_per_prompt", "count"):
+        for name in ("per_task", "num_images_per_prompt", "count", "rerank"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 option = name.replace("_", "-")
                 raise T2IError(f"--{option} is {value}; it must be at least 1")
 
 # %% ../nbs/57_scoring.ipynb #5221837d
+def draw_candidates(
+    pipe:Pipeline,
+    prompts:list[str],
+    options:ScoreOptions, # with rerank, each image is the best of so many
+)->list[list[Image.Image]]:
+    "Draw with a generator; each of a prompt's images is chosen among its own candidates"
+    n, each = options.num_images_per_prompt, options.rerank or 1
+    settings = dict(guidance_scale=options.guidance_scale, num_steps=options.num_steps)
+    out = pipe(prompts, n*each, seed=options.seed, **settings)
+    chosen = range(len(out.images))
+    if each > 1:
+        chosen = best_of(rank_images(load_clip(options.clip, options.device), out.images,
+                                     out.prompts), each)
+    images = [out.images[i] for i in chosen]
+    return [images[i:i+n] for i in range(0, len(images), n)]
+
+
 def draw_prompts(
     subject:Subject,
     prompts:list[str],
@@ -159,10 +179,7 @@ def draw_prompts(
     "Draw with a generator, or steer a VQGAN"
     n = options.num_images_per_prompt
     if subject.kind == "generator":
-        images = subject.model(
-            prompts, n, seed=options.seed, guidance_scale=options.guidance_scale,
-            num_steps=options.num_steps).images
-        return [images[i:i+n] for i in range(0, len(images), n)]
+        return draw_candidates(subject.model, prompts, options)
     clip = load_clip(options.clip, options.device)
     drawn = []
     for prompt in prompts:
