@@ -71,7 +71,17 @@ def test_a_run_stopped_anywhere_resumes_bit_for_bit(tmp_path, models, whole, whe
     assert open_image(folder/"image.png").tobytes() == whole.image().tobytes()
 
 
-def test_a_second_ctrl_c_interrupts_and_leaves_a_whole_state(tmp_path, models, whole):
+@pytest.fixture
+def interruptible():
+    "Ctrl-C raises KeyboardInterrupt, also where the tests run in the background"
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
+
+
+def test_a_second_ctrl_c_interrupts_and_leaves_a_whole_state(
+    tmp_path, models, whole, interruptible,
+):
     run = VQGANCLIP("a red circle", "blue", **models, **SMALL, ema=.5, search=whole.search)
 
     def twice(*args):

@@ -16,7 +16,8 @@ from t2i.generators.masked_var import (
     random_order,
     stream_masked,
 )
-from t2i.generators.text_var import TextVAR, TextVARConfig, TextVARTask
+from t2i.generators.text_training import TextVARTask
+from t2i.generators.text_var import TextVAR, TextVARConfig
 from t2i.generators.var import VARConfig, generate_naive, guidance_weights
 from t2i.sampling import (
     classifier_free_guidance,
