@@ -27,6 +27,7 @@ from t2i.data.shapes import (
     caption,
     coverage,
     parse_caption,
+    quarter,
     relation_margin,
     sample_spec,
 )
@@ -176,6 +177,8 @@ def mismatches(
             seen = getattr(found, key)
             if demanded not in (None, seen):
                 failures.append(f"{key} is {seen}, not {demanded}")
+        if group.place not in (None, quarter(found.x, found.y)):
+            failures.append(f"not in the {group.place}")
     failures += [f"a {o.shape} of no known color" for o in objects if o.color is None]
     if relation:
         first, second = objects[:2]

@@ -12,6 +12,7 @@ __all__ = ['DIGIT_NAMES', 'AUGMENTATIONS', 'ShapesDataset', 'digit_arrays', 'Dig
 import importlib
 import json
 import os
+import random
 import signal
 import sys
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..core import fold_in, from_pil, from_uint8, log, to_rgb
+from .captions import choose_near_miss, describe, near_miss_captions, text_near_misses
 from .shapes import Scene, render, sample_scene
 from t2i.engine.folders import (
     IMAGE_SUFFIXES,
@@ -51,21 +53,33 @@ class ShapesDataset(Dataset):
     def __len__(self):
         return self.size
 
-    def __getitem__(self, i:int)->dict:  # image (3,64,64) in [-1,1], caption
+    def __getitem__(self, i:int)->dict:  # image (3,64,64) in [-1,1], caption, near_miss
         scene = self.scene(i)
-        return dict(image=from_uint8(render(scene)), caption=scene.caption)
+        near_miss = self.near_miss(i)
+        return dict(image=from_uint8(render(scene)), caption=scene.caption, near_miss=near_miss)
 
     def scene(self, i:int)->Scene:
-        "The scene of item i"
-        return sample_scene(self.start+i)
+        "The scene of item i; three of four captions state everything"
+        scene = sample_scene(self.start+i)
+        rng = random.Random(f"caption {self.start+i}")
+        return describe(scene, rng) if rng.random() < .75 else scene
 
     def caption(self, i:int)->str:
         "The caption of item i; no image is rendered"
         return self.scene(i).caption
 
+    def near_misses(self, i:int)->dict[str,list[str]]:  # by what is false
+        "Captions that are false of item i in one thing, see `near_miss_captions`"
+        return near_miss_captions(self.scene(i))
+
+    def near_miss(self, i:int)->str:
+        "One of them, empty if there is none"
+        rng = random.Random(f"near miss {self.start+i}")
+        return choose_near_miss(self.near_misses(i), rng)
+
     def cache_key(self)->tuple:
         "What the items depend on, for `t2i.engine.caches`"
-        return (self.start,)
+        return "complete captions", self.start
 
 # %% ../../nbs/03_datasets.ipynb #02b60e58
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -148,6 +162,15 @@ class CaptionedFiles(Dataset):
         "The caption of item i; the file is not read"
         return self.locate(i)[1]
 
+    def near_misses(self, i:int)->dict[str,list[str]]:  # by what is false
+        "Captions that differ from that of item i in one thing, see `text_near_misses`"
+        return text_near_misses(self.caption(i))
+
+    def near_miss(self, i:int)->str:
+        "One of them, empty if there is none"
+        rng = random.Random(f"near miss {range(len(self))[i]}")
+        return choose_near_miss(self.near_misses(i), rng)
+
 # %% ../../nbs/03_datasets.ipynb #80ef6477
 AUGMENTATIONS = ("none", "flip", "crop")
 
@@ -163,14 +186,14 @@ class ImageFiles(CaptionedFiles):
         self.resolution = resolution
         self.augment = augment
 
-    def __getitem__(self, i:int, **square)->dict: # image (3,r,r) in [-1,1], caption
+    def __getitem__(self, i:int, **square)->dict: # image (3,r,r) in [-1,1], caption, near_miss
         path, caption = self.locate(i)
         try:
             with Image.open(path) as image:
                 image = fit_square(image, self.resolution, **square)
         except Exception as e:
             raise ValueError(f"cannot read {path}: {e}") from e
-        return dict(image=from_pil(image)[0], caption=caption)
+        return dict(image=from_pil(image)[0], caption=caption, near_miss=self.near_miss(i))
 
     def augmented(self, i:int, generator:torch.Generator)->dict:
         "Item i, cropped and mirrored with the generator's next four numbers"

@@ -213,7 +213,9 @@ class CachedDataset(Dataset):
     def __init__(self,
         folder:str|Path,     # made by `build_cache`
         count:int|None=None, # how many images, from the first; None: all
+        source:Dataset|None=None, # what was cached; its near misses then come with the rows
     ):
+        self.source = source
         self.starts = []
         self.paths = []
         self.captions = []
@@ -239,6 +241,11 @@ class CachedDataset(Dataset):
         "A caption alone, without reading a row"
         return self.captions[i]
 
+    def near_misses(self, i)->dict[str,list[str]]:
+        "What the source's method `near_misses` returns; empty if it has none"
+        i = range(len(self))[i]
+        return self.source.near_misses(i) if hasattr(self.source, "near_misses") else {}
+
     def __getitem__(self, i)->dict:
         i = range(len(self))[i]  # negative ones count from the end
         shard = bisect_right(self.starts, i) - 1
@@ -246,4 +253,6 @@ class CachedDataset(Dataset):
             self.files[shard] = safe_open(self.paths[shard], "pt")
         file, row = self.files[shard], i - self.starts[shard]
         found = {k: working_type(file.get_slice(k)[row]) for k in file.keys()}
+        if hasattr(self.source, "near_miss"):
+            found["near_miss"] = self.source.near_miss(i)
         return found | dict(caption=self.captions[i])
