@@ -110,6 +110,7 @@ def bundled_name(
     bundled = bundled_folder("shapes-msvq", only_bundled=True).parent
     return source.name if source.parent == bundled else ""
 
+# %% ../../nbs/36_text_training.ipynb #d66736da
 def read_part(
     part:str,         # "tokenizer" or "clip"
     folder:Path|None, # a run
@@ -412,6 +413,7 @@ class SoftTextVARTaskConfig(TextVARTaskConfig):
     "A recipe with soft labels"
     label_smoothing_temperature:float=0. # see `soft_encode`; 0: the nearest codes
 
+# %% ../../nbs/36_text_training.ipynb #f5bc90bf
 @torch.no_grad()
 def soft_targets(
     batch:dict,        # u (b,); image (b,3,h,w) or tokens (b,l)
