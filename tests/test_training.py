@@ -1,6 +1,7 @@
 "Exact resume after kills, several processes, full disks, bad recipes."
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,21 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     assert lines == timeless(tmp_path/"killed")  # every step once, in order
     assert [line["step"] for line in lines if "val_loss" in line] == [6, 12]
     assert not list((tmp_path/"killed").rglob("*.tmp"))
+
+
+def test_a_signal_to_all_processes_stops_between_steps(recipe, tmp_path):
+    "As a cluster sends it: to the training and to the workers that load its data"
+    command = [sys.executable, "-m", "t2i", "train", recipe, "-o", tmp_path/"run"]
+    command += ["train.steps=100000", "train.workers=2", "train.log_every=1", "train.val_every=0"]
+    options = dict(start_new_session=True, stderr=subprocess.PIPE, text=True, env=ONE_THREAD)
+    process = subprocess.Popen(command, **options, **QUIET)
+    for line in process.stderr:
+        if "step 2 of" in line:
+            os.killpg(process.pid, signal.SIGTERM)
+            break
+    rest = process.stderr.read()
+    assert process.wait() == 130 and "go on with --resume" in rest, rest
+    assert last_checkpoint(tmp_path/"run").name != "step-0"
 
 
 # ---- Two processes equal one

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DIGIT_NAMES', 'AUGMENTATIONS', 'info_once', 'ShapesDataset', 'digit_arrays', 'DigitsDataset', 'fit_square',
            'open_image', 'CaptionedFiles', 'ImageFiles', 'split_items', 'FolderDataset', 'CocoDataset', 'DataConfig',
-           'import_class', 'load_dataset', 'InfiniteDataset', 'ignore_sigint', 'stream_loader']
+           'import_class', 'load_dataset', 'InfiniteDataset', 'ignore_stops', 'stream_loader']
 
 # %% ../../nbs/03_datasets.ipynb #5a8b680c
 import importlib
@@ -387,11 +387,13 @@ class InfiniteDataset(Dataset):
         return self.dataset[i] | dict(u=u)
 
 # %% ../../nbs/03_datasets.ipynb #88a48eee
-def ignore_sigint(
+def ignore_stops(
     worker:int, # its number
 ):
-    "Leave Ctrl-C, which reaches every process of a terminal, to the main process"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    "Leave Ctrl-C and the stop signals of a cluster, which reach every process, to the main one"
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 # %% ../../nbs/03_datasets.ipynb #fe244a7a
 def stream_loader(
@@ -412,6 +414,6 @@ def stream_loader(
     starts = (s*batch_size + (a*world+rank)*m for s in steps for a in range(accumulate))
     return DataLoader(
         stream, batch_sampler=(range(start, start+m) for start in starts), num_workers=workers,
-        pin_memory=pin_memory, worker_init_fn=ignore_sigint,
+        pin_memory=pin_memory, worker_init_fn=ignore_stops,
         generator=torch.Generator(),  # its own: the model's random numbers stay as they are
     )
