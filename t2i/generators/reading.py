@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ReadingPairs', 'reading_pairs', 'reading_test', 'caption_contrast']
 
-# %% ../../nbs/35_reading.ipynb #2cd59558
+# %% ../../nbs/35_reading.ipynb #f29c83a3
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-# %% ../../nbs/35_reading.ipynb #ba9955e7
+# %% ../../nbs/35_reading.ipynb #3ccb4615
 @dataclass
 class ReadingPairs:
     "Held-out images, each with its caption and a near miss of one kind"
@@ -45,7 +45,7 @@ def reading_pairs(
         pairs[kind] = ReadingPairs(torch.stack(images), list(captions), list(misses))
     return pairs
 
-# %% ../../nbs/35_reading.ipynb #c8bdaaef
+# %% ../../nbs/35_reading.ipynb #e599ee5a
 @torch.no_grad()
 def reading_test(
     losses:Callable[[list[str],Tensor],Tensor], # captions, images (n,3,h,w) -> -log p (n,)
@@ -65,7 +65,7 @@ def reading_test(
         scores[f"{kind}_margin"] = margin.mean().item()
     return scores
 
-# %% ../../nbs/35_reading.ipynb #f138eb9c
+# %% ../../nbs/35_reading.ipynb #7e47c38f
 def caption_contrast(
     true:Tensor,  # (b,), -log p of each image's tokens under its caption
     false:Tensor, # (b,), the same under a near miss
