@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ReadingPairs', 'reading_pairs', 'reading_test', 'caption_contrast']
 
-# %% ../../nbs/35_reading.ipynb #9b62ad7a
+# %% ../../nbs/35_reading.ipynb #f29c83a3
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-# %% ../../nbs/35_reading.ipynb #c7ce3bf0
+# %% ../../nbs/35_reading.ipynb #3ccb4615
 @dataclass
 class ReadingPairs:
     "Held-out images, each with its caption and a near miss of one kind"
@@ -32,8 +32,6 @@ def reading_pairs(
 )->dict[str,ReadingPairs]:
     "For each kind of near miss the first images that have one"
     found = {}
-    if not hasattr(dataset, "near_misses"):
-        return found
     for i in range(min(limit, len(dataset))):
         for kind, misses in dataset.near_misses(i).items():
             rows = found.setdefault(kind, [])
@@ -47,7 +45,7 @@ def reading_pairs(
         pairs[kind] = ReadingPairs(torch.stack(images), list(captions), list(misses))
     return pairs
 
-# %% ../../nbs/35_reading.ipynb #45c858b3
+# %% ../../nbs/35_reading.ipynb #e599ee5a
 @torch.no_grad()
 def reading_test(
     losses:Callable[[list[str],Tensor],Tensor], # captions, images (n,3,h,w) -> -log p (n,)
@@ -67,7 +65,7 @@ def reading_test(
         scores[f"{kind}_margin"] = margin.mean().item()
     return scores
 
-# %% ../../nbs/35_reading.ipynb #4568f431
+# %% ../../nbs/35_reading.ipynb #7e47c38f
 def caption_contrast(
     true:Tensor,  # (b,), -log p of each image's tokens under its caption
     false:Tensor, # (b,), the same under a near miss
