@@ -35,7 +35,7 @@ from t2i.engine.checkpoints import (
 )
 from .engine.files import atomic_path, bundled_folder
 from .generators.masked_var import MaskedTextVAR, MaskedTextVARConfig
-from .generators.reranking import best_of, rank_images
+from .generators.reranking import best_of, choose_best, find_judge
 from .generators.text_training import TextConditionedTask
 from .generators.text_var import TextVAR, TextVARConfig
 from .generators.var import VAR, VARConfig
@@ -180,31 +180,22 @@ def draw_batches(
 
 # %% ../nbs/51_pipeline.ipynb #04f4c519
 def draw_best(
-    pipe,            # a `Pipeline`
-    call:Call,       # of all candidates
-    candidates:int,  # per prompt
-    clip:CLIP|str|None, # that ranks them; None: the one that the model reads, if it reads one
-    batch_size:int,
-    output_type:str,
-    about:dict,      # the output's settings
-)->Output:           # the best of each prompt first, and the scores of all
+    pipe,              # a `Pipeline`
+    call:Call,         # of all candidates
+    candidates:int,    # per prompt
+    judge:CLIP|str|None, # see `find_judge`
+    about:dict,        # the output's settings
+    *drawing,          # batch_size and output_type
+)->Output:             # the best of each prompt first, and the scores of all
     "Draw the candidates of a call and keep those that fit their prompts best"
-    clip = clip or getattr(pipe.text_encoder, "clip", None)
-    if clip is None:
-        raise T2IError("rerank needs a CLIP that judges, such as clip=\"shapes-clip\"")
-    name, clip = (clip, load_clip(clip, str(pipe.device))) if isinstance(clip, str) else ("", clip)
     keep = about["num_images_per_prompt"]
-    best_of([0.]*candidates, candidates, keep)  # refused before anything is drawn
-    if isinstance(clip.tokenize, TextTokenizer):
-        warn_of_prompts(clip.tokenize, list(dict.fromkeys(call.prompts)))
-    images = draw_batches(pipe, call, batch_size, output_type)
-    seen = images if output_type == "pil" else to_pil(images)
-    scores = rank_images(clip, seen, call.prompts, batch_size)
-    best = best_of(scores, candidates, keep)
-    kept = images[best] if output_type == "pt" else [images[i] for i in best]
-    rows = [scores[i:i+candidates] for i in range(0, len(scores), candidates)]
-    about = about | dict(rerank=candidates, clip=name)
-    return Output(kept, [call.prompts[i] for i in best], call.seed, about, rows)
+    best_of([0.]*candidates, candidates, keep)  # refused before the drawing
+    clip, about["clip"] = find_judge(judge, pipe.text_encoder, pipe.device)
+    warn_of_prompts(clip.tokenize, call.prompts)
+    images = draw_batches(pipe, call, *drawing)
+    best, scores = choose_best(clip, images, call.prompts, candidates, keep)
+    kept = images[best] if isinstance(images, Tensor) else [images[i] for i in best]
+    return Output(kept, [call.prompts[i] for i in best], call.seed, about, scores)
 
 # %% ../nbs/51_pipeline.ipynb #53b7d626
 class StreamingParts(PipelineParts):
@@ -247,10 +238,10 @@ class Pipeline(StreamingParts):
             guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
             top_p=top_p, temperature=temperature, num_steps=num_steps)
         about = dict(model=self.name, num_images_per_prompt=num_images_per_prompt) | call.settings
+        drawing = batch_size, output_type
         if rerank is not None:
-            return draw_best(self, call, rerank, clip, batch_size, output_type, about)
-        images = draw_batches(self, call, batch_size, output_type)
-        return Output(images, call.prompts, call.seed, about)
+            return draw_best(self, call, rerank, clip, about | dict(rerank=rerank), *drawing)
+        return Output(draw_batches(self, call, *drawing), call.prompts, call.seed, about)
 
 # %% ../nbs/51_pipeline.ipynb #1a268862
 PARTS = ("generator", "text_encoder", "text_tokenizer", "tokenizer")

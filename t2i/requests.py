@@ -85,6 +85,8 @@ def warn_of_prompts(
     prompts:list[str],
 ):
     "Log which prompts a model understands only in part"
+    if not hasattr(text_tokenizer, "unfamiliar"):  # of OpenCLIP
+        return
     for p in dict.fromkeys(prompts):
         shown = repr(p if len(p) <= 60 else p[:57] + "...")
         if not p.strip():

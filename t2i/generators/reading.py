@@ -32,6 +32,8 @@ def reading_pairs(
 )->dict[str,ReadingPairs]:
     "For each kind of near miss the first images that have one"
     found = {}
+    if not hasattr(dataset, "near_misses"):
+        return found
     for i in range(min(limit, len(dataset))):
         for kind, misses in dataset.near_misses(i).items():
             rows = found.setdefault(kind, [])
