@@ -154,9 +154,8 @@ def check_call(
     seed = choose_seed(seed, generator)
     generators = split_generator(seed, generator, len(prompts), num_images_per_prompt)
     warn_of_prompts(parts.text_tokenizer, prompts + [negative_prompt]*bool(negative_prompt))
-    each = [p for p in prompts for _ in range(num_images_per_prompt)]
     settings = dict(negative_prompt=negative_prompt) | parts.defaults | given
-    return Call(each, generators, seed, settings)
+    return Call([p for p in prompts for _ in range(num_images_per_prompt)], generators, seed, settings)
 
 # %% ../nbs/51_pipeline.ipynb #78ae412c
 def draw_batches(
