@@ -121,8 +121,7 @@ class PipelineParts(nn.Module):
 
     def encode(self, prompts:list[str])->TextFeatures:
         "Text features of prompts, on the pipeline's device"
-        ids, mask = self.text_tokenizer(prompts)
-        return self.text_encoder(ids.to(self.device), mask.to(self.device))
+        return self.text_encoder(*[t.to(self.device) for t in self.text_tokenizer(prompts)])
 
 # %% ../nbs/51_pipeline.ipynb #dca3c1d5
 @dataclass
@@ -155,7 +154,8 @@ def check_call(
     generators = split_generator(seed, generator, len(prompts), num_images_per_prompt)
     warn_of_prompts(parts.text_tokenizer, prompts + [negative_prompt]*bool(negative_prompt))
     settings = dict(negative_prompt=negative_prompt) | parts.defaults | given
-    return Call([p for p in prompts for _ in range(num_images_per_prompt)], generators, seed, settings)
+    each = [p for p in prompts for _ in range(num_images_per_prompt)]
+    return Call(each, generators, seed, settings)
 
 # %% ../nbs/51_pipeline.ipynb #78ae412c
 def draw_batches(
