@@ -215,7 +215,8 @@ class TrainingState(RunState):
         if init_from:
             weights = initial_weights(init_from, self.task.model)
             load_state_dict_strict(self.task.model, weights, init_from)
-        self.task.prepare(fabric.device)
+        with fabric.rank_zero_first():  # it fills caches for all
+            self.task.prepare(fabric.device)
         self.model = self.task.model.to(fabric.device)  # bare; `task.model` becomes the wrapped one
         self.ema = ema_model(self.model, config.ema)
         self.optimizers = build_optimizers(self.model, config)

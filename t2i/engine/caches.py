@@ -241,11 +241,11 @@ class CachedDataset(Dataset):
 
 # %% ../../nbs/92_caches.ipynb #3c04b8a1
 class CachedWithSource(CachedDataset):
-    "A cache whose items have the near misses of the dataset that was cached, if it has any"
+    "A cache whose items have the captions and near misses of the dataset that was cached"
     def __init__(self,
         folder:str|Path,
         count:int|None,  # how many images, from the first; None: all
-        source:Dataset,  # perhaps with methods `near_miss` and `near_misses`
+        source:Dataset,  # perhaps with methods `near_miss`, `near_misses` and `retold`
     ):
         super().__init__(folder, count)
         self.source = source
@@ -261,3 +261,9 @@ class CachedWithSource(CachedDataset):
         if hasattr(self.source, "near_miss"):
             item["near_miss"] = self.source.near_miss(i)
         return item
+
+    def augmented(self, i, generator:torch.Generator)->dict:
+        "Item i with another of its captions, if the source can retell"
+        if not hasattr(self.source, "retold"):
+            return self[i]
+        return super().__getitem__(i) | self.source.retold(range(len(self))[i], generator)

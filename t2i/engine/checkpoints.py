@@ -301,8 +301,12 @@ def initial_weights(
     source:str|Path,            # a run, a checkpoint, a saved model, a file, or a bundled name
     model:nn.Module|None=None,  # what will be filled with them
 )->dict[str,Tensor]:
-    "The weights that training can start from"
+    "The weights that training can start from; of one part (shapes-var/generator), the rest anew"
     path = Path(source) if Path(source).exists() else bundled_folder(source)
+    if (path.parent/"model_index.json").is_file() and hasattr(model, path.name):
+        part = part_weights(path/"model.safetensors", getattr(model, path.name))
+        log.info(f"the {path.name} starts from {source}, the rest anew")
+        return model.state_dict() | {f"{path.name}.{k}": w for k, w in part.items()}
     if not (path/"model_index.json").is_file():
         return part_weights(weights_file(path), model)
     found = {}

@@ -243,14 +243,15 @@ class TextConditionedTask(FrozenParts):
     def build_text_encoder(self, text:TextEncoderConfig)->TextEncoder:
         "The encoder that is trained along, and its `text_tokenizer`"
         c = self.config
+        encoder = None
         if self.clip is not None:
-            self.text_tokenizer = self.clip.tokenize
             _, source, _ = self.parts["clip"]
-            return clip_text_encoder(self.clip, bundled_name(source) or str(source), text)
+            name = bundled_name(source) or str(source)
+            encoder = clip_text_encoder(self.clip, name, text)
         self.text_tokenizer = prepare_text_tokenizer(
             self.folder, c.train.init_from, c.data, c.vocabulary_captions, text.vocab_size,
-            text.length)
-        return TextEncoder(replace(text, vocab_size=len(self.text_tokenizer)))
+            text.length, given=self.clip and self.clip.tokenize)
+        return encoder or TextEncoder(replace(text, vocab_size=len(self.text_tokenizer)))
 
     def prepare(self, device:torch.device):
         super().prepare(device)
