@@ -53,7 +53,6 @@ def told(seed:int, telling:str="")->dict:  # caption, and near_miss, empty if th
 class ShapesDataset(Dataset):
     "Scenes of the shapes world: item i is the scene of seed `start+i`"
     endless = True  # each index gives a fresh scene, so `InfiniteDataset` need not shuffle
-
     def __init__(self,
         start:int=0,     # seed of the first scene
         size:int=10**9,  # number of items
