@@ -126,7 +126,7 @@ GENERATOR = """
 """.split()
 MASKED = """
     first_scales_prob=0.5 first_scales_steps=0 label_smoothing_temperature=0.01
-    contrast.start_steps=6 contrast.start_weight=0.2 reading_pairs=3 train.steps=12 model.depth=2
+    contrast.strong_from=3 contrast.strong_until=6 reading_pairs=3 train.steps=12 model.depth=2
     train.compile=false train.workers=0
 """.split()
 LATE = ["model.ema_decay=null", "quantize_from=6", "train.steps=12"]

@@ -58,8 +58,9 @@ def fill_config(
 class ContrastConfig:
     "How caption contrast is weighed, see `caption_contrast`"
     weight:float=0.       # beside the loss per token; 0: no contrast
-    start_weight:float=1. # the weight in the first steps
-    start_steps:int=0     # how many these are
+    strong_weight:float=1. # its weight from step `strong_from` on,
+    strong_from:int=0
+    strong_until:int=0    # before this step
     scales:int=4          # the first so many maps are compared
     every:int=1           # one of so many images of a batch is compared
 
@@ -295,7 +296,8 @@ def contrast_weight(
 )->float:
     "The weight of caption contrast in the step at work"
     c = task.config.contrast
-    return c.start_weight if task.step < c.start_steps else c.weight
+    strong = c.strong_from <= task.step < c.strong_until
+    return c.strong_weight if strong else c.weight
 
 # %% ../../nbs/36_text_training.ipynb #a770e373
 def first_map_losses(
