@@ -10,7 +10,7 @@ PROMPTS := "a small green heart" "a large yellow star" "a blue circle on a pink 
 	"a large black cross"
 export PROMPT
 
-.PHONY: demo test test-slow lessons notebooks style clean help
+.PHONY: demo speedrun test test-slow lessons notebooks style clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,9 @@ help:  ## this list
 demo: .venv/.runtime  ## a grid of images, four per prompt, from the bundled model (PROMPT="…")
 	@$(BIN)/t2i generate $(if $(PROMPT),"$$PROMPT",$(PROMPTS)) -n 4 --seed 0 -o t2i-demo.png >/dev/null
 	@echo "The images are in $(CURDIR)/t2i-demo.png"
+
+speedrun: .venv/.runtime  ## hours: from nothing to a scored generator, in runs/speedrun (goes on after a stop)
+	$(BIN)/t2i bench speedrun -o runs/speedrun
 
 test: .venv/.dev  ## every notebook and every test
 	$(BIN)/python tests/run.py

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'OWN', 'Number', 'Guidance', 'Steps', 'Rerank', 'Json', 'PromptWords', 'PromptFile', 'Schedule', 'Negative',
            'TopK', 'TopP', 'Temperature', 'Output', 'Judge', 'Process', 'PerTask', 'Count', 'EvalCLIP', 'error_line',
-           'print_version', 'common_options', 'main', 'draw_process', 'check_process', 'load_pipe', 'generate', 'train',
-           'evaluate', 'model_rows', 'info', 'convert']
+           'print_version', 'common_options', 'main', 'draw_process', 'check_process', 'generate', 'train', 'evaluate',
+           'model_rows', 'info', 'convert']
 
 # %% ../nbs/53_cli.ipynb #ebf13d98
 import logging
@@ -22,6 +22,7 @@ from t2i.cli_data import (
     Seed,
     bench_app,
     data_app,
+    load_pipe,
     option,
     print_scores,
     print_table,
@@ -152,18 +153,6 @@ def check_process(process:bool, rerank:int|None):
     from t2i.core import T2IError
     if process and rerank:
         raise T2IError("--process shows every image drawn: leave out --rerank")
-
-
-def load_pipe(name:str, device:str|None):
-    "Load a model that draws from prompts"
-    from t2i.core import T2IError
-    from t2i.guidance.clip import CLIP
-    from t2i.pipeline import Pipeline, load
-    pipe = load(name, device)
-    if isinstance(pipe, Pipeline):
-        return pipe
-    kind = "CLIP" if isinstance(pipe, CLIP) else "tokenizer"
-    raise T2IError(f"{name} is a {kind} and draws nothing from prompts; try -m shapes-var")
 
 # %% ../nbs/53_cli.ipynb #5343a0e6
 @app.command()

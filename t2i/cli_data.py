@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Model', 'Device', 'Seed', 'data_app', 'bench_app', 'NewFolder', 'Split', 'Repeat', 'BatchSize', 'option', 'say',
            'print_table', 'print_scores', 'print_yaml', 'write_folder', 'check_split', 'data_shapes', 'data_digits',
-           'data_cache', 'bench_generate', 'bench_shapes', 'bench_tokenizer', 'bench_dream']
+           'data_cache', 'load_pipe', 'bench_generate', 'bench_shapes', 'bench_tokenizer', 'bench_dream',
+           'bench_speedrun']
 
 # %% ../nbs/58_cli_data.ipynb #5b05b91d
 import json
@@ -180,6 +181,18 @@ def data_cache(
         raise typer.Exit(130) from None
 
 # %% ../nbs/58_cli_data.ipynb #ce862a45
+def load_pipe(name:str, device:str|None):
+    "Load a model that draws from prompts"
+    from t2i.core import T2IError
+    from t2i.guidance.clip import CLIP
+    from t2i.pipeline import Pipeline, load
+    pipe = load(name, device)
+    if isinstance(pipe, Pipeline):
+        return pipe
+    kind = "CLIP" if isinstance(pipe, CLIP) else "tokenizer"
+    raise T2IError(f"{name} is a {kind} and draws nothing from prompts; try -m shapes-var")
+
+
 Repeat = option(int, "repeat", "Runs of each way; the median counts.", min=1)
 BatchSize = option(int, "batch_size", "Images at a time.", min=1)
 
@@ -193,8 +206,7 @@ def bench_generate(
 ):
     "Seconds per image, and what the key-value cache saves."
     from t2i.benchmarks import cache_speed
-    from t2i.pipeline import load
-    print_scores(cache_speed(load(model, device), batch_size, repeat))
+    print_scores(cache_speed(load_pipe(model, device), batch_size, repeat))
 
 
 @bench_app.command("shapes")
@@ -238,3 +250,21 @@ def bench_dream(
     from t2i.benchmarks import dream_run, dream_speed
     run = dream_run(vqgan, clip, random_weights, device, size=size, cutouts=cutouts)
     print_scores(dream_speed(run, repeat))
+
+# %% ../nbs/58_cli_data.ipynb #bc0b702a
+@bench_app.command("speedrun")
+def bench_speedrun(
+    overrides:Annotated[list[str], typer.Argument(
+        help="Fields of all recipes: train.devices=2 ...")] = None,
+    output:option(Path, "folder", "Its folder.", "--output", "-o") = Path("runs/speedrun"),
+    share:option(float, "share", "Of each recipe's steps, for a trial.", min=0., max=1.) = 1.,
+    as_json:option(bool, "", "One line for programs.", "--json") = False,
+):
+    "From nothing to a scored generator: what it costs, and what it draws right."
+    from t2i.scoring import speedrun
+    result = speedrun(output, share, tuple(overrides or ()))
+    if as_json:
+        return print_scores(result, True)
+    rows = [(s["recipe"], s["steps"], s["images"], f"{s['minutes']:.1f}") for s in result["stages"]]
+    print_table(rows, "recipe", "steps", "images", "minutes")
+    print_scores(dict(machine=result["machine"], minutes=result["minutes"]) | result["scores"])
