@@ -187,9 +187,10 @@ class CaptionedFiles(Dataset):
         return text_near_misses(self.caption(i))
 
     def near_miss(self, i:int)->str:
-        "One of them, empty if there is none"
+        "One of them, else the caption of another file; empty where that is the same"
         rng = random.Random(f"near miss {range(len(self))[i]}")
-        return choose_near_miss(self.near_misses(i), rng)
+        other = self.caption((i + rng.randrange(len(self.items)))%len(self))
+        return choose_near_miss(self.near_misses(i), rng) or other*(other != self.caption(i))
 
     def retold(self, i:int, generator:torch.Generator)->dict: # caption, near_miss
         "A caption of the file of item i, and a near miss of it; the file is not read"
