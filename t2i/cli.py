@@ -249,6 +249,8 @@ def evaluate(
         default="what the model's training held out") = None,
     seed:option(int, "seed", "Of prompts and images.") = 0,
     guidance_scale:Guidance = None,
+    guidance_schedule:Schedule = None,
+    temperature:Temperature = None,
     num_steps:Steps = None,
     rerank:Rerank = None,
     per_task:PerTask = 100,
@@ -266,7 +268,7 @@ def evaluate(
     from t2i.scoring import ScoreOptions, evaluate_model
     options = ScoreOptions(
         seed, count, per_task, num_images_per_prompt, guidance_scale, num_steps, data, clip,
-        eval_clip, quality, device, rerank)
+        eval_clip, quality, device, rerank, guidance_schedule, temperature)
     scores = evaluate_model(model, benchmark, options)
     if not as_json:
         scores = {k: v for k, v in scores.items() if k not in ("model", "seed")}

@@ -152,6 +152,8 @@ class ScoreOptions:
     quality:str="draft"        # of a steered VQGAN
     device:str|None=None
     rerank:int|None=None       # candidates per image of a generator; None: each drawing counts
+    guidance_schedule:str|None=None # "ramp" or "constant"; None: the model's own
+    temperature:float|None=None # None: the model's own
 
     def __post_init__(self):
         for name in ("per_task", "num_images_per_prompt", "count", "rerank"):
@@ -168,7 +170,8 @@ def draw_candidates(
 )->list[list[Image.Image]]:
     "Draw with a generator; each of a prompt's images is chosen among its own candidates"
     n, each = options.num_images_per_prompt, options.rerank or 1
-    settings = dict(guidance_scale=options.guidance_scale, num_steps=options.num_steps)
+    names = "guidance_scale", "guidance_schedule", "num_steps", "temperature"
+    settings = {name: getattr(options, name) for name in names}
     out = pipe(prompts, n*each, seed=options.seed, **settings)
     chosen = range(len(out.images))
     if each > 1:
