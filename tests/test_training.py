@@ -125,9 +125,9 @@ GENERATOR = """
     train.val_batches=1 train.sample_every=0 data.cache=0
 """.split()
 MASKED = """
-    first_scales_prob=0.5 first_scales_steps=0 label_smoothing_temperature=0.01
+    first_scales_prob=0.5 first_scales_steps=0 label_smoothing_temperature=0
     contrast.strong_from=3 contrast.strong_until=6 reading_pairs=3 train.steps=12 model.depth=2
-    train.compile=false train.workers=0
+    train.compile=false train.workers=0 data.cache=40
 """.split()
 LATE = ["model.ema_decay=null", "quantize_from=6", "train.steps=12"]
 CASES = dict(
@@ -150,7 +150,7 @@ def test_two_processes_equal_one(recipe, tmp_path, name, accumulate, overrides):
     losses = []
     for run, prefix, extra in (("one", [sys.executable], []), ("two", torchrun, split)):
         command = [*prefix, "-m", "t2i.cli", "train", recipe, *overrides, *extra]
-        env = ONE_THREAD | dict(CUDA_VISIBLE_DEVICES="")
+        env = ONE_THREAD | dict(CUDA_VISIBLE_DEVICES="", T2I_HOME=str(tmp_path/f"home-{run}"))
         subprocess.run([*command, "-o", tmp_path/run], check=True, env=env, **QUIET)
         losses.append([line["loss"] for line in read_metrics(tmp_path/run) if "loss" in line])
     assert len(losses[0]) == len(losses[1]) == (12 if "train.steps=12" in overrides else 50)
