@@ -194,8 +194,7 @@ def ema_scope(
 class TrainingState(RunState):
     "What a run consists of between two steps; `RunState` saves and restores it"
 
-    def __init__(
-        self,
+    def __init__(self,
         recipe:Recipe,
         folder:str|Path,   # the run
         resume:bool=False, # go on from the run's last checkpoint
