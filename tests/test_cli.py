@@ -271,14 +271,15 @@ def test_own_images_from_tokenizer_to_score(t2i):
 
 
 def test_an_own_task_in_the_working_folder(t2i, monkeypatch):
-    Path("mytask.py").write_text(
+    Path("owntask.py").write_text(
         "from t2i.tokenizers.training import TokenizerTask\nclass Mine(TokenizerTask): pass\n")
     assert t2i("train", "digits-msvq", "--show")[0] == 0
     recipe = t2i("train", "digits-msvq", "--show")[1]
     task = "task: t2i.tokenizers.training.TokenizerTask"
-    Path("my.yaml").write_text(recipe.replace(task, "task: mytask.Mine"))
+    Path("my.yaml").write_text(recipe.replace(task, "task: owntask.Mine"))
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", os.getcwd())])
     code, _, err = t2i("train", "my.yaml", *FEW, "-o", "run")
+    sys.modules.pop("owntask", None)
     assert code == 0 and Path("run/last").exists(), err
 
 

@@ -571,6 +571,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
     (tmp_path/"mytask.py").write_text("from tiny import TinyTask\nclass MyTask(TinyTask): pass\n")
+    monkeypatch.delitem(sys.modules, "mytask", raising=False)
     yield tmp_path
     sys.modules.pop("mytask", None)
 
