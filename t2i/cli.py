@@ -300,7 +300,7 @@ def info(
         say(json.dumps(about))
     elif model is None:
         print_table(model_rows(about), "name", "kind", "size", "pixels", "MB", "scores")
-        files = {name: file for name, file in REGISTRY.items() if file.kind == "tokenizer"}
+        files = {name: file for name, file in REGISTRY.items() if file.kind != "features"}
         by_hand = {name for name, file in files.items() if file.manual}
         say(f"published, fetched when first used: {', '.join(sorted(files.keys() - by_hand))}")
         say(f"published, to be fetched by hand: {', '.join(sorted(by_hand))}")
