@@ -305,8 +305,12 @@ class MapPredictor:
         return classifier_free_guidance(*logits.chunk(2), self.weights[self.scale])
 
     def add(self, vectors:Tensor): # (b,p*p,code_dim)
-        "Add what this map became, and go on to the next one"
-        self.total = self.total + self.quantizer.spread(vectors, self.scale) # (b,code_dim,h,w)
+        "Add what this map became"
+        self.go_on(self.total + self.quantizer.spread(vectors, self.scale))
+
+    def go_on(self, total:Tensor): # (b,code_dim,h,w), the sum of the maps so far
+        "Make the input of the next map"
+        self.total = total
         self.scale += 1
         if self.scale < len(self.net.sizes):
             sums = next_sums(self.quantizer, self.total, self.scale)
