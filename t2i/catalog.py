@@ -19,9 +19,10 @@ from .engine.checkpoints import REGISTRY, last_checkpoint
 from .engine.files import bundled_folder, data_home
 from .engine.recipes import load_recipe
 from .engine.runs import read_metrics
+from .generators.official import ClassNames
 from .guidance.clip import CLIP
 from .outputs import read_about
-from .pipeline import PARTS, Pipeline, find_model, is_hub_id, load, load_folder
+from .pipeline import Pipeline, find_model, is_hub_id, load, load_folder
 from .text import TextTokenizer
 
 # %% ../nbs/56_catalog.ipynb #6ee2029e
@@ -34,9 +35,11 @@ def count_weights(
 
 # %% ../nbs/56_catalog.ipynb #0b00d989
 def known_words(
-    text_tokenizer:TextTokenizer,
+    text_tokenizer:TextTokenizer|ClassNames,
 )->dict: # their number, and the words, or the first hundred
-    "The words, and pieces of words, that occurred in a model's training captions"
+    "The words, and pieces of words, that occurred in a model's training captions; or its classes"
+    if isinstance(text_tokenizer, ClassNames):
+        return dict(number=len(text_tokenizer.names), words=", ".join(text_tokenizer.names[:100]))
     tokens = [text_tokenizer.tokenizer.id_to_token(i) for i in text_tokenizer.used]
     words = sorted(token for token in tokens if token.isalpha())
     listed = ", ".join(words[:100]) + ", and so on"*(len(words) > 100)
@@ -51,7 +54,7 @@ def describe(
     if isinstance(model, CLIP):
         parts = dict(clip=model)
     if isinstance(model, Pipeline):
-        parts = {name: getattr(model, name) for name in PARTS if name != "text_tokenizer"}
+        parts = {name: getattr(model, name) for name in model.saved if name != "text_tokenizer"}
     about = {}
     for name, part in parts.items():
         config = getattr(part, "config", None)  # the CLIPs of others have none
@@ -77,8 +80,8 @@ def model_summary(
         about = describe(load_folder(folder))
         kind = "text to image" if "generator" in about else "tokenizer"
         resolution = about["tokenizer"]["resolution"]
-        own = ("generator", "text_encoder") if "generator" in about else ("tokenizer",)
-        parameters = sum(about[part]["parameters"] for part in own)
+        own = {"generator", "text_encoder"} if "generator" in about else {"tokenizer"}
+        parameters = sum(about[part]["parameters"] for part in own & about.keys())
     scores = folder/"scores.json"
     return dict(
         name=folder.name, kind=kind, parameters=parameters, resolution=resolution,

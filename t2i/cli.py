@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'OWN', 'Number', 'Guidance', 'Steps', 'Rerank', 'Json', 'PromptWords', 'PromptFile', 'Schedule', 'Negative',
            'TopK', 'TopP', 'Temperature', 'Output', 'Judge', 'Process', 'PerTask', 'Count', 'EvalCLIP', 'error_line',
-           'print_version', 'common_options', 'main', 'draw_process', 'check_process', 'generate', 'train', 'evaluate',
-           'model_rows', 'info', 'convert']
+           'print_version', 'common_options', 'main', 'draw_process', 'check_process', 'generate', 'edit', 'train',
+           'evaluate', 'model_rows', 'info', 'convert']
 
 # %% ../nbs/53_cli.ipynb #ebf13d98
 import logging
@@ -195,6 +195,41 @@ def generate(
     for path in out.save(output):
         say(path)
 
+# %% ../nbs/53_cli.ipynb #cb4b962f
+@app.command()
+def edit(
+    image:Annotated[Path, typer.Argument(help="An image of the model's size.")],
+    mask:Annotated[Path, typer.Argument(help="An image, white where IMAGE is to be redrawn.")],
+    prompt:Annotated[str, typer.Argument(help="What the masked part is to show, in quotes.")],
+    model:Model = "shapes-var",
+    num_images_per_prompt:Number = 4,
+    guidance_scale:Guidance = None,
+    guidance_schedule:Schedule = None,
+    negative_prompt:Negative = "",
+    top_k:TopK = None,
+    top_p:TopP = None,
+    temperature:Temperature = None,
+    context:option(
+        int, "context", "Pixels around the mask that the model reads.", default="all") = None,
+    seed:Seed = None,
+    output:Output = None,
+    device:Device = None,
+):
+    "Redraw a part of an image; the rest stays as it is."
+    from t2i.generators.editing import open_image
+    from t2i.outputs import check_writable, slug, unused_path
+    output = output or unused_path(Path(f"t2i-{slug(prompt)}.png"))
+    check_writable(output)
+    given = open_image(image), open_image(mask)
+    settings = dict(
+        guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
+        top_p=top_p, temperature=temperature, negative_prompt=negative_prompt, seed=seed)
+    settings = {name: value for name, value in settings.items() if value is not None}
+    pipe = load_pipe(model, device)
+    out = pipe.edit(*given, prompt, num_images_per_prompt, context, **settings)
+    for path in out.save(output):
+        say(path)
+
 # %% ../nbs/53_cli.ipynb #7416dc92
 app.command()(dream)
 
@@ -302,7 +337,7 @@ def info(
         say(json.dumps(about))
     elif model is None:
         print_table(model_rows(about), "name", "kind", "size", "pixels", "MB", "scores")
-        files = {name: file for name, file in REGISTRY.items() if file.kind == "tokenizer"}
+        files = {name: file for name, file in REGISTRY.items() if file.kind != "features"}
         by_hand = {name for name, file in files.items() if file.manual}
         say(f"published, fetched when first used: {', '.join(sorted(files.keys() - by_hand))}")
         say(f"published, to be fetched by hand: {', '.join(sorted(by_hand))}")

@@ -1,4 +1,4 @@
-"""The tokenizers against figures of the original implementations.
+"""The tokenizers and generators against figures of the original implementations.
 
 tests/golden/CASE.json describes how weights and inputs are made: from the names and shapes of the
 original's entries, never from ours. It also names what was recorded in CASE.npz, with the modules
@@ -14,6 +14,11 @@ import pytest
 import torch
 from torch import tensor
 
+from t2i.core import T2IError, fold_in
+from t2i.engine.checkpoints import CheckpointError
+from t2i.generators.text_var import PooledTextVAR, TextVAR
+from t2i.generators.var import VAR, MapPredictor, guidance_weights
+from t2i.text import TextFeatures
 from t2i.tokenizers.multiscale import MultiScaleVQVAE
 from t2i.tokenizers.soft_codes import GumbelVQGAN
 from t2i.tokenizers.vit_vqgan import ViTVQGAN
@@ -41,10 +46,11 @@ def is_filled(key, dtype):
 
 class Case:
     "One recorded case: weights under their published names, input images, arrays"
-    def __init__(self, name):
+    def __init__(self, name, model=None):
         self.about = json.loads((GOLDEN/f"{name}.json").read_text())
         self.arrays = np.load(GOLDEN/f"{name}.npz")
-        (self.model,) = self.about["models"].values()
+        models = self.about["models"]
+        self.model = models[model] if model else next(iter(models.values()))
         self.weights = {}
         for key, shape, dtype in self.model["state_dict"]:
             self.weights[key] = self.weight(key, tuple(shape), dtype)
@@ -78,9 +84,12 @@ def gradient(loss, *inputs):
     return torch.autograd.grad(loss, inputs, retain_graph=True)
 
 
-@pytest.mark.parametrize("name", ["vqgan", "vqgan_gumbel", "vitvqgan", "msvq"])
-def test_the_fill_is_the_recorded_one(name):
-    case = Case(name)
+@pytest.mark.parametrize("name, model", [
+    ("vqgan", None), ("vqgan_gumbel", None), ("vitvqgan", None), ("msvq", None), ("var", "var"),
+    ("var_clip", "var"),
+])
+def test_the_fill_is_the_recorded_one(name, model):
+    case = Case(name, model)
     for key, first in case.model["fill_check"].items():
         assert torch.allclose(case.weights[key].flatten()[:4], tensor(first), atol=1e-7)
     filled = [key for key, _, dtype in case.model["state_dict"] if is_filled(key, dtype)]
@@ -173,6 +182,102 @@ def test_multi_scale_vqvae():
     case.same("vq_loss_grad_f", by_z, relative=True)
     case.same("vq_loss_grad_codebook", by_codes, relative=True)
     case.same("vq_loss_grad_phi_bias", torch.stack(by_phi), relative=True)
+
+
+# ---- Next-scale transformers
+
+
+def levels(case):
+    "The level of each token, as the published files have it"
+    sides = case.about["constructor"]["var"]["patch_nums"]
+    return torch.cat([torch.full((side*side,), i) for i, side in enumerate(sides)])[None]
+
+
+def split(tokens):
+    "Recorded ids of all maps side by side -> a list of maps"
+    sides = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    return list(torch.as_tensor(tokens).split([side*side for side in sides], 1))
+
+
+def guided_logits(model, condition, unconditional, ids, cfg):
+    "The logits of every map as sampling computes them, with the recorded ids in between"
+    weights = guidance_weights(1+cfg, len(ids))
+    maps = MapPredictor(model.net, model.tokenizer.quantizer, condition, unconditional, weights)
+    logits = []
+    for tokens in ids:
+        logits.append(maps.logits())
+        maps.add(model.tokenizer.quantizer.codebook.decode(tokens))
+    return torch.cat(logits, 1), maps.total
+
+
+@torch.no_grad()
+def compare_teacher_forcing(case, model, given):
+    ids = model.tokenizer.encode(case.images)
+    case.same("teacher_indices", torch.cat(ids, 1))
+    case.same("teacher_var_input", model.tokenizer.quantizer.next_inputs(ids))
+    logits = model(given, ids)
+    case.same("logits", logits)
+    case.same("logits_argmax", logits.argmax(-1))
+    loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), torch.cat(ids, 1))
+    assert abs(loss.item()/case.about["scalars"]["cross_entropy_mean"]-1) < 1e-5
+
+
+@torch.no_grad()
+def compare_greedy(case, model, given, unconditional, cfg, ids):
+    name = f"greedy_cfg{cfg:g}"
+    case.same(f"{name}_ids", torch.cat(ids, 1))
+    conditions = model.condition(given), model.condition(unconditional)
+    logits, total = guided_logits(model, *conditions, ids, cfg)
+    case.same(f"{name}_guided_logits", logits, 5e-5)
+    case.same(f"{name}_f_hat", total)
+    case.same(f"{name}_img", model.tokenizer.decode(ids)/2+.5, 5e-5)
+
+
+@pytest.fixture(scope="module")
+def var_case():
+    case = Case("var", "var")
+    case.weights["lvl_1L"] = levels(case)
+    return case, MultiScaleVQVAE.from_official(Case("var", "vqvae").weights)
+
+
+def test_var(var_case):
+    case, tok = var_case
+    var = VAR.from_official(case.weights, tokenizer=tok)
+    labels = tensor(case.about["inputs"]["labels"])
+    compare_teacher_forcing(case, var, labels)
+    for cfg in (1.5, 0.):
+        for greedy in (dict(top_k=1), dict(temperature=0)):
+            ids = var.generate(labels, cfg=cfg, generator=fold_in(0), **greedy)
+            compare_greedy(case, var, labels, tensor([10, 10]), cfg, ids)
+
+
+def test_var_clip(var_case):
+    _, tok = var_case
+    case = Case("var_clip", "var")
+    case.weights["lvl_1L"] = levels(case)
+    var = TextVAR.from_official(case.weights, tokenizer=tok)
+    assert isinstance(var, PooledTextVAR)
+    text = torch.from_numpy(case.arrays["text_embedding"])
+    compare_teacher_forcing(case, var, text)
+    features = TextFeatures(text[:, None], torch.ones(2, 1).bool(), text)
+    ids = var.generate(features, cfg=4., top_k=1)
+    compare_greedy(case, var, text, var.null_embed.expand(2, -1), 4., ids)
+
+
+def test_var_and_its_schedule(var_case):
+    "The schedule is read from the file; another tokenizer and another schedule are refused"
+    case, tok = var_case
+    assert VAR.from_official(case.weights).config.scales == tok.scales
+    stripped = {k: w for k, w in case.weights.items() if k != "lvl_1L"}
+    assert VAR.from_official(stripped).config.scales == tok.scales
+    blank = stripped | {"lvl_1L": torch.zeros(1, 680, dtype=torch.long)}
+    assert VAR.from_official(blank).config.scales == tok.scales
+    vqvae = Case("var", "vqvae").weights
+    other = MultiScaleVQVAE.from_official(vqvae, scales=(1, 2, 4, 8, 16))
+    with pytest.raises(T2IError, match="scales"):
+        VAR.from_official(case.weights, tokenizer=other)
+    with pytest.raises(CheckpointError, match="looks like a VAR transformer, not a VAR-CLIP"):
+        TextVAR.from_official(case.weights)
 
 
 # ---- The original modules of taming-transformers, with random weights, on sizes and widths that

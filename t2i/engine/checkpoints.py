@@ -93,6 +93,7 @@ FORMATS = {  # how a name in the file begins -> what publishes such names
     "quantize.embed.": "a Gumbel VQGAN",
     "quantize.embedding.": "a VQGAN",
     "encoder.to_patch_embedding": "a ViT-VQGAN",
+    "noise.weight": "a VAR-CLIP transformer",
     "word_embed.": "a VAR transformer",
     "visual.": "a CLIP",
     "text_model.": "a CLIP",

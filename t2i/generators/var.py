@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RENAMED', 'VARConfig', 'next_sums', 'ScaleEmbedding', 'Condition', 'VARBlock', 'init_transformer', 'VARBackbone',
-           'NextScaleTransformer', 'guidance_weights', 'generate_naive', 'new_caches', 'stream_scales', 'upgrade_var',
-           'NextScaleModel', 'VAR']
+           'NextScaleTransformer', 'guidance_weights', 'generate_naive', 'new_caches', 'MapPredictor', 'stream_scales',
+           'upgrade_var', 'NextScaleModel', 'ClassConditionalVAR', 'VAR']
 
 # %% ../../nbs/31_var.ipynb #7e2c9d84
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 
 from ..attention import Attention, FeedForward, KVCache, modulate
+from .official import check_tokenizer_fits, read_var, stream_smooth
 from t2i.sampling import (
     cfg_schedule,
     classifier_free_guidance,
@@ -26,6 +27,7 @@ from t2i.sampling import (
     split_generator,
 )
 from ..tokenizers.multiscale import MultiScaleVQVAE
+from ..tokenizers.official import build_official
 
 # %% ../../nbs/31_var.ipynb #5e0f5c31
 @dataclass
@@ -276,6 +278,45 @@ def new_caches(
     shape = len(x), net.config.heads, sum(net.sizes), net.config.width//net.config.heads
     return [KVCache(*shape, dtype=x.dtype, device=x.device) for _ in net.blocks]
 
+# %% ../../nbs/31_var.ipynb #369e6636
+class MapPredictor:
+    "Logits of one map after the other; the keys and values of the coarser maps are kept"
+    def __init__(self,
+        net:NextScaleTransformer,
+        quantizer,           # the tokenizer's `MultiScaleQuantizer`
+        condition:Condition, # (b,…)
+        unconditional:Condition|None, # (b,…); None: no guidance
+        weights:list[float], # guidance per scale, see `guidance_weights`
+    ):
+        self.net, self.quantizer, self.weights = net, quantizer, weights
+        guided = unconditional is not None and any(w != 1 for w in weights)
+        both = condition.cat(unconditional) if guided else condition
+        self.copies = 2 if guided else 1                         # rows per image
+        self.settings = net.condition(both)
+        self.x = net.embed.start(both.vector)                    # (b or 2b,1,d), read by the map
+        self.caches = new_caches(net, self.x)
+        self.scale, self.total = 0, 0.
+
+    def logits(self)->Tensor: # (b,p*p,v), guided
+        "One pass for the map of the present scale"
+        logits = self.net.forward_blocks(self.x, self.settings, caches=self.caches)
+        if self.copies == 1:
+            return logits
+        return classifier_free_guidance(*logits.chunk(2), self.weights[self.scale])
+
+    def add(self, vectors:Tensor): # (b,p*p,code_dim)
+        "Add what this map became"
+        self.go_on(self.total + self.quantizer.spread(vectors, self.scale))
+
+    def go_on(self, total:Tensor): # (b,code_dim,h,w), the sum of the maps so far
+        "Make the input of the next map"
+        self.total = total
+        self.scale += 1
+        if self.scale < len(self.net.sizes):
+            sums = next_sums(self.quantizer, self.total, self.scale)
+            x = self.net.embed(sums, sum(self.net.sizes[:self.scale]))
+            self.x = torch.cat([x]*self.copies)
+
 # %% ../../nbs/31_var.ipynb #e84f66eb
 @torch.no_grad()
 def stream_scales(
@@ -291,26 +332,13 @@ def stream_scales(
     prefix:tuple|list=(),  # (b,p*p) per scale: the first maps, where they are given
 )->Iterator[list[Tensor]]: # after each scale: all ids so far, (b,p*p) each
     "Sample one map per pass; the keys and values of the coarser maps are kept"
-    guided = unconditional is not None and any(w != 1 for w in weights)
-    if guided:
-        condition = condition.cat(unconditional)                 # (2b,…)
-    settings = net.condition(condition)
-    x = net.embed.start(condition.vector)                        # (b or 2b,1,d)
-    caches = new_caches(net, x)
-    ids, total = [], 0.
+    maps, ids = MapPredictor(net, quantizer, condition, unconditional, weights), []
     for i, size in enumerate(net.sizes):
-        uniform = draw_uniform(generators, size, x.device)       # (b,size)
-        logits = net.forward_blocks(x, settings, caches=caches)  # (b or 2b,size,v)
-        if guided:
-            logits = classifier_free_guidance(*logits.chunk(2), weights[i])
-        sampled = sample_codes(logits, uniform, temperature, top_k, top_p)
+        uniform = draw_uniform(generators, size, maps.x.device)  # (b,size)
+        sampled = sample_codes(maps.logits(), uniform, temperature, top_k, top_p)
         ids.append(prefix[i] if i < len(prefix) else sampled)
         yield list(ids)
-        if i+1 < len(net.sizes):
-            total = total + quantizer.contribution(ids[i], i)    # (b,code_dim,h,w)
-            x = net.embed(next_sums(quantizer, total, i+1), sum(net.sizes[:i+1]))
-            if guided:
-                x = torch.cat([x, x])
+        maps.add(quantizer.codebook.decode(ids[i]))
 
 # %% ../../nbs/31_var.ipynb #adc4d151
 RENAMED = {"embed.word.": "embed.word_embed.", "embed.start": "embed.start_token",
@@ -336,6 +364,7 @@ class NextScaleModel(nn.Module):
         net:NextScaleTransformer,
     ):
         super().__init__()
+        check_tokenizer_fits(config, tokenizer)
         self.config = config
         object.__setattr__(self, "tokenizer", tokenizer) # no submodule: neither moved nor saved
         self.net = net
@@ -361,8 +390,8 @@ class NextScaleModel(nn.Module):
                              generators, weights, **sampling)
 
 # %% ../../nbs/31_var.ipynb #e38a1b03
-class VAR(NextScaleModel, PyTorchModelHubMixin):
-    "Class-conditional VAR (Tian et al. 2024)"
+class ClassConditionalVAR(NextScaleModel):
+    "A transformer with a vector per class: what is trained, and how it samples"
     def __init__(self,
         config:VARConfig,
         tokenizer:MultiScaleVQVAE|None=None, # whose maps it predicts; referred to, not contained
@@ -379,17 +408,54 @@ class VAR(NextScaleModel, PyTorchModelHubMixin):
         "The vectors of the classes"
         return Condition(self.class_embed(labels.to(self.class_embed.weight.device)))
 
+    def stream(self,
+        labels:Tensor,              # (b,) int64
+        unconditional:Tensor,       # (b,) int64: no class, or one to avoid
+        generators:list[torch.Generator], # one per image
+        guidance_scale:float=1.,    # w
+        temperature:float=1.,
+        top_k:int=0,                # 0 is off
+        top_p:float=0.,             # 0 or 1 is off
+        guidance_schedule:str="ramp", # see `guidance_weights`
+        more_smooth:bool=False,     # see `stream_smooth`, whose sums it then yields
+    )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
+        "Sample one image per label, map after map"
+        conditions = self.condition(labels), self.condition(unconditional)
+        sampling = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+        if not more_smooth:
+            return self.stream_conditions(
+                *conditions, generators, guidance_scale, guidance_schedule, **sampling)
+        weights = guidance_weights(guidance_scale, len(self.net.sizes), guidance_schedule)
+        maps = MapPredictor(self.net, self.tokenizer.quantizer, *conditions, weights)
+        return stream_smooth(maps, generators, **sampling)
+
+# %% ../../nbs/31_var.ipynb #c23992dd
+class VAR(ClassConditionalVAR, PyTorchModelHubMixin):
+    "Class-conditional VAR (Tian et al. 2024)"
+    Config = VARConfig
+
     def generate(self,
         labels:Tensor,           # (b,) int64
         guidance_scale:float=1., # w
         cfg:float|None=None,     # the official convention instead: w = 1+cfg
         generator:torch.Generator|list[torch.Generator]|None=None, # one, or one per image
-        **settings,              # guidance_schedule, temperature, top_k, top_p
+        **settings,              # guidance_schedule, temperature, top_k, top_p, more_smooth
     )->list[Tensor]:             # (b,p*p) int64 per scale
         "Sample one image per label"
         scale = guidance_scale if cfg is None else 1+cfg
-        no_class = torch.full_like(labels, self.config.num_classes)
-        conditions = self.condition(labels), self.condition(no_class)
+        c = self.config.num_classes
+        if labels.min() < 0 or labels.max() > c:
+            raise ValueError(f"labels go from 0 to {c-1} ({c}: no class), got {labels.tolist()}")
         generators = split_generator(None, generator, 1, len(labels))
-        *_, ids = self.stream_conditions(*conditions, generators, scale, **settings)
-        return ids
+        frames = self.stream(labels, torch.full_like(labels, c), generators, scale, **settings)
+        return list(frames)[-1]
+
+    @classmethod
+    def from_official(cls,
+        source,              # a file as published (var_d16.pth), or its weights by name
+        tokenizer:MultiScaleVQVAE|None=None, # the published one
+        heads:int|None=None, # of a model without cosine attention; None: one per 64 numbers
+    )->"VAR":                # in evaluation mode
+        "Published weights; sizes and scales are read from the file, see lesson 38"
+        fields, weights = read_var(source, heads)
+        return build_official(cls, fields, weights, source, tokenizer=tokenizer)

@@ -68,18 +68,20 @@ class TokenPyramid(nn.Module):
     ):
         super().__init__()
         self.codebook, self.scales = codebook, tuple(scales)
-        d = codebook.weight.shape[1]
-        self.phi = nn.ModuleList([Phi(d, phi_strength) for _ in range(phis)])
+        self.phi = nn.ModuleList([Phi(codebook.weight.shape[1], phi_strength) for _ in range(phis)])
         self.phi_indices = phi_index(len(scales), phis)
         for i in set(range(phis))-set(self.phi_indices):
             self.phi[i].requires_grad_(False)  # without a scale it would never get a gradient
 
     def contribution(self, ids:Tensor, k:int)->Tensor:  # (b,p*p) of scale k -> (b,d,h,w)
         "What the tokens of one scale add to the map"
-        p, side = self.scales[k], self.scales[-1]
-        z = self.codebook.decode(ids).transpose(1, 2).unflatten(2, (p, p))   # (b,d,p,p)
-        if p != side:
-            z = F.interpolate(z, size=(side, side), mode="bicubic")
+        return self.spread(self.codebook.decode(ids), k)
+
+    def spread(self, z:Tensor, k:int)->Tensor:  # (b,p*p,d) of scale k -> (b,d,h,w)
+        "What any vectors of one scale would add to the map"
+        z = z.transpose(1, 2).unflatten(2, (self.scales[k], -1))             # (b,d,p,p)
+        if self.scales[k] != self.scales[-1]:
+            z = F.interpolate(z, size=(self.scales[-1],)*2, mode="bicubic")
         return self.phi[self.phi_indices[k]](z)
 
     def downscale(self, z:Tensor, k:int)->Tensor:  # (b,d,h,w) -> (b,d,p,p)

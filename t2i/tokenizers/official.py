@@ -117,9 +117,10 @@ def build_official(
     fields:dict,               # of the config
     weights:dict[str,Tensor],  # under our names
     source,                    # where they come from, for errors
+    **kw,                      # for the constructor
 ):                             # the model, in evaluation mode
     "A model from what a published file contains; every weight must fit"
-    model = cls(cls.Config(**fields))
+    model = cls(cls.Config(**fields), **kw)
     where = "this checkpoint" if isinstance(source, dict) else source
     load_state_dict_strict(model, weights, where)
     return model.eval()
