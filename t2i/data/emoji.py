@@ -6,7 +6,7 @@
 __all__ = ['TONES', 'NAMES_FINGERPRINT', 'EMOJI_BACKGROUNDS', 'EMOJI_PHRASES', 'EmojiName', 'emoji_names', 'bare_words',
            'nearest_names', 'emoji_number', 'render_svg', 'drawing_files', 'drawings', 'emoji_pool', 'Emoji',
            'draw_emoji', 'Mention', 'emoji_phrasings', 'place_emoji', 'describe_emoji', 'emoji_scene', 'other_names',
-           'emoji_near_misses', 'EmojiCaptions', 'EmojiDataset']
+           'emoji_false_specs', 'emoji_near_misses', 'EmojiCaptions', 'EmojiDataset']
 
 # %% ../../nbs/09_emoji.ipynb #407ce02f
 import io
@@ -354,12 +354,12 @@ def other_names(
     found["drawing"] = found["drawing"] or rng.sample(emoji_pool(False), 3)
     return found
 
-# %% ../../nbs/09_emoji.ipynb #8cf03a75
-def emoji_near_misses(
-    scene:Scene,
-)->dict[str, list[str]]:  # by what is false; kinds that do not apply are left out
-    "Captions that are false of a scene in one thing, else in the words of its caption"
-    spec, specs = scene.spec, defaultdict(list)
+# %% ../../nbs/09_emoji.ipynb #cd88a3e0
+def emoji_false_specs(
+    spec:Spec,  # what a caption demands
+)->dict[str, list[Spec]]:  # by what is false; kinds that do not apply are left out
+    "Specs that differ from a true one in one thing"
+    specs = defaultdict(list)
     for i, mention in enumerate(spec.groups):
         for kind, numbers in other_names(mention.name).items():
             specs[kind] += [with_group(spec, i, name=n) for n in numbers]
@@ -376,11 +376,18 @@ def emoji_near_misses(
     if spec.background:
         others = [b for b in EMOJI_BACKGROUNDS if b != spec.background]
         specs["background"] = [replace(spec, background=b) for b in others]
-    number = emoji_phrasings(spec).index(scene.caption)
+    return {kind: found for kind, found in specs.items() if found}
+
+
+def emoji_near_misses(
+    scene:Scene,
+)->dict[str, list[str]]:  # by what is false
+    "Captions that are false of a scene in one thing, else in the words of its caption"
+    number = emoji_phrasings(scene.spec).index(scene.caption)
     found = defaultdict(list)
-    for kind, false in specs.items():
-        for other in false:
-            found[kind].append(emoji_phrasings(other)[number])
+    for kind, specs in emoji_false_specs(scene.spec).items():
+        for spec in specs:
+            found[kind].append(emoji_phrasings(spec)[number])
     return dict(found)
 
 # %% ../../nbs/09_emoji.ipynb #e2f1ffca
@@ -406,8 +413,9 @@ class EmojiCaptions(Dataset):
     def __getitem__(self, i:int, telling:str="")->dict:  # caption, near_miss
         rng = random.Random(f"near miss {self.start+i}{telling}")
         scene = self.scene(i, telling)
-        near_miss = choose_near_miss(emoji_near_misses(scene), rng)
-        return dict(caption=scene.caption, near_miss=near_miss)
+        false = choose_near_miss(emoji_false_specs(scene.spec), rng)
+        number = emoji_phrasings(scene.spec).index(scene.caption)
+        return dict(caption=scene.caption, near_miss=emoji_phrasings(false)[number])
 
     def retold(self, i:int, generator:torch.Generator)->dict:  # caption, near_miss
         "Another caption of the image of item i; it is not drawn"
