@@ -16,7 +16,7 @@ setuptools.setup(
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
     long_description_content_type="text/markdown",
     packages=setuptools.find_packages(include=["t2i", "t2i.*"]), include_package_data=True,
-    package_data={"t2i": ["recipes/*.yaml", "pretrained/*/*", "pretrained/*/*/*"]},
+    package_data={"t2i": ["data/*.tsv", "recipes/*.yaml", "pretrained/*/*", "pretrained/*/*/*"]},
     python_requires=">="+c["min_python"], install_requires=c["requirements"].split(),
     extras_require={k: c[f"{k}_requirements"].split() for k in ("lessons", "train", "dev")},
     entry_points={

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Model', 'Device', 'Seed', 'data_app', 'bench_app', 'NewFolder', 'Split', 'Repeat', 'BatchSize', 'option', 'say',
            'print_table', 'print_scores', 'print_yaml', 'write_folder', 'check_split', 'data_shapes', 'data_digits',
-           'data_cache', 'load_pipe', 'bench_generate', 'bench_shapes', 'bench_tokenizer', 'bench_dream',
+           'data_emoji', 'data_cache', 'load_pipe', 'bench_generate', 'bench_shapes', 'bench_tokenizer', 'bench_dream',
            'bench_speedrun']
 
 # %% ../nbs/58_cli_data.ipynb #5b05b91d
@@ -146,33 +146,48 @@ def data_digits(folder:NewFolder, split:Split = "train"):
     from t2i.data.datasets import DigitsDataset
     write_folder(DigitsDataset(split), folder, 10**6)
 
+# %% ../nbs/58_cli_data.ipynb #6218fbc4
+@data_app.command("emoji")
+def data_emoji(
+    folder:NewFolder,
+    count:option(int, "", "Images.", min=1) = 1000,
+    start:option(int, "EmojiDataset(start)", "Seed of the first scene.") = 0,
+    resolution:option(int, "EmojiDataset(resolution=...)", "Side of the images.") = 64,
+    held_out:option(
+        bool, "EmojiDataset(held_out=True)", "What training never shows.", "--held-out") = False,
+):
+    "Scenes of OpenMoji's drawings, under CC BY-SA 4.0."
+    from t2i.data.emoji import EmojiDataset
+    dataset = EmojiDataset(start, resolution=resolution, held_out=held_out)
+    write_folder(dataset, folder, count)
+
 # %% ../nbs/58_cli_data.ipynb #8ea9ec77
 @data_app.command("cache")
 def data_cache(
     folder:Annotated[Path, typer.Argument(help="A new folder, or one to go on with.")],
-    data:option(str, "", "shapes, digits, or a folder of captioned images.") = "shapes",
+    data:option(str, "", "shapes, digits, emoji, or a folder of captioned images.") = "shapes",
     coco:option(bool, "", "--data is the folder of COCO 2017.", "--coco") = False,
     clip:option(
         str, "load_clip(name)",
         "A CLIP: a bundled name, a folder, or MODEL/TAG of OpenCLIP.") = "shapes-clip",
     split:Split = "train",
     count:option(
-        int, "count", "The first so many images.", default="all, or 100,000 shapes") = None,
+        int, "count", "The first so many images.", default="all, or 100,000 scenes") = None,
     workers:option(int, "workers", "Processes that read images.") = 0,
     device:Device = None,
 ):
     "Keep a CLIP's features of images and captions; interrupted, it goes on."
     from t2i.core import T2IError
-    from t2i.data.datasets import DataConfig, load_dataset
+    from t2i.data.datasets import COMPUTED, DataConfig, load_dataset
     from t2i.guidance.clip import build_feature_cache, load_clip
     if count is not None and count < 1:
         raise T2IError(f"--count is {count}; it must be at least 1")
     model = load_clip(clip, device)
-    config = DataConfig(data)
-    if data not in ("shapes", "digits"):
+    config = DataConfig(data, resolution=model.image_size)
+    if data not in COMPUTED:
         config = DataConfig("coco" if coco else "folder", data, resolution=model.image_size)
     dataset = load_dataset(config, split)
-    usual = 100_000 if data == "shapes" else len(dataset)
+    usual = 100_000 if getattr(dataset, "endless", False) else len(dataset)
     count = min(count or usual, len(dataset))
     try:
         say(build_feature_cache(dataset, model, folder, count, workers=workers))

@@ -155,7 +155,7 @@ FOLDERS = {1: "tokenizers", 2: "guidance", 3: "generators", 4: "control", 9: "en
 @module
 def test_the_decade_decides_the_folder(name):
     assert name in number, f"{name} is stale: no notebook exports it"
-    usual = "data" if number[name] in (1, 2, 3, 8) else ""
+    usual = "data" if number[name] in (1, 2, 3, 8, 9) else ""
     assert name.rpartition(".")[0] == FOLDERS.get(number[name]//10, usual)
 
 
