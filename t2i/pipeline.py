@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODEL_CLASSES', 'PARTS', 'INDEX_FORMAT', 'OFFICIAL_CLASSES', 'WEIGHT_SUFFIXES', 'Output', 'Frame', 'PipelineParts',
-           'Call', 'check_call', 'draw_batches', 'draw_best', 'StreamingParts', 'Pipeline', 'TextVARPipeline',
-           'read_model_index', 'load_pipeline', 'load_generator', 'check_fingerprint', 'load_run', 'load_official',
-           'is_hub_id', 'find_model', 'load_folder', 'load']
+           'draw_batches', 'draw_best', 'StreamingParts', 'Pipeline', 'TextVARPipeline', 'PartiPipeline',
+           'make_pipeline', 'read_model_index', 'load_pipeline', 'load_generator', 'check_fingerprint', 'load_run',
+           'load_official', 'is_hub_id', 'find_model', 'load_folder', 'load']
 
 # %% ../nbs/51_pipeline.ipynb #bbdfb308
 import inspect
@@ -35,6 +35,7 @@ from t2i.engine.checkpoints import (
 )
 from .engine.files import atomic_path, bundled_folder
 from .generators.masked_var import MaskedTextVAR, MaskedTextVARConfig
+from .generators.parti import Parti, PartiConfig, decode_rows
 from .generators.reranking import best_of, choose_best, find_judge
 from .generators.text_training import TextConditionedTask
 from .generators.text_var import TextVAR, TextVARConfig
@@ -42,8 +43,7 @@ from .generators.var import VAR, VARConfig
 from .guidance.clip import CLIP, CLIPTask, load_clip
 from .guidance.clip_text import CLIPTextEncoder, CLIPTextEncoderConfig, attach_clip
 from .outputs import save_images
-from .requests import DEFAULTS, check_settings, choose_seed, prompt_list, warn_of_prompts
-from .sampling import split_generator
+from .requests import DEFAULTS, Call, check_call, check_settings, warn_of_prompts
 from .text import TextEncoder, TextEncoderConfig, TextFeatures, TextTokenizer
 from .tokenizers.multiscale import MultiScaleVQVAE
 from .tokenizers.training import TOKENIZERS, TokenizerTask
@@ -54,6 +54,7 @@ MODEL_CLASSES = TOKENIZERS | dict(
     var=(VAR, VARConfig),
     text_var=(TextVAR, TextVARConfig),
     masked_text_var=(MaskedTextVAR, MaskedTextVARConfig),
+    parti=(Parti, PartiConfig),
     text_encoder=(TextEncoder, TextEncoderConfig),
     clip_text_encoder=(CLIPTextEncoder, CLIPTextEncoderConfig),
 )  # model_type of a part -> its class, its configuration
@@ -123,40 +124,6 @@ class PipelineParts(nn.Module):
         "Text features of prompts, on the pipeline's device"
         return self.text_encoder(*[t.to(self.device) for t in self.text_tokenizer(prompts)])
 
-# %% ../nbs/51_pipeline.ipynb #dca3c1d5
-@dataclass
-class Call:
-    "A checked call: one prompt and one generator per image"
-    prompts:list[str]
-    generators:list[torch.Generator]
-    seed:int|None        # None: generators were given
-    settings:dict        # negative_prompt, and those of `DEFAULTS` that the model knows
-
-# %% ../nbs/51_pipeline.ipynb #2f1ef056
-def check_call(
-    parts:PipelineParts,
-    prompt:str|list[str],
-    num_images_per_prompt:int=1,
-    seed:int|None=None,
-    generator:torch.Generator|list[torch.Generator]|None=None,
-    negative_prompt:str="",
-    **settings, # names of `DEFAULTS`; None means the model's own
-)->Call:
-    "Check and complete the arguments of a call"
-    prompts = prompt_list(prompt)
-    prompt_list(negative_prompt)
-    given = {k: v for k, v in settings.items() if v is not None}
-    check_settings(num_images_per_prompt=num_images_per_prompt, **given)
-    for name in given.keys() - parts.defaults.keys():
-        if given.pop(name) != DEFAULTS[name]:
-            raise T2IError(f"this model has no setting {name}: leave it out")
-    seed = choose_seed(seed, generator)
-    generators = split_generator(seed, generator, len(prompts), num_images_per_prompt)
-    warn_of_prompts(parts.text_tokenizer, prompts + [negative_prompt]*bool(negative_prompt))
-    settings = dict(negative_prompt=negative_prompt) | parts.defaults | given
-    each = [p for p in prompts for _ in range(num_images_per_prompt)]
-    return Call(each, generators, seed, settings)
-
 # %% ../nbs/51_pipeline.ipynb #78ae412c
 def draw_batches(
     pipe,            # a `Pipeline`
@@ -199,6 +166,15 @@ def draw_best(
 # %% ../nbs/51_pipeline.ipynb #53b7d626
 class StreamingParts(PipelineParts):
     "The parts, and the images after every map; a subclass has `token_maps`"
+    @property
+    def steps(self)->int:
+        "Frames of a `stream`"
+        return len(self.tokenizer.scales)
+
+    def decode(self, ids)->Tensor: # (b,3,h,w)
+        "Images of what was drawn so far"
+        return self.tokenizer.decode(ids)
+
     def stream(self,
         prompt:str|list[str],
         num_images_per_prompt:int=1,
@@ -208,7 +184,7 @@ class StreamingParts(PipelineParts):
         call = check_call(self, prompt, num_images_per_prompt, **arguments)
         maps = self.token_maps(call.prompts, call.generators, **call.settings)
         for step, ids in enumerate(maps, 1):
-            yield Frame(to_pil(self.tokenizer.decode(ids)), step, len(self.tokenizer.scales))
+            yield Frame(to_pil(self.decode(ids)), step, self.steps)
 
 # %% ../nbs/51_pipeline.ipynb #4ea86b74
 class Pipeline(StreamingParts):
@@ -248,6 +224,8 @@ INDEX_FORMAT = 2  # 1 had no fingerprints
 
 class TextVARPipeline(Pipeline):
     "A pipeline that draws with a text-conditioned VAR"
+    model_type = "text_var"
+
     @torch.no_grad()
     def token_maps(self,
         prompts:list[str],                # one per image
@@ -270,7 +248,7 @@ class TextVARPipeline(Pipeline):
             raise T2IError(f"{folder} exists and is not a saved pipeline; choose another folder")
         parts = {name: name for name in PARTS} | dict(tokenizer=self.tokenizer_name or "tokenizer")
         index = dict(
-            model_type="text_var", format=INDEX_FORMAT, parts=parts,
+            model_type=self.model_type, format=INDEX_FORMAT, parts=parts,
             fingerprints=dict(tokenizer=self.tokenizer_fingerprint), defaults=self.defaults)
         with atomic_path(folder) as p:
             p.mkdir()
@@ -279,6 +257,26 @@ class TextVARPipeline(Pipeline):
                     save_part(getattr(self, name), p/name, dtype)
             self.text_tokenizer.save_pretrained(p/"text_tokenizer")
             (p/"model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+# %% ../nbs/51_pipeline.ipynb #850fe357
+class PartiPipeline(TextVARPipeline):
+    "A pipeline that draws with a Parti, token after token; it streams row after row"
+    model_type = "parti"
+
+    @property
+    def steps(self)->int:
+        return self.tokenizer.grid[0]
+
+    def decode(self, ids:Tensor)->Tensor: # (b,rows*w) -> (b,3,h,w), white where nothing is yet
+        return decode_rows(self.tokenizer, ids)
+
+def make_pipeline(
+    generator:nn.Module,
+    *parts, # see `PipelineParts`
+)->TextVARPipeline:
+    "The pipeline that suits a generator"
+    kind = PartiPipeline if isinstance(generator, Parti) else TextVARPipeline
+    return kind(generator, *parts)
 
 # %% ../nbs/51_pipeline.ipynb #23fdfa45
 def read_model_index(
@@ -318,7 +316,7 @@ def load_pipeline(
     encoder = load_part(MODEL_CLASSES, parts["text_encoder"])
     if isinstance(encoder, CLIPTextEncoder):
         attach_clip(encoder)
-    return TextVARPipeline(
+    return make_pipeline(
         load_generator(parts["generator"], tokenizer), tokenizer, encoder,
         TextTokenizer.from_pretrained(parts["text_tokenizer"]),
         folder.name, named, index["defaults"])
@@ -365,7 +363,7 @@ def load_run(
         return task.clip().eval().requires_grad_(False)
     if not isinstance(task, TextConditionedTask):
         raise T2IError(f"{folder} is the run of a {type(task).__name__}, which draws no images")
-    return TextVARPipeline(
+    return make_pipeline(
         task.model.generator, task.tokenizer, task.model.text_encoder, task.text_tokenizer,
         folder.name, task.tokenizer_name, task.config.settings())
 
@@ -403,7 +401,6 @@ def load_official(
 
 # %% ../nbs/51_pipeline.ipynb #a4394c34
 WEIGHT_SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
-
 
 def is_hub_id(
     name:str,

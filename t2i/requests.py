@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'LIMITS', 'SENTENCE_WORDS', 'FLAG_VALUES', 'check_settings', 'prompt_list', 'choose_seed',
-           'warn_of_prompts', 'read_prompts', 'check_quotes']
+           'warn_of_prompts', 'Call', 'check_call', 'read_prompts', 'check_quotes']
 
 # %% ../nbs/54_requests.ipynb #adc9a554
 import math
 import secrets
 import sys
+from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 
 from .core import T2IError, log
 from .engine.folders import read_text
+from .sampling import split_generator
 from .text import TextTokenizer
 
 # %% ../nbs/54_requests.ipynb #c4313113
@@ -95,10 +97,45 @@ def warn_of_prompts(
             log.warning("%s contains no word: it is drawn as the empty prompt", shown)
         if text_tokenizer.cut(p):
             length = text_tokenizer.length
-            log.warning("%s is longer than this model's %d tokens: the rest is cut", shown, length)
+            end = text_tokenizer.tokenizer.encode(p).offsets[length-1][0]
+            log.warning("%s is longer than this model's %d tokens: the rest is cut, from %r on",
+                        shown, length, p[end:end+30])
         unknown = ", ".join(map(repr, text_tokenizer.unfamiliar(p)[:5]))
         if unknown:
             log.warning("%s: %s never occurred in training; the image may lack it", shown, unknown)
+
+# %% ../nbs/54_requests.ipynb #e2e720fa
+@dataclass
+class Call:
+    "A checked call: one prompt and one generator per image"
+    prompts:list[str]
+    generators:list[torch.Generator]
+    seed:int|None        # None: generators were given
+    settings:dict        # negative_prompt, and those of `DEFAULTS` that the model knows
+
+def check_call(
+    parts, # with defaults and a text_tokenizer, see `PipelineParts`
+    prompt:str|list[str],
+    num_images_per_prompt:int=1,
+    seed:int|None=None,
+    generator:torch.Generator|list[torch.Generator]|None=None,
+    negative_prompt:str="",
+    **settings, # names of `DEFAULTS`; None means the model's own
+)->Call:
+    "Check and complete the arguments of a call"
+    prompts = prompt_list(prompt)
+    prompt_list(negative_prompt)
+    given = {k: v for k, v in settings.items() if v is not None}
+    check_settings(num_images_per_prompt=num_images_per_prompt, **given)
+    for name in given.keys() - parts.defaults.keys():
+        if given.pop(name) != DEFAULTS[name]:
+            raise T2IError(f"this model has no setting {name}: leave it out")
+    seed = choose_seed(seed, generator)
+    generators = split_generator(seed, generator, len(prompts), num_images_per_prompt)
+    warn_of_prompts(parts.text_tokenizer, prompts + [negative_prompt]*bool(negative_prompt))
+    settings = dict(negative_prompt=negative_prompt) | parts.defaults | given
+    each = [p for p in prompts for _ in range(num_images_per_prompt)]
+    return Call(each, generators, seed, settings)
 
 # %% ../nbs/54_requests.ipynb #eee3607e
 def read_prompts(
