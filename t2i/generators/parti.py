@@ -324,7 +324,7 @@ def generate_naive(
         tokens[:,i:i+1] = sample_codes(logits, uniform[:,i:i+1], **sampling)
     return tokens
 
-# %% ../../nbs/30_parti.ipynb #c5a0f755
+# %% ../../nbs/30_parti.ipynb #56a27237
 class PartiWithEncoder(nn.Module):
     "A generator and the text encoder that is trained along with it"
     def __init__(self, generator:Parti, text_encoder:TextEncoder):
@@ -336,7 +336,9 @@ class PartiWithEncoder(nn.Module):
         text:tuple,    # what the text encoder reads of b captions: ids, mask, …
         tokens:Tensor, # (b,l) int64
     )->Tensor:         # (b,l,v) logits
-        return self.generator(self.text_encoder(*text), tokens)
+        features = self.text_encoder(*text)
+        unused = 0*features.pooled.sum()  # not read; DDP needs all parameters in the loss
+        return self.generator(features, tokens) + unused
 
 def count_parameters(
     config:PartiConfig,
