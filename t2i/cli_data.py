@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Model', 'Device', 'Seed', 'data_app', 'bench_app', 'NewFolder', 'Split', 'Repeat', 'BatchSize', 'option', 'say',
            'print_table', 'print_scores', 'print_yaml', 'write_folder', 'check_split', 'data_shapes', 'data_digits',
-           'data_emoji', 'data_cache', 'load_pipe', 'bench_generate', 'bench_shapes', 'bench_tokenizer', 'bench_dream',
-           'bench_speedrun']
+           'data_emoji', 'data_cache', 'load_pipe', 'bench_generate', 'bench_shapes', 'bench_parti', 'bench_tokenizer',
+           'bench_dream', 'bench_speedrun']
 
 # %% ../nbs/58_cli_data.ipynb #5b05b91d
 import json
@@ -229,6 +229,18 @@ def bench_shapes(count:option(int, "count", "Scenes.", min=1) = 2000):
     "Scenes per second on one core, and how many of them the checker accepts."
     from t2i.benchmarks import shapes_world
     print_scores(shapes_world(count))
+
+# %% ../nbs/58_cli_data.ipynb #9b4ffef6
+@bench_app.command("parti")
+def bench_parti(
+    size:option(str, "size", "A published size: 350M, 750M, 3B or 20B.") = "350M",
+    repeat:Repeat = 3,
+    device:option(str, "device", "cpu or cuda.") = "cpu",
+):
+    "Tokens per second of Parti's decoder, with the cache and recomputed, from a few passes."
+    from t2i.benchmarks import parti_speed
+    from t2i.generators.parti import PartiConfig
+    print_scores(parti_speed(PartiConfig.preset(size), repeat, device))
 
 # %% ../nbs/58_cli_data.ipynb #9b3517cf
 @bench_app.command("tokenizer")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODEL_CLASSES', 'PARTS', 'CLASS_PARTS', 'INDEX_FORMAT', 'OFFICIAL_CLASSES', 'WEIGHT_SUFFIXES', 'PipelineParts',
-           'draw_batches', 'draw_best', 'StreamingParts', 'Pipeline', 'TextVARPipeline', 'VARPipeline',
-           'read_model_index', 'load_pipeline', 'load_generator', 'check_fingerprint', 'load_run', 'published_var',
-           'load_official', 'is_hub_id', 'find_model', 'load_folder', 'load']
+           'draw_batches', 'draw_best', 'StreamingParts', 'Pipeline', 'TextVARPipeline', 'VARPipeline', 'PartiPipeline',
+           'make_pipeline', 'read_model_index', 'load_pipeline', 'load_generator', 'check_fingerprint', 'load_run',
+           'published_var', 'load_official', 'is_hub_id', 'find_model', 'load_folder', 'load']
 
 # %% ../nbs/51_pipeline.ipynb #bbdfb308
 import inspect
@@ -36,6 +36,7 @@ from .engine.files import atomic_path, bundled_folder
 from .generators.editing import EDIT_SETTINGS, edit_images, read_image, read_known
 from .generators.masked_var import MaskedTextVAR, MaskedTextVARConfig
 from .generators.official import VAR_SETTINGS, ClassNames, default_names, transformer_fields
+from .generators.parti import Parti, PartiConfig, decode_rows
 from .generators.reranking import best_of, choose_best, find_judge
 from .generators.text_training import TextConditionedTask
 from .generators.text_var import PooledTextVAR, PooledTextVARConfig, TextVAR, TextVARConfig
@@ -55,6 +56,7 @@ MODEL_CLASSES = TOKENIZERS | dict(
     text_var=(TextVAR, TextVARConfig),
     pooled_text_var=(PooledTextVAR, PooledTextVARConfig),
     masked_text_var=(MaskedTextVAR, MaskedTextVARConfig),
+    parti=(Parti, PartiConfig),
     text_encoder=(TextEncoder, TextEncoderConfig),
     clip_text_encoder=(CLIPTextEncoder, CLIPTextEncoderConfig),
 )  # model_type of a part -> its class, its configuration
@@ -144,6 +146,11 @@ def draw_best(
 # %% ../nbs/51_pipeline.ipynb #53b7d626
 class StreamingParts(PipelineParts):
     "The parts, and the images after every map; a subclass has `token_maps`"
+    @property
+    def steps(self)->int:
+        "Frames of a `stream`"
+        return len(self.tokenizer.scales)
+
     def stream(self,
         prompt:str|list[str],
         num_images_per_prompt:int=1,
@@ -152,9 +159,8 @@ class StreamingParts(PipelineParts):
         "Draw all images together, and yield them after every scale"
         call = check_call(self, prompt, num_images_per_prompt, **arguments)
         frames = self.token_maps(call.prompts, call.generators, **call.settings)
-        for step, maps in enumerate(frames, 1):
-            yield Frame(to_pil(self.decode(maps)), step, len(self.tokenizer.scales))
-
+        for step, ids in enumerate(frames, 1):
+            yield Frame(to_pil(self.decode(ids)), step, self.steps)
     @torch.no_grad()
     def edit(self,
         image:Image.Image|Tensor, # of the model's size; or (3,h,w) in [-1,1]
@@ -164,7 +170,7 @@ class StreamingParts(PipelineParts):
         context:int|None=None,    # pixels around the mask that the model reads; None: all
         **arguments,              # as in a call; see `EDIT_SETTINGS`
     )->Output:                    # outside the mask, the pixels are those of the image
-        "Redraw a part of an image, see lesson 39"
+        "Redraw a part of an image, see lesson 44"
         call = check_call(self, prompt, num_images_per_prompt, **EDIT_SETTINGS | arguments)
         names = [*EDIT_SETTINGS, "top_k", "top_p"]  # of one pass per map
         settings = {name: call.settings[name] for name in names}
@@ -258,6 +264,29 @@ class VARPipeline(TextVARPipeline):
     def __init__(self, generator:VAR, tokenizer:nn.Module, classes:ClassNames, *names, **kw):
         super().__init__(generator, tokenizer, nn.Identity(), classes, *names, **kw)
 
+# %% ../nbs/51_pipeline.ipynb #850fe357
+class PartiPipeline(TextVARPipeline):
+    "A pipeline that draws with a Parti, token after token; it streams row after row"
+    model_type = "parti"
+
+    @property
+    def steps(self)->int:
+        return self.tokenizer.grid[0]
+
+    def decode(self, ids:Tensor)->Tensor: # (b,rows*w) -> (b,3,h,w), white where nothing is yet
+        return decode_rows(self.tokenizer, ids)
+
+    def edit(self, *_, **__):
+        raise T2IError(f"{self.name} draws token after token, so it cannot edit: take a VAR")
+
+def make_pipeline(
+    generator:nn.Module,
+    *parts, # see `PipelineParts`
+)->TextVARPipeline:
+    "The pipeline that suits a generator"
+    kind = PartiPipeline if isinstance(generator, Parti) else TextVARPipeline
+    return kind(generator, *parts)
+
 # %% ../nbs/51_pipeline.ipynb #23fdfa45
 def read_model_index(
     folder:Path, # of a saved pipeline
@@ -303,7 +332,7 @@ def load_pipeline(
     if isinstance(encoder, CLIPTextEncoder):
         attach_clip(encoder)
     words = TextTokenizer.from_pretrained(parts["text_tokenizer"])
-    return TextVARPipeline(generator, tokenizer, encoder, words, *about)
+    return make_pipeline(generator, tokenizer, encoder, words, *about)
 
 # %% ../nbs/51_pipeline.ipynb #8f592267
 def load_generator(
@@ -347,7 +376,7 @@ def load_run(
         return task.clip().eval().requires_grad_(False)
     if not isinstance(task, TextConditionedTask):
         raise T2IError(f"{folder} is the run of a {type(task).__name__}, which draws no images")
-    return TextVARPipeline(
+    return make_pipeline(
         task.model.generator, task.tokenizer, task.model.text_encoder, task.text_tokenizer,
         folder.name, task.tokenizer_name, task.config.settings())
 
@@ -402,7 +431,6 @@ def load_official(
 
 # %% ../nbs/51_pipeline.ipynb #a4394c34
 WEIGHT_SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
-
 
 def is_hub_id(
     name:str,

@@ -1,0 +1,1 @@
+"What steers a trained generator: masks, boxes, adapters"
