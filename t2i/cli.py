@@ -216,7 +216,7 @@ def edit(
     device:Device = None,
 ):
     "Redraw a part of an image; the rest stays as it is."
-    from t2i.generators.editing import open_image
+    from t2i.control.editing import open_image
     from t2i.outputs import check_writable, slug, unused_path
     output = output or unused_path(Path(f"t2i-{slug(prompt)}.png"))
     check_writable(output)

@@ -33,7 +33,7 @@ from t2i.engine.checkpoints import (
     save_part,
 )
 from .engine.files import atomic_path, bundled_folder
-from .generators.editing import EDIT_SETTINGS, edit_images, read_image, read_known
+from .control.editing import EDIT_SETTINGS, edit_images, read_image, read_known
 from .generators.masked_var import MaskedTextVAR, MaskedTextVARConfig
 from .generators.official import VAR_SETTINGS, ClassNames, default_names, transformer_fields
 from .generators.parti import Parti, PartiConfig, decode_rows

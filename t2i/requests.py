@@ -142,39 +142,6 @@ def check_call(
     each = [p for p in prompts for _ in range(num_images_per_prompt)]
     return Call(each, generators, seed, settings)
 
-# %% ../nbs/54_requests.ipynb #e2e720fa
-@dataclass
-class Call:
-    "A checked call: one prompt and one generator per image"
-    prompts:list[str]
-    generators:list[torch.Generator]
-    seed:int|None        # None: generators were given
-    settings:dict        # negative_prompt, and those of `DEFAULTS` that the model knows
-
-def check_call(
-    parts, # with defaults and a text_tokenizer, see `PipelineParts`
-    prompt:str|list[str],
-    num_images_per_prompt:int=1,
-    seed:int|None=None,
-    generator:torch.Generator|list[torch.Generator]|None=None,
-    negative_prompt:str="",
-    **settings, # names of `DEFAULTS`; None means the model's own
-)->Call:
-    "Check and complete the arguments of a call"
-    prompts = prompt_list(prompt)
-    prompt_list(negative_prompt)
-    given = {k: v for k, v in settings.items() if v is not None}
-    check_settings(num_images_per_prompt=num_images_per_prompt, **given)
-    for name in given.keys() - parts.defaults.keys():
-        if given.pop(name) != DEFAULTS[name]:
-            raise T2IError(f"this model has no setting {name}: leave it out")
-    seed = choose_seed(seed, generator)
-    generators = split_generator(seed, generator, len(prompts), num_images_per_prompt)
-    warn_of_prompts(parts.text_tokenizer, prompts + [negative_prompt]*bool(negative_prompt))
-    settings = dict(negative_prompt=negative_prompt) | parts.defaults | given
-    each = [p for p in prompts for _ in range(num_images_per_prompt)]
-    return Call(each, generators, seed, settings)
-
 # %% ../nbs/54_requests.ipynb #eee3607e
 def read_prompts(
     prompts:list[str]|None, # from the command line

@@ -19,7 +19,7 @@ from t2i.data.shapes import (
     Spec,
     render,
 )
-from t2i.generators.editing import EDIT_SETTINGS, Surroundings, edit_images, stream_edit
+from t2i.control.editing import EDIT_SETTINGS, Surroundings, edit_images, stream_edit
 from t2i.generators.var import VAR, VARConfig
 from test_cli import shell
 
