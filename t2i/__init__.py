@@ -16,7 +16,7 @@ _modules = {
     "generators.text_var": ["TextVAR", "TextVARConfig"],
     "generators.parti": ["Parti", "PartiConfig"],
     "generators.masked_var": ["MaskedTextVAR", "MaskedTextVARConfig"],
-    "pipeline": ["load"],
+    "saved": ["load"],
     "catalog": ["list_models"],
 }
 _module_of = {name: module for module, names in _modules.items() for name in names}

@@ -34,8 +34,8 @@ from .generators.parti_training import check_memory, memory_size
 from .generators.var import generate_naive, stream_scales
 from .guidance.clip import CLIP, wrap_clip
 from .guidance.vqgan_clip import VQGANCLIP, classic_loop, make_cutouts, sample_cutouts
-from .pipeline import load
 from .sampling import split_generator
+from .saved import load
 from .text import TextEncoderConfig, TextFeatures
 from .tokenizers.vqgan import VQGAN, VQGANConfig
 

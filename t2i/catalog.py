@@ -22,7 +22,8 @@ from .engine.runs import read_metrics
 from .generators.official import ClassNames
 from .guidance.clip import CLIP
 from .outputs import read_about
-from .pipeline import Pipeline, find_model, is_hub_id, load, load_folder
+from .pipeline import Pipeline
+from .saved import find_model, is_hub_id, load, load_folder
 from .text import TextTokenizer
 
 # %% ../nbs/56_catalog.ipynb #6ee2029e

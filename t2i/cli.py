@@ -135,7 +135,7 @@ def draw_process(
 ):                    # an `Output` whose images are strips
     "Draw, with a strip of all scales per image"
     from t2i.core import image_grid
-    from t2i.pipeline import Output
+    from t2i.outputs import Output
     from t2i.requests import choose_seed
     seed = choose_seed(seed)
     frames = list(pipe.stream(prompts, number, seed=seed, **settings))
@@ -366,7 +366,8 @@ def convert(
     from t2i.engine.checkpoints import save_part
     from t2i.engine.files import atomic_path
     from t2i.guidance.clip import CLIP, save_clip
-    from t2i.pipeline import Pipeline, load
+    from t2i.pipeline import Pipeline
+    from t2i.saved import load
     if folder.exists():
         raise T2IError(f"{folder} exists: choose another folder, or remove it")
     model = load(source, "cpu", resolution)

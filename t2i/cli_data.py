@@ -200,7 +200,8 @@ def load_pipe(name:str, device:str|None):
     "Load a model that draws from prompts"
     from t2i.core import T2IError
     from t2i.guidance.clip import CLIP
-    from t2i.pipeline import Pipeline, load
+    from t2i.pipeline import Pipeline
+    from t2i.saved import load
     pipe = load(name, device)
     if isinstance(pipe, Pipeline):
         return pipe

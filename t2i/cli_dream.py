@@ -73,7 +73,7 @@ def start_dream(about:dict, device:str|None):
     "The run that `about` describes"
     from t2i.guidance.dream import StoryScene
     from t2i.guidance.vqgan_clip import VQGANCLIP
-    from t2i.pipeline import load
+    from t2i.saved import load
     return VQGANCLIP(
         about["include"], about["exclude"], about["extras"], load(about["model"], device),
         about["clip"], about["size"], about["seed"],

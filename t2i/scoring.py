@@ -39,7 +39,8 @@ from t2i.evaluation import (
 from .generators.reranking import best_of, rank_images
 from .guidance.clip import CLIP, load_clip, recall_at
 from .guidance.vqgan_clip import VQGANCLIP
-from .pipeline import Pipeline, load
+from .pipeline import Pipeline
+from .saved import load
 from .tokenizers.vqgan import VQTokenizer
 from .training import train
 

@@ -213,7 +213,7 @@ def test_a_planted_import_is_found(module, source):
     "tokenizers.vqgan": "from .quantize import x\nfrom ..engine import files\nfrom ..core import y",
     "tokenizers.quantize": "from t2i.tokenizers.vqgan import y",    # of its own decade
     "engine.runs": "from .files import x\nfrom ..core import y\nimport t2i.engine.caches",
-    "cli": "from .pipeline import load\nfrom t2i import VAR, __version__",
+    "cli": "from .saved import load\nfrom t2i import VAR, __version__",
     "__main__": "from t2i.cli import main",
     "text": "import torch\nfrom os import path\nimport t2iother",
 }.items())
