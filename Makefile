@@ -5,9 +5,9 @@ QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 MPLBACKEND=agg
 CODE := t2i tests nbs
 
 # What the bundled model draws right; `make demo PROMPT="…"` draws your own prompt instead.
-PROMPTS := "a small green heart" "a large yellow star" "a blue circle on a pink background" \
-	"a purple ring on a teal background" "an orange diamond on a gray background" \
-	"a large black cross"
+PROMPTS := "a large red circle left of a small blue star" "two black triangles" \
+	"a small green heart above a large orange triangle" "a purple square on a teal background" \
+	"a yellow ring and a black diamond on a pink background" "a blue cross below a red circle"
 export PROMPT
 
 .PHONY: demo speedrun test test-slow lessons notebooks style clean help

@@ -210,7 +210,7 @@ def edit(
     top_p:TopP = None,
     temperature:Temperature = None,
     context:option(
-        int, "context", "Pixels around the mask that the model reads.", default="all") = None,
+        int, "context", "Pixels near the mask that the model reads.", default="all", min=1) = None,
     seed:Seed = None,
     output:Output = None,
     device:Device = None,

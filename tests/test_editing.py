@@ -77,7 +77,7 @@ def test_outside_the_mask_nothing_changes(pipe):
     image = np.random.RandomState(0).randint(0, 256, (64, 64, 3)).astype(np.uint8)
     mask = np.zeros((64, 64), np.uint8)
     mask[10:30, 7:51] = 255
-    for context in (None, 0, 3):
+    for context in (None, 1, 3):
         out = pipe.edit(
             Image.fromarray(image), Image.fromarray(mask), "a ring", 2, context, seed=0)
         for edited in out.images:
@@ -99,7 +99,7 @@ def test_images_depend_on_their_seed_alone(pipe):
     (dict(mask=np.ones((32, 64))), "the mask has 64x32 pixels, the image 64x64"),
     (dict(image=Image.new("RGB", (65, 64))), "the image has 65x64 pixels; this model edits 64x64"),
     (dict(temperature=-1), "temperature is -1"), (dict(prompt=[]), "prompt must be"),
-    (dict(num_steps=0), "num_steps is 0"),
+    (dict(num_steps=0), "num_steps is 0"), (dict(context=0), "context is 0; it must be at least 1"),
 ])
 def test_mistakes_are_told_in_one_line(pipe, wrong, says):
     image, mask, caption, _ = random_edit(0)

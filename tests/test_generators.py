@@ -107,7 +107,7 @@ def test_cached_equals_naive_in_several_steps(shapes, temperature, num_steps):
 
 def test_old_names_are_translated(tmp_path):
     for name, cls, config in (("digits-var", TextVAR, TextVARConfig),
-                              ("shapes-var", MaskedTextVAR, MaskedTextVARConfig)):  # fmt: skip
+                              ("shapes-var-bag", MaskedTextVAR, MaskedTextVARConfig)):  # fmt: skip
         folder = bundled_folder(name)/"generator"
         assert json.loads((folder/"config.json").read_text())["format"] == 1
         model = load_model(cls, config, folder)
@@ -126,7 +126,7 @@ def test_old_weights_are_not_taken_for_new_ones():
 
 def test_masked_weights_are_no_text_var():
     with pytest.raises(T2IError, match="embed.said"):
-        load_model(TextVAR, TextVARConfig, bundled_folder("shapes-var")/"generator")
+        load_model(TextVAR, TextVARConfig, bundled_folder("shapes-var-bag")/"generator")
 
 
 # ---- A run and its tokenizer

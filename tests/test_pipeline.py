@@ -163,12 +163,12 @@ def test_a_negative_background_needs_a_constant_schedule(pipe):
     from t2i.data.checker import find_objects
 
     def pink(**settings):
-        images = pipe("a red circle", 24, seed=3, num_steps=1, **settings).images
+        images = pipe("a red circle", 24, seed=3, num_steps=1, temperature=1, **settings).images
         return sum(find_objects(np.asarray(image))[0] == "pink" for image in images)
 
     avoid = dict(negative_prompt="on a pink background")
-    plain = pink()
-    assert plain >= 3 and pink(**avoid) == plain
+    plain = pink(guidance_schedule="ramp")
+    assert plain >= 3 and pink(**avoid, guidance_schedule="ramp") == plain
     assert pink(**avoid, guidance_schedule="constant") < plain/2
 
 
@@ -229,7 +229,7 @@ def test_spoiled_folders_say_what_is_wrong(tmp_path, spoil, says):
 
 def test_old_folders_are_read(tmp_path):
     "Format 1: no fingerprints, passes for num_steps, one model_type for all generators"
-    shutil.copytree(bundled_folder("shapes-var"), tmp_path/"m")
+    shutil.copytree(bundled_folder("shapes-var-bag"), tmp_path/"m")
     index = json.loads((tmp_path/"m"/"model_index.json").read_text())
     index["defaults"]["passes"] = index["defaults"].pop("num_steps")
     del index["fingerprints"]
@@ -237,7 +237,7 @@ def test_old_folders_are_read(tmp_path):
     edit(tmp_path/"m"/"generator"/"config.json", model_type="var", masked=True)
     old = t2i.load(tmp_path/"m", "cpu")
     assert old.defaults["num_steps"] == 8
-    new = t2i.load("shapes-var", "cpu")
+    new = t2i.load("shapes-var-bag", "cpu")
     assert same(old(PROMPTS[0], seed=0).images, new(PROMPTS[0], seed=0).images)
     old.save_pretrained(tmp_path/"new")
     assert json.loads((tmp_path/"new"/"generator"/"config.json").read_text())["model_type"] != "var"

@@ -39,7 +39,7 @@ def around(
 )->tuple[Tensor,Tensor]: # (b,c,h,w), and how much is known near each place, (b,1,h,w)
     "The mean of what is known near each place"
     weight = soften(known, radius)
-    return soften(x*known, radius)/weight.clamp(min=1e-6), weight
+    return soften(x*known, radius)/weight.clamp(min=1e-12), weight
 
 # %% ../../nbs/44_editing.ipynb #8e157fa0
 def fill_hole(
@@ -47,10 +47,13 @@ def fill_hole(
     known:Tensor, # (b,1,h,w), 1 where it is to be kept, else 0
 )->Tensor:        # (b,3,h,w)
     "Fill what is not known with the colours around it, from near to far"
+    if not known.flatten(1).any(1).all():
+        raise T2IError("nothing of the image is known: there is nothing to fill it from")
     filled, done, radius = image*known, known.bool(), 1
     while not done.all():
         near, weight = around(image, known, radius)
-        new = ~done & (weight > 1e-3)
+        enough = 1e-3 if radius < max(image.shape[-2:]) else 0.  # at last: any
+        new = ~done & (weight > enough)
         filled, done, radius = torch.where(new, near, filled), done|new, 2*radius
     return filled
 
@@ -171,6 +174,8 @@ def near_mask(
     "The part of the image that the model reads: all that is known, or a band around the mask"
     if context is None:
         return known
+    if context < 1:
+        raise T2IError(f"context is {context}; it must be at least 1 pixel, or None for all")
     reach = F.max_pool2d(1-known, 2*context+1, stride=1, padding=context)
     return known*reach
 
