@@ -26,9 +26,10 @@ def soften(
     radius:int, # pixels
 )->Tensor:      # same shape
     "Three box averages, nearly a Gaussian blur"
+    size = 2*radius + 1
     for _ in range(3):
         padded = F.pad(x, [radius]*4, mode="replicate")
-        x = F.avg_pool2d(padded, 2*radius+1, stride=1)
+        x = F.avg_pool2d(F.avg_pool2d(padded, (size, 1), stride=1), (1, size), stride=1)
     return x
 
 
