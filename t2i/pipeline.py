@@ -127,6 +127,7 @@ class StreamingParts(PipelineParts):
         frames = self.token_maps(call.prompts, call.generators, **call.settings)
         for step, ids in enumerate(frames, 1):
             yield Frame(to_pil(self.decode(ids)), step, self.steps)
+
     @torch.no_grad()
     def edit(self,
         image:Image.Image|Tensor, # of the model's size; or (3,h,w) in [-1,1]

@@ -6,7 +6,7 @@
 __all__ = ['BENCHMARKS', 'SPEEDRUN', 'held_out_loss', 'token_loss', 'clip_score', 'Subject', 'load_subject', 'held_out_images',
            'ScoreOptions', 'draw_candidates', 'draw_prompts', 'reads_shapes', 'score_shapes', 'score_digits',
            'score_reconstruction', 'score_clip', 'score_dream', 'score_captions', 'caption_recall', 'default_benchmark',
-           'evaluate_model', 'stage_overrides', 'run_stage', 'speedrun']
+           'evaluate_model', 'stage_overrides', 'minutes_spent', 'run_stage', 'speedrun']
 
 # %% ../nbs/57_scoring.ipynb #221121f8
 import json
@@ -351,6 +351,20 @@ def stage_overrides(
     return (*parts, f"train.steps={max(1, round(share*steps))}")
 
 # %% ../nbs/57_scoring.ipynb #2da3bfbd
+def minutes_spent(
+    name:str,    # a key of `SPEEDRUN`
+    folder:Path, # of the speedrun
+)->float:
+    "What a stage took so far; of a start that was killed, the time to its last checkpoint counts"
+    clock, last = folder/f"{name}.minutes", folder/name/"last"
+    if not clock.is_file():
+        return 0.
+    minutes, *begun = map(float, clock.read_text().split())
+    if begun and last.is_file():
+        minutes += max(0., last.stat().st_mtime-begun[0])/60
+    return minutes
+
+
 def run_stage(
     name:str,                   # a key of `SPEEDRUN`
     folder:Path,                # of the speedrun
@@ -358,14 +372,17 @@ def run_stage(
 )->dict: # recipe, steps, images, minutes
     "Train one recipe, or go on with it"
     run, clock = folder/name, folder/f"{name}.minutes"
-    before = float(clock.read_text()) if clock.is_file() else 0.
-    begun = time.perf_counter()
+    minutes, begun = minutes_spent(name, folder), time.time()
+    with atomic_path(clock) as p:
+        p.write_text(f"{minutes} {begun}\n")
     try:
         train(name, run, overrides, resume=(run/"last").is_file())
     finally:
-        minutes = before + (time.perf_counter()-begun)/60
+        minutes += (time.time()-begun)/60
         with atomic_path(clock) as p:
             p.write_text(f"{minutes}\n")
+    if not (run/"last").is_file():
+        raise T2IError(f"stopped in {name} before its first step; the same command begins it again")
     config = load_recipe(run/"recipe.yaml").config.train
     steps = int(last_checkpoint(run).name.removeprefix("step-"))
     if steps < config.steps:

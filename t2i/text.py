@@ -158,7 +158,7 @@ def prepare_text_tokenizer(
 )->TextTokenizer:
     "The run's own, else one that is given or of `init_from`, else one learned from the captions"
     kept = folder/"text_tokenizer" if folder else None
-    if kept and (kept/"config.json").is_file():  # written last: another process may be writing
+    if kept and (folder/"last").is_file():  # without a checkpoint, the run begins anew
         return TextTokenizer.from_pretrained(kept)
     captions = read_captions(data, count)
     if init_from and given is None:

@@ -153,6 +153,8 @@ def tidy(cell):
             output.text = output.text.replace(str(root), "…")
         if "data" in output:
             output.data.pop(WIDGET, None)
+            if "image/png" in output.data:  # PIL offers a JPEG of the same image, too
+                output.data.pop("image/jpeg", None)
         for kind, value in output.get("data", {}).items():
             if kind == "image/png":
                 output.data[kind] = small_png(value)

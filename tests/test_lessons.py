@@ -27,6 +27,16 @@ def test_outputs_are_fresh():
     assert not found, "\n".join(["`make lessons` runs these again:", *found])
 
 
+def test_images_are_stored_once():
+    twice = set()
+    for path in house.notebook_paths():
+        for cell in house.cells(path, "code"):
+            for output in cell.outputs:
+                if {"image/png", "image/jpeg"} <= output.get("data", {}).keys():
+                    twice.add(path.stem)
+    assert not twice, f"`make lessons` stores these without the JPEG: {sorted(twice)}"
+
+
 # ---- Fingerprints and runs, on a small repository
 
 
@@ -112,6 +122,7 @@ def test_run_stores_outputs_that_stay_clean(small):
         small, "import os, sys\nprint(os.getcwd())", "print('bar', file=sys.stderr)", "1 + 1",
         "#| eval: false\n1/0", "#| slow\n1/0", "#| export\nfrom IPython.display import Image\n7",
         "import matplotlib.pyplot as plt\nplt.plot([1, 2]);",
+        "from PIL import Image\nImage.new('RGB', (8, 8))",
     )
     nb = nbformat.read(path, 4)
     nb.cells[5].outputs = [new_output("stream", text="from a machine with a GPU")]
@@ -125,6 +136,7 @@ def test_run_stores_outputs_that_stay_clean(small):
     assert nb.cells[3].outputs[0].data == {"text/plain": "2"}
     assert nb.cells[5].outputs[0].text == "from a machine with a GPU"  # skipped: kept
     assert "image/png" in nb.cells[7].outputs[0].data
+    assert sorted(nb.cells[8].outputs[0].data) == ["image/png", "text/plain"]  # and no JPEG
     assert lessons.stale(path, small) == "" and not list((small/"nbs").glob(".*.tmp"))
     assert not any(c.execution_count for c in nb.cells[1:]) and "language_info" not in nb.metadata
     lessons.clean(path, small)

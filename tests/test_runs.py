@@ -1,6 +1,7 @@
 "Runs on the smallest task: loss scale, resume with changes, locks, trackers, recipes."
 import errno
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -286,6 +287,24 @@ def test_the_callers_random_numbers_go_on(tmp_path):
     torch.manual_seed(3)
     train(recipe(config=DROPOUT), tmp_path/"run")
     assert torch.equal(torch.rand(3), expected)
+
+
+class CollectingTask(TinyTask):
+    "Python collects its garbage in the third step, as it does at any time"
+    def after_step(self, generator):
+        if self.step == 2:
+            gc.collect()
+
+
+def test_a_forgotten_state_moves_no_random_numbers(tmp_path):
+    train(recipe(config=DROPOUT), tmp_path/"whole")
+    gc.disable()  # not before the third step
+    try:
+        TrainingState(recipe(config=DROPOUT), tmp_path/"forgotten")  # nobody closes it
+        train(recipe(CollectingTask, DROPOUT), tmp_path/"run")
+    finally:
+        gc.enable()
+    assert same(weights(tmp_path/"whole"), weights(tmp_path/"run"))
 
 
 def torchrun(folder, run, *overrides):

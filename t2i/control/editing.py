@@ -68,7 +68,8 @@ class Surroundings:
     ):
         self.quantizer = tokenizer.quantizer
         filled = fill_hole(image, known).to(tokenizer.codebook.device)
-        share = F.avg_pool2d(known, tokenizer.downsample)        # of each cell of the finest map
+        f = tokenizer.downsample                                 # side of a finest cell, pixels
+        share = F.avg_pool2d(known, f)                           # of each cell of the finest map
         self.known = (share > .5).to(filled)                     # (b,1,h/f,w/f)
         self.z = tokenizer.features(filled)                      # (b,code_dim,h/f,w/f)
         self.sums = self.quantizer.sums(self.quantizer(self.z)[0])   # after each map

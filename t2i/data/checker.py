@@ -219,7 +219,8 @@ def check(
         failures.append(f"background is {background}, not {spec.background}")
     wanted = [g for g in spec.groups for _ in range(g.count)]
     if len(objects) != len(wanted):
-        failures.append(f"{len(objects)} objects, not {len(wanted)}")
+        many = "s"*(len(objects) != 1)
+        failures.append(f"{len(objects)} object{many}, not {len(wanted)}")
     else:
         orders = itertools.permutations(objects)
         failures += min((mismatches(wanted, o, spec.relation) for o in orders), key=len)

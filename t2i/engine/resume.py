@@ -154,7 +154,8 @@ class RunState:
         fabric.launch()
         self.main = fabric.is_global_zero    # this process writes
         with contextlib.ExitStack() as held:  # closed at once if anything fails
-            held.enter_context(keep_random_state(fabric.device))
+            # not `keep_random_state`: that would act when a state that nobody closed is collected
+            held.callback(set_random_state, random_state(fabric.device), fabric.device)
             if self.main:
                 lock = init_run_dir(self.folder, resume)
                 held.callback(lambda: lock.release(used=resume or self.step > 0))
