@@ -134,6 +134,11 @@ PARTI = """
     contrast.strong_from=3 contrast.strong_until=6 reading_pairs=3 train.steps=12 model.depth=2
     train.compile=false train.workers=0 vocabulary_captions=500
 """.split()
+ENLARGE = """
+    train.steps=12 train.batch_size=8 train.warmup=3 train.precision=32-true train.log_every=1
+    train.val_every=0 train.val_batches=1 train.sample_every=0 train.save_every=0 train.workers=0
+    model.blocks=1 model.channels=8 tokenizer=null patch=8
+""".split()
 LATE = ["model.ema_decay=null", "quantize_from=6", "train.steps=12"]
 CASES = dict(
     averages=("tiny", 2, []),
@@ -143,6 +148,7 @@ CASES = dict(
     generator=("digits-var", 2, GENERATOR),
     masked=("shapes-var", 1, [*GENERATOR, *MASKED]),
     parti=("shapes-parti", 1, [*GENERATOR, *PARTI]),
+    enlarging=("shapes-sr4", 2, ENLARGE),
     contrastive=("shapes-clip", 1, CLIP),
 )
 
