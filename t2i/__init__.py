@@ -16,6 +16,7 @@ _modules = {
     "generators.text_var": ["TextVAR", "TextVARConfig"],
     "generators.parti": ["Parti", "PartiConfig"],
     "generators.masked_var": ["MaskedTextVAR", "MaskedTextVARConfig"],
+    "generators.super_resolution": ["SuperResolution", "SuperResolutionConfig"],
     "saved": ["load"],
     "catalog": ["list_models"],
 }

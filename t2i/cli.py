@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'OWN', 'Number', 'Guidance', 'Steps', 'Rerank', 'Json', 'PromptWords', 'PromptFile', 'Schedule', 'Negative',
-           'TopK', 'TopP', 'Temperature', 'Output', 'Judge', 'Process', 'PerTask', 'Count', 'EvalCLIP', 'error_line',
-           'print_version', 'common_options', 'main', 'draw_process', 'check_process', 'generate', 'edit', 'train',
-           'evaluate', 'model_rows', 'info', 'convert']
+           'TopK', 'TopP', 'Temperature', 'Output', 'Judge', 'Upscale', 'Process', 'Benchmark', 'PerTask', 'Count',
+           'EvalCLIP', 'error_line', 'print_version', 'common_options', 'main', 'draw_process', 'check_process',
+           'choose_output', 'generate', 'edit', 'train', 'print_evaluation', 'evaluate', 'model_rows', 'info',
+           'convert']
 
 # %% ../nbs/53_cli.ipynb #ebf13d98
 import logging
@@ -123,6 +124,8 @@ Output = option(
 Judge = option(
     str, "clip", "The CLIP that judges with --rerank, such as shapes-clip.",
     default="the one that the model reads")
+Upscale = option(
+    str, "upscale", "A network that enlarges the images: a run of shapes-sr4, or a folder.")
 Process = option(bool, "", "Show the image after every scale, a row per image.", "--process")
 
 # %% ../nbs/53_cli.ipynb #5b8243be
@@ -148,11 +151,20 @@ def draw_process(
     return Output(strips, [p for p in prompts for _ in range(number)], seed, about)
 
 
-def check_process(process:bool, rerank:int|None):
-    "Strips of all scales show every image, so there is nothing to choose"
+def check_process(process:bool, **others):
+    "Strips of all scales show every image as it is drawn"
     from t2i.core import T2IError
-    if process and rerank:
-        raise T2IError("--process shows every image drawn: leave out --rerank")
+    for name, value in others.items():
+        if process and value:
+            raise T2IError(f"--process shows every image as it is drawn: leave out --{name}")
+
+
+def choose_output(output:Path|None, prompt:str)->Path:
+    "Where the images go; a place that cannot be written is refused before the work"
+    from t2i.outputs import check_writable, slug, unused_path
+    output = output or unused_path(Path(f"t2i-{slug(prompt)}.png"))
+    check_writable(output)
+    return output
 
 # %% ../nbs/53_cli.ipynb #5343a0e6
 @app.command()
@@ -169,6 +181,7 @@ def generate(
     num_steps:Steps = None,
     rerank:Rerank = None,
     clip:Judge = None,
+    upscale:Upscale = None,
     seed:Seed = None,
     output:Output = None,
     process:Process = False,
@@ -176,13 +189,11 @@ def generate(
     device:Device = None,
 ):
     "Draw images from prompts."
-    from t2i.outputs import check_writable, slug, unused_path
     from t2i.requests import check_quotes, read_prompts
     check_quotes(prompts or [])
     texts = read_prompts(prompts, prompts_file)
-    output = output or unused_path(Path(f"t2i-{slug(texts[0])}.png"))
-    check_writable(output)
-    check_process(process, rerank)
+    output = choose_output(output, texts[0])
+    check_process(process, rerank=rerank, upscale=upscale)
     settings = dict(
         guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
         top_p=top_p, temperature=temperature, num_steps=num_steps, negative_prompt=negative_prompt)
@@ -190,8 +201,8 @@ def generate(
     if process:
         out = draw_process(pipe, texts, num_images_per_prompt, seed, settings)
     else:
-        out = pipe(
-            texts, num_images_per_prompt, seed=seed, rerank=rerank, clip=clip, **settings)
+        out = pipe(texts, num_images_per_prompt, seed=seed, rerank=rerank, clip=clip,
+                   upscale=upscale, **settings)
     for path in out.save(output):
         say(path)
 
@@ -217,9 +228,7 @@ def edit(
 ):
     "Redraw a part of an image; the rest stays as it is."
     from t2i.control.editing import open_image
-    from t2i.outputs import check_writable, slug, unused_path
-    output = output or unused_path(Path(f"t2i-{slug(prompt)}.png"))
-    check_writable(output)
+    output = choose_output(output, prompt)
     given = open_image(image), open_image(mask)
     settings = dict(
         guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
@@ -265,22 +274,38 @@ def train(
         raise typer.Exit(130)  # stopped on the way
 
 # %% ../nbs/53_cli.ipynb #5714f8ce
+Benchmark = option(
+    str, "benchmark",
+    "captions, shapes, digits, partiprompts, reconstruction, clip, dream or upscaling.",
+    default="what suits the model")
 PerTask = option(int, "per_task", "For shapes: prompts per task.")
 Count = option(
     int, "count", "Images, pairs or prompts, by the benchmark.",
-    default="1000; reconstruction 2000, digits 500, dream 50")
+    default="1000; reconstruction 2000, digits 500, upscaling 200, dream 50, partiprompts all")
 EvalCLIP = option(
-    str, "eval_clip", "For dream, captions and reconstruction: another CLIP, which measures.")
+    str, "eval_clip",
+    "For dream, captions, partiprompts and reconstruction: another CLIP, which measures.")
+
+
+def print_evaluation(scores:dict, as_json:bool):
+    "Print scores, and the table of PartiPrompts below them"
+    if as_json:
+        return print_scores(scores, True)
+    print_scores({k: v for k, v in scores.items() if k not in ("model", "seed", "table")})
+    if "table" in scores:
+        from t2i.partiprompts import table_rows
+        columns, rows = table_rows(scores["table"])
+        print_table(rows, *columns)
 
 # %% ../nbs/53_cli.ipynb #46148d98
 @app.command()
 def evaluate(
     model:Annotated[str, typer.Argument(help="A bundled name, a folder, a run, or a hub id.")],
-    benchmark:option(
-        str, "benchmark", "captions, shapes, digits, reconstruction, clip or dream.",
-        default="what suits the model") = None,
+    benchmark:Benchmark = None,
     data:option(
-        str, "data", "For captions and reconstruction: shapes, digits, or a folder of images.",
+        str, "data",
+        "For captions, reconstruction and upscaling: shapes, digits, or a folder of images; "
+        "for partiprompts: the path of PartiPrompts.tsv.",
         default="what the model's training held out") = None,
     seed:option(int, "seed", "Of prompts and images.") = 0,
     guidance_scale:Guidance = None,
@@ -304,10 +329,7 @@ def evaluate(
     options = ScoreOptions(
         seed, count, per_task, num_images_per_prompt, guidance_scale, num_steps, data, clip,
         eval_clip, quality, device, rerank, guidance_schedule, temperature)
-    scores = evaluate_model(model, benchmark, options)
-    if not as_json:
-        scores = {k: v for k, v in scores.items() if k not in ("model", "seed")}
-    print_scores(scores, as_json)
+    print_evaluation(evaluate_model(model, benchmark, options), as_json)
 
 # %% ../nbs/53_cli.ipynb #24de8d8e
 def model_rows(models:list[dict])->list[list]:
@@ -323,11 +345,12 @@ def model_rows(models:list[dict])->list[list]:
 @app.command()
 def info(
     model:Annotated[str, typer.Argument(
-        help="A model (name, folder, run, file, hub id) or an image drawn by t2i; all if left out.",
+        help="A model (name, folder, run, file, hub id), an image drawn by t2i, or a size of Parti "
+             "(parti-350m, -750m, -3b, -20b); all models if left out.",
     )] = None,
     as_json:Json = False,
 ):
-    "Describe a model or an image, or list the models; fetches nothing."
+    "Describe a model, an image or a size, or list the models; fetches nothing."
     import json
 
     from t2i.catalog import describe_name, list_models

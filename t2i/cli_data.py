@@ -199,13 +199,15 @@ def data_cache(
 def load_pipe(name:str, device:str|None):
     "Load a model that draws from prompts"
     from t2i.core import T2IError
+    from t2i.generators.super_resolution import SuperResolution
     from t2i.guidance.clip import CLIP
     from t2i.pipeline import Pipeline
     from t2i.saved import load
     pipe = load(name, device)
     if isinstance(pipe, Pipeline):
         return pipe
-    kind = "CLIP" if isinstance(pipe, CLIP) else "tokenizer"
+    kinds = {CLIP: "CLIP", SuperResolution: "network that enlarges"}
+    kind = kinds.get(type(pipe), "tokenizer")
     raise T2IError(f"{name} is a {kind} and draws nothing from prompts; try -m shapes-var")
 
 

@@ -27,6 +27,7 @@ from t2i.engine.checkpoints import (
     read_config,
 )
 from .engine.files import bundled_folder
+from .generators import super_resolution
 from .generators.masked_var import MaskedTextVAR, MaskedTextVARConfig
 from .generators.official import VAR_SETTINGS, ClassNames, default_names, transformer_fields
 from .generators.parti import Parti, PartiConfig
@@ -52,6 +53,8 @@ MODEL_CLASSES = TOKENIZERS | dict(
     pooled_text_var=(PooledTextVAR, PooledTextVARConfig),
     masked_text_var=(MaskedTextVAR, MaskedTextVARConfig),
     parti=(Parti, PartiConfig),
+    super_resolution=(
+        super_resolution.SuperResolution, super_resolution.SuperResolutionConfig),
     text_encoder=(TextEncoder, TextEncoderConfig),
     clip_text_encoder=(CLIPTextEncoder, CLIPTextEncoderConfig),
 )  # model_type of a part -> its class, its configuration
@@ -135,11 +138,11 @@ def check_fingerprint(
 # %% ../nbs/51_saved.ipynb #2b943a0b
 def load_run(
     folder:str|Path, # of a run
-)->nn.Module:        # a pipeline, a tokenizer or a CLIP
+)->nn.Module:        # a pipeline, a tokenizer, a CLIP or a network that enlarges
     "The averaged model of a run's last checkpoint, ready for use"
     folder = Path(folder)
     task = load_task(folder)
-    if isinstance(task, TokenizerTask):
+    if isinstance(task, (TokenizerTask, super_resolution.SuperResolutionTask)):
         return task.model
     if isinstance(task, CLIPTask):
         return task.clip().eval().requires_grad_(False)

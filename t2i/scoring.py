@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['BENCHMARKS', 'SPEEDRUN', 'held_out_loss', 'token_loss', 'clip_score', 'Subject', 'load_subject', 'held_out_images',
            'ScoreOptions', 'draw_candidates', 'draw_prompts', 'reads_shapes', 'score_shapes', 'score_digits',
-           'score_reconstruction', 'score_clip', 'score_dream', 'score_captions', 'caption_recall', 'default_benchmark',
-           'evaluate_model', 'stage_overrides', 'minutes_spent', 'run_stage', 'speedrun']
+           'score_parti_prompts', 'score_reconstruction', 'score_clip', 'score_dream', 'score_upscaling',
+           'score_captions', 'caption_recall', 'default_benchmark', 'evaluate_model', 'stage_overrides',
+           'minutes_spent', 'run_stage', 'speedrun']
 
 # %% ../nbs/57_scoring.ipynb #221121f8
 import json
@@ -37,8 +38,10 @@ from t2i.evaluation import (
     shapes_scores,
 )
 from .generators.reranking import best_of, rank_images
+from .generators.super_resolution import LargeShapes, SuperResolution, upscaling_scores
 from .guidance.clip import CLIP, load_clip, recall_at
 from .guidance.vqgan_clip import VQGANCLIP
+from .partiprompts import parti_scores, read_parti_prompts, spread_evenly
 from .pipeline import Pipeline
 from .saved import load
 from .tokenizers.vqgan import VQTokenizer
@@ -58,8 +61,8 @@ def held_out_loss(
     for start in progress(starts, desc="predicting", unit="batch"):
         items = [dataset[i] for i in range(start, min(count, start + 50))]
         images = torch.stack([item["image"] for item in items]).to(pipe.device)
-        maps = pipe.tokenizer.encode(images)                                   # (b,p*p) per scale
-        target = torch.cat(maps, 1)                                            # (b,l)
+        maps = pipe.tokenizer.encode(images)             # (b,p*p) per scale; of a Parti, (b,l)
+        target = torch.cat(maps, 1) if isinstance(maps, list) else maps        # (b,l)
         logits = pipe.generator(pipe.encode([item["caption"] for item in items]), maps)
         plain = pipe.generator(pipe.encode([""]*len(items)), maps)             # (b,l,v)
         rows.append(torch.stack([token_loss(logits, target), token_loss(plain, target),
@@ -93,7 +96,7 @@ class Subject:
     "A model to be scored, and what is known of it"
     name:str
     model:nn.Module
-    kind:str                   # "generator", "vqgan", "tokenizer" or "clip"
+    kind:str                   # "generator", "vqgan", "tokenizer", "clip" or "upscaler"
     data:DataConfig|None=None  # what it was trained on; None: unknown
 
 
@@ -104,7 +107,8 @@ def load_subject(
     "Load a model to be scored; the recipe in its folder tells its data"
     model, path = load(name, device), local_path(name)
     kind, data = "tokenizer", None
-    for cls, word in ((Pipeline, "generator"), (CLIP, "clip"), (VQTokenizer, "vqgan")):
+    for cls, word in ((Pipeline, "generator"), (CLIP, "clip"), (VQTokenizer, "vqgan"),
+                      (SuperResolution, "upscaler")):
         if isinstance(model, cls):
             kind = word
     if path and (path/"recipe.yaml").is_file():
@@ -226,6 +230,16 @@ def score_digits(subject:Subject, options:ScoreOptions)->dict[str,float]:
         return [[seen[prompt].pop(0)] for prompt in prompts]
     return digit_scores(draw, options.count or 500)
 
+
+def score_parti_prompts(subject:Subject, options:ScoreOptions)->dict:
+    "CLIP scores on PartiPrompts, by category and challenge"
+    if not options.data or not options.eval_clip:
+        raise T2IError("partiprompts needs --data, the path of PartiPrompts.tsv, and --eval-clip, "
+                       "a CLIP that measures")
+    prompts = spread_evenly(read_parti_prompts(options.data), options.count)
+    clip = load_clip(options.eval_clip, options.device)
+    return parti_scores(lambda texts: draw_prompts(subject, texts, options), clip, prompts)
+
 # %% ../nbs/57_scoring.ipynb #a0f0e091
 def score_reconstruction(subject:Subject, options:ScoreOptions)->dict[str,float]:
     "What a tokenizer keeps of images that it has not seen"
@@ -249,6 +263,19 @@ def score_dream(subject:Subject, options:ScoreOptions)->dict[str,float]:
     steering, measuring = (load_clip(c, options.device) for c in (options.clip, options.eval_clip))
     return dream_scores(subject.model, steering, measuring, options.count or 50, options.seed,
                         quality=options.quality)
+
+
+def score_upscaling(subject:Subject, options:ScoreOptions)->dict[str,float]:
+    "What a network that enlarges adds to bicubic, on images that it has not seen"
+    config, own, data = subject.model.config, subject.data, options.data
+    if data is None and own is not None and own.name != "shapes":
+        dataset = load_dataset(own, "val", captioned=False)
+    elif data in (None, "shapes"):
+        dataset = LargeShapes(2*10**9, 10**6, config.scale)
+    else:
+        dataset = FolderDataset(data, config.resolution*config.scale, captioned=False)
+    scores = upscaling_scores(subject.model, dataset, options.count or 200)
+    return scores | dict(data=data or (own.name if own else "shapes"))
 
 # %% ../nbs/57_scoring.ipynb #c4e82c4f
 def score_captions(subject:Subject, options:ScoreOptions)->dict[str,float]:
@@ -291,9 +318,11 @@ BENCHMARKS = dict(
     captions=(score_captions, ("generator", "clip")),
     shapes=(score_shapes, ("generator", "vqgan")),
     digits=(score_digits, ("generator",)),
+    partiprompts=(score_parti_prompts, ("generator", "vqgan")),
     reconstruction=(score_reconstruction, ("tokenizer", "vqgan", "generator")),
     clip=(score_clip, ("clip",)),
     dream=(score_dream, ("vqgan",)),
+    upscaling=(score_upscaling, ("upscaler",)),
 )  # the function that scores, and the kinds of models that it is for
 
 # %% ../nbs/57_scoring.ipynb #f704f85b
@@ -304,6 +333,8 @@ def default_benchmark(
     "The benchmark that suits a model"
     if subject.kind in ("tokenizer", "vqgan"):
         return "reconstruction"
+    if subject.kind == "upscaler":
+        return "upscaling"
     world = subject.data.name if subject.data else ""
     if data or world not in ("shapes", "digits", ""):
         return "captions"
@@ -328,7 +359,7 @@ def evaluate_model(
     score, kinds = BENCHMARKS[benchmark]
     if subject.kind not in kinds:
         fitting = ", ".join(b for b in BENCHMARKS if subject.kind in BENCHMARKS[b][1])
-        raise T2IError(f"{benchmark} does not fit {name}, a {subject.kind}; what fits is {fitting}")
+        raise T2IError(f"{benchmark} does not fit {name} ({subject.kind}); what fits is {fitting}")
     scores = score(subject, options)
     return dict(model=name, benchmark=benchmark, seed=options.seed) | scores
 

@@ -316,7 +316,7 @@ def generate_naive(
     **sampling,                 # temperature, top_k, top_p
 )->Tensor:                      # (b,l) int64
     "Draw without a cache: a test of `Parti.stream`"
-    uniform = draw_uniform(generators, len(model.mask))              # (b,l)
+    uniform = draw_uniform(generators, len(model.mask), features.mask.device)  # (b,l)
     tokens = torch.zeros_like(uniform, dtype=torch.long)
     for i in range(len(model.mask)):
         logits, without = [model(f, tokens[:,:i+1])[:,-1:] for f in (features, unconditional)]
