@@ -46,9 +46,9 @@ def fill_hole(
     image:Tensor, # (b,3,h,w)
     known:Tensor, # (b,1,h,w), 1 where it is to be kept, else 0
 )->Tensor:        # (b,3,h,w)
-    "Fill what is not known with the colours around it, from near to far"
+    "Fill what is not known with the colours around it, from near to far; gray if nothing is known"
     filled, done, radius = image*known, known.bool(), 1
-    while not done.all():
+    while not done.all() and radius < 2*max(image.shape[-2:]):
         near, weight = around(image, known, radius)
         new = ~done & (weight > 1e-3)
         filled, done, radius = torch.where(new, near, filled), done|new, 2*radius
