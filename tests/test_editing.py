@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import t2i
+from t2i.control.editing import EDIT_SETTINGS, Surroundings, edit_images, stream_edit
 from t2i.core import T2IError, fold_in, from_uint8, to_pil
 from t2i.data.checker import find_objects
 from t2i.data.shapes import (
@@ -19,7 +20,6 @@ from t2i.data.shapes import (
     Spec,
     render,
 )
-from t2i.control.editing import EDIT_SETTINGS, Surroundings, edit_images, stream_edit
 from t2i.generators.var import VAR, VARConfig
 from test_cli import shell
 
