@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Model', 'Device', 'Seed', 'data_app', 'bench_app', 'NewFolder', 'Split', 'Repeat', 'BatchSize', 'option', 'say',
            'print_table', 'print_scores', 'print_yaml', 'write_folder', 'check_split', 'data_shapes', 'data_digits',
-           'data_emoji', 'data_cache', 'load_pipe', 'bench_generate', 'bench_shapes', 'bench_parti', 'bench_tokenizer',
-           'bench_dream', 'bench_speedrun']
+           'data_emoji', 'data_coco', 'data_shards', 'cache_features', 'fill_recipe_cache', 'data_cache', 'load_pipe',
+           'bench_generate', 'bench_shapes', 'bench_parti', 'bench_tokenizer', 'bench_dream', 'bench_speedrun']
 
 # %% ../nbs/58_cli_data.ipynb #5b05b91d
 import json
@@ -66,7 +66,7 @@ def print_table(
     for line in text.get().splitlines():
         say(line.rstrip())
 
-
+# %% ../nbs/58_cli_data.ipynb #416a2806
 def print_scores(
     scores:dict,         # name -> number or text
     as_json:bool=False,  # one line for programs
@@ -78,7 +78,7 @@ def print_scores(
     rounded = {k: f"{v:.3f}" for k, v in scores.items() if isinstance(v, float)}
     print_table((scores | rounded).items())
 
-
+# %% ../nbs/58_cli_data.ipynb #bdfbe8aa
 def print_yaml(
     values, # a dict or a dataclass
 ):
@@ -116,19 +116,15 @@ def write_folder(
 
 # %% ../nbs/58_cli_data.ipynb #7e2eda32
 NewFolder = Annotated[Path, typer.Argument(help="A new folder.")]
-
-
 def check_split(split:str)->str: # the same
     "Refuse what is neither train nor val"
     from t2i.core import T2IError
     if split not in ("train", "val"):
         raise T2IError(f"unknown split {split!r}; known are train, val")
     return split
-
-
 Split = option(str, "split", "train or val.", callback=check_split)
 
-
+# %% ../nbs/58_cli_data.ipynb #4d1c79b0
 @data_app.command("shapes")
 def data_shapes(
     folder:NewFolder,
@@ -138,8 +134,6 @@ def data_shapes(
     "Scenes of the shapes world."
     from t2i.data.datasets import ShapesDataset
     write_folder(ShapesDataset(start), folder, count)
-
-
 @data_app.command("digits")
 def data_digits(folder:NewFolder, split:Split = "train"):
     "scikit-learn's handwritten digits."
@@ -161,22 +155,59 @@ def data_emoji(
     dataset = EmojiDataset(start, resolution=resolution, held_out=held_out)
     write_folder(dataset, folder, count)
 
-# %% ../nbs/58_cli_data.ipynb #8ea9ec77
-@data_app.command("cache")
-def data_cache(
-    folder:Annotated[Path, typer.Argument(help="A new folder, or one to go on with.")],
-    data:option(str, "", "shapes, digits, emoji, or a folder of captioned images.") = "shapes",
-    coco:option(bool, "", "--data is the folder of COCO 2017.", "--coco") = False,
-    clip:option(
-        str, "load_clip(name)",
-        "A CLIP: a bundled name, a folder, or MODEL/TAG of OpenCLIP.") = "shapes-clip",
-    split:Split = "train",
-    count:option(
-        int, "count", "The first so many images.", default="all, or 100,000 scenes") = None,
-    workers:option(int, "workers", "Processes that read images.") = 0,
-    device:Device = None,
+# %% ../nbs/58_cli_data.ipynb #da19335f
+@data_app.command("coco")
+def data_coco(
+    root:option(Path, "fetch_coco(folder)", "Where it is, or is to be.", "--root"),
+    split:option(str, "splits", "train or val.", default="both") = None,
+    check:option(bool, "check_coco(folder)", "Report alone; fetch nothing.", "--check") = False,
+    decode:option(bool, "decode", "Read every image to its end, too.", "--decode") = False,
+    keep:option(bool, "keep", "Keep the archives.", "--keep") = False,
+    source:option(str, "source", "A mirror of the archives.", default="cocodataset.org") = None,
+    as_json:option(bool, "", "One line for programs.", "--json") = False,
 ):
-    "Keep a CLIP's features of images and captions; interrupted, it goes on."
+    "Fetch COCO 2017, 20 GB, and report what is there; interrupted, it goes on."
+    from t2i.data import coco
+    splits = (check_split(split),) if split else ("train", "val")
+    if not check:
+        coco.fetch_coco(root, splits, source or coco.COCO_SOURCE, coco.COCO_FILES, keep)
+    reports = {name: coco.check_coco(root, name, decode) for name in splits}
+    if as_json:
+        say(json.dumps(reports))
+    else:
+        for name, report in reports.items():
+            say(name)
+            print_table([("   ", *row) for row in coco.report_rows(report)])
+    if any(report["missing"] or report["unreadable"] for report in reports.values()):
+        raise typer.Exit(1)
+
+# %% ../nbs/58_cli_data.ipynb #14e24d0c
+@data_app.command("shards")
+def data_shards(
+    folder:Annotated[Path, typer.Argument(help="Where to write SPLIT-000000.tar and so on.")],
+    data:option(str, "", "A folder of captioned images, or COCO's."),
+    split:Split = "train",
+    per_shard:option(int, "per_shard", "Images per file.", min=1) = 1000,
+):
+    "Copy captioned images into tar files, as WebDataset reads them."
+    from t2i.data.datasets import DataConfig, load_dataset
+    from t2i.data.webdataset import write_shards
+    dataset = load_dataset(DataConfig(path=data), split)
+    for path in write_shards(dataset, folder, split, per_shard):
+        say(path)
+
+# %% ../nbs/58_cli_data.ipynb #54c6d235
+def cache_features(
+    folder:Path,
+    data:str,       # of `COMPUTED`, or a folder
+    coco:bool,      # the folder is COCO's
+    clip:str,       # as for `load_clip`
+    split:str,
+    count:int|None, # images; None: all, or 100,000 scenes
+    workers:int,
+    device:str|None,
+):
+    "Keep a CLIP's features of images and captions"
     from t2i.core import T2IError
     from t2i.data.datasets import COMPUTED, DataConfig, load_dataset
     from t2i.guidance.clip import build_feature_cache, load_clip
@@ -189,11 +220,57 @@ def data_cache(
     dataset = load_dataset(config, split)
     usual = 100_000 if getattr(dataset, "endless", False) else len(dataset)
     count = min(count or usual, len(dataset))
+    build_feature_cache(dataset, model, folder, count, workers=workers)
+
+# %% ../nbs/58_cli_data.ipynb #8ea9ec77
+def fill_recipe_cache(
+    folder:Path,
+    recipe:str,            # a YAML file, or a bundled name
+    overrides:list[str],   # fields of the recipe
+    device:str|None,
+):
+    "Compute all that a recipe reads from a cache: tokens of images, text features"
+    from t2i.core import T2IError, best_device
+    from t2i.engine.recipes import load_recipe
+    found = load_recipe(recipe, (*overrides, f"data.cache_dir={folder}"))
+    data = getattr(found.config, "data", None)
+    if not (getattr(data, "cache", 0) or getattr(found.config, "read_ahead", False)):
+        raise T2IError(f"{recipe} keeps nothing: give data.cache=N, the images to encode ahead")
+    found.task(found.config).prepare(best_device(device))
+
+# %% ../nbs/58_cli_data.ipynb #a0aed08b
+@data_app.command("cache")
+def data_cache(
+    folder:Annotated[Path, typer.Argument(help="A new folder, or one to go on with.")],
+    overrides:Annotated[list[str], typer.Argument(
+        help="With --recipe: its fields, data.path=photos ...")] = None,
+    recipe:option(
+        str, "data.cache_dir",
+        "Keep what this recipe reads; train it with data.cache_dir=FOLDER.") = None,
+    data:option(str, "", "shapes, digits, emoji, or a folder of captioned images.") = "shapes",
+    coco:option(bool, "", "--data is the folder of COCO 2017.", "--coco") = False,
+    clip:option(
+        str, "load_clip(name)",
+        "A CLIP: a bundled name, a folder, or MODEL/TAG of OpenCLIP.") = "shapes-clip",
+    split:Split = "train",
+    count:option(
+        int, "count", "The first so many images.", default="all, or 100,000 scenes") = None,
+    workers:option(int, "workers", "Processes that read images.") = 0,
+    device:Device = None,
+):
+    "Keep what frozen models compute, for a recipe or of one CLIP; interrupted, it goes on."
+    from t2i.core import T2IError
+    if overrides and not recipe:
+        raise T2IError(f"{overrides[0]!r} is a field of a recipe: name the recipe with --recipe")
     try:
-        say(build_feature_cache(dataset, model, folder, count, workers=workers))
+        if recipe:
+            fill_recipe_cache(folder, recipe, overrides or [], device)
+        else:
+            cache_features(folder, data, coco, clip, split, count, workers, device)
     except KeyboardInterrupt:
         typer.echo(f"stopped: {folder} keeps what is done, the same command goes on", err=True)
         raise typer.Exit(130) from None
+    say(folder)
 
 # %% ../nbs/58_cli_data.ipynb #ce862a45
 def load_pipe(name:str, device:str|None):
@@ -209,12 +286,10 @@ def load_pipe(name:str, device:str|None):
     kinds = {CLIP: "CLIP", SuperResolution: "network that enlarges"}
     kind = kinds.get(type(pipe), "tokenizer")
     raise T2IError(f"{name} is a {kind} and draws nothing from prompts; try -m shapes-var")
-
-
 Repeat = option(int, "repeat", "Runs of each way; the median counts.", min=1)
 BatchSize = option(int, "batch_size", "Images at a time.", min=1)
 
-
+# %% ../nbs/58_cli_data.ipynb #fc1373dd
 @bench_app.command("generate")
 def bench_generate(
     model:Model = "shapes-var",
@@ -226,7 +301,7 @@ def bench_generate(
     from t2i.benchmarks import cache_speed
     print_scores(cache_speed(load_pipe(model, device), batch_size, repeat))
 
-
+# %% ../nbs/58_cli_data.ipynb #cc2b9399
 @bench_app.command("shapes")
 def bench_shapes(count:option(int, "count", "Scenes.", min=1) = 2000):
     "Scenes per second on one core, and how many of them the checker accepts."

@@ -35,10 +35,11 @@ from .generators.text_training import TextConditionedTask
 from .generators.text_var import PooledTextVAR, PooledTextVARConfig, TextVAR, TextVARConfig
 from .generators.var import VAR, VARConfig
 from .guidance.clip import CLIPTask, load_clip
+from .guidance.clip_cache import FrozenCLIPConfig, FrozenCLIPEncoder, read_words
 from .guidance.clip_text import CLIPTextEncoder, CLIPTextEncoderConfig, attach_clip
 from .pipeline import CLASS_PARTS, INDEX_FORMAT, PARTS, Pipeline, VARPipeline, make_pipeline
 from .requests import check_settings
-from .text import TextEncoder, TextEncoderConfig, TextTokenizer
+from .text import TextEncoder, TextEncoderConfig
 from .tokenizers.multiscale import MultiScaleVQVAE
 from .tokenizers.soft_codes import GumbelVQGAN
 from .tokenizers.training import TOKENIZERS, TokenizerTask
@@ -57,6 +58,7 @@ MODEL_CLASSES = TOKENIZERS | dict(
         super_resolution.SuperResolution, super_resolution.SuperResolutionConfig),
     text_encoder=(TextEncoder, TextEncoderConfig),
     clip_text_encoder=(CLIPTextEncoder, CLIPTextEncoderConfig),
+    frozen_clip=(FrozenCLIPEncoder, FrozenCLIPConfig),
 )  # model_type of a part -> its class, its configuration
 
 # %% ../nbs/51_saved.ipynb #23fdfa45
@@ -101,9 +103,9 @@ def load_pipeline(
         classes = ClassNames.from_pretrained(parts["text_tokenizer"])
         return VARPipeline(generator, tokenizer, classes, *about)
     encoder = load_part(MODEL_CLASSES, parts["text_encoder"])
-    if isinstance(encoder, CLIPTextEncoder):
+    if isinstance(encoder, (CLIPTextEncoder, FrozenCLIPEncoder)):
         attach_clip(encoder)
-    words = TextTokenizer.from_pretrained(parts["text_tokenizer"])
+    words = read_words(parts["text_tokenizer"])
     return make_pipeline(generator, tokenizer, encoder, words, *about)
 
 # %% ../nbs/51_saved.ipynb #8f592267

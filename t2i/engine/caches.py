@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..core import T2IError, best_device, progress
+from .downloads import explain_full_disk
 from .files import atomic_path, data_home, hash_of
 
 # %% ../../nbs/92_caches.ipynb #1b6e0cf7
@@ -116,8 +117,8 @@ def write_shard(
                 raise ValueError(f"{name} has {len(values)} rows for {count} images")
             rows.setdefault(name, []).append(values.cpu())
         bar.update(count)
-    with atomic_path(path) as p:
-        tensors = {name: torch.cat(values) for name, values in rows.items()}
+    tensors = {name: torch.cat(values) for name, values in rows.items()}
+    with explain_full_disk(path, "make room; the same command goes on"), atomic_path(path) as p:
         save_file(tensors, p, metadata=dict(captions=json.dumps(captions)))
 
 # %% ../../nbs/92_caches.ipynb #61ff73de
@@ -158,11 +159,12 @@ def build_token_cache(
     count:int,           # how many images, from the first
     device:torch.device|None=None, # where to encode; None is the best there is
     shard:int=4096,      # images per file
-)->Path:                 # the folder, named after its contents
-    "The tokens of images, kept under `data_home`"
+    folder:str|Path|None=None, # where to; None: under `data_home`, named after its contents
+)->Path:                 # the folder
+    "The tokens of images"
     model = hash_of(getattr(tokenizer, "config", None), tokenizer.state_dict())
     about = dict(dataset=dataset_hash(dataset), tokenizer=model)
-    folder = data_home()/"cache"/f"tokens-{hash_of(about)}"
+    folder = folder or data_home()/"cache"/f"tokens-{hash_of(about)}"
     device = device or best_device()
     first = next(iter(tokenizer.state_dict().values()), None)
     home = device if first is None else first.device

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['unset_config', 'fill_config', 'ContrastConfig', 'TextVARTaskConfig', 'load_frozen_tokenizer', 'load_multiscale',
-           'bundled_name', 'read_part', 'part_entry', 'find_part', 'check_part', 'token_maps', 'ContrastedTextVAR',
-           'compared_rows', 'FrozenParts', 'TextConditionedTask', 'compare', 'scales_in_step', 'contrast_weight',
-           'first_map_losses', 'reading_scores', 'held_out_samples', 'TextVARStep', 'near_miss_inputs', 'TextVARTask',
-           'SoftTextVARTaskConfig', 'soft_targets', 'SoftTextVARTask']
+           'bundled_name', 'read_part', 'part_entry', 'find_part', 'check_part', 'token_maps', 'cached_tokens',
+           'ContrastedTextVAR', 'compared_rows', 'FrozenParts', 'TextConditionedTask', 'compare', 'scales_in_step',
+           'contrast_weight', 'first_map_losses', 'reading_scores', 'held_out_samples', 'TextVARStep',
+           'near_miss_inputs', 'TextVARTask', 'SoftTextVARTaskConfig', 'soft_targets', 'SoftTextVARTask']
 
 # %% ../../nbs/36_text_training.ipynb #0be9c3a0
 import json
@@ -24,11 +24,12 @@ from torch import Tensor
 from ..core import T2IError, fold_in
 from ..data.datasets import DataConfig, load_dataset
 from ..engine.caches import CachedWithSource, build_token_cache
-from ..engine.checkpoints import fingerprint
+from ..engine.checkpoints import REGISTRY, fetch, fingerprint
 from ..engine.files import atomic_path, bundled_folder
 from .reading import caption_contrast, reading_pairs, reading_test
 from .text_var import TextVAR, TextVARConfig, TextVARWithEncoder, drop_captions
 from ..guidance.clip import load_clip
+from ..guidance.clip_cache import is_published
 from ..guidance.clip_text import clip_features, clip_text_encoder, text_fingerprint
 from ..sampling import split_generator
 from ..text import TextEncoder, TextEncoderConfig, prepare_text_tokenizer
@@ -107,7 +108,9 @@ def load_frozen_tokenizer(
     return tokenizer
 
 def load_multiscale(source:Path)->MultiScaleVQVAE:
-    "See `load_frozen_tokenizer`"
+    "See `load_frozen_tokenizer`; or the published one by its name"
+    if str(source) in REGISTRY:
+        return MultiScaleVQVAE.from_official(fetch(REGISTRY[str(source)]))
     return load_frozen_tokenizer(source, MultiScaleVQVAE, "VAR needs a multi-scale tokenizer")
 
 # %% ../../nbs/36_text_training.ipynb #2ef1610e
@@ -135,7 +138,8 @@ def part_entry(
     folder:Path,     # the run
 )->dict:
     "What `read_part` reads"
-    path = None if bundled_name(source) else os.path.relpath(source, folder)
+    lasting = bundled_name(source) or not source.exists()        # bundled, or published
+    path = None if lasting else os.path.relpath(source, folder)
     return dict(name=name, path=path, fingerprint=fingerprint)
 
 # %% ../../nbs/36_text_training.ipynb #39e4d94f
@@ -146,6 +150,8 @@ def find_part(
 )->Path:
     "Where a frozen part of a run lies, whatever the working folder"
     known = read_part(part, folder)
+    if is_published(part, name):
+        return Path(name)
     if known.get("name") != name:
         return bundled_folder(name)
     if known["path"] is None:
@@ -178,6 +184,18 @@ def token_maps(
     if "tokens" in batch:
         return list(batch["tokens"].split([p*p for p in tokenizer.scales], 1))
     return tokenizer.encode(batch["image"])
+
+def cached_tokens(
+    config:DataConfig,   # with `cache`
+    tokenizer:nn.Module, # frozen
+    device:torch.device,
+)->CachedWithSource:     # the training images as tokens, with the captions of their source
+    "Encode images ahead of training, or find them encoded"
+    data = load_dataset(config)
+    count = min(config.cache, len(data))
+    folder = config.cache_dir and Path(config.cache_dir)/"tokens"
+    tokens = build_token_cache(data, tokenizer, count, device, folder=folder)
+    return CachedWithSource(tokens, count, data)
 
 # %% ../../nbs/36_text_training.ipynb #527f87cd
 class ContrastedTextVAR(TextVARWithEncoder):
@@ -269,10 +287,7 @@ class TextConditionedTask(FrozenParts):
     def prepare(self, device:torch.device):
         super().prepare(device)
         if self.config.data.cache:
-            data = load_dataset(self.config.data)
-            count = min(self.config.data.cache, len(data))
-            tokens = build_token_cache(data, self.tokenizer, count, device)
-            self.cached["train"] = CachedWithSource(tokens, count, data)
+            self.cached["train"] = cached_tokens(self.config.data, self.tokenizer, device)
 
     def dataset(self, split:str):
         return self.cached.get(split) or load_dataset(self.config.data, split)
