@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'OWN', 'Number', 'Guidance', 'Steps', 'Rerank', 'Json', 'PromptWords', 'PromptFile', 'Schedule', 'Negative',
-           'TopK', 'TopP', 'Temperature', 'Output', 'Judge', 'Process', 'PerTask', 'Count', 'EvalCLIP', 'error_line',
-           'print_version', 'common_options', 'main', 'draw_process', 'check_process', 'generate', 'edit', 'train',
-           'evaluate', 'model_rows', 'info', 'convert']
+           'TopK', 'TopP', 'Temperature', 'Output', 'Judge', 'Process', 'PerTask', 'Count', 'PerPrompt', 'EvalCLIP',
+           'error_line', 'print_version', 'common_options', 'main', 'draw_process', 'check_process', 'generate', 'edit',
+           'train', 'evaluate', 'model_rows', 'print_names', 'info', 'convert']
 
 # %% ../nbs/53_cli.ipynb #ebf13d98
 import logging
@@ -267,8 +267,11 @@ def train(
 # %% ../nbs/53_cli.ipynb #5714f8ce
 PerTask = option(int, "per_task", "For shapes: prompts per task.")
 Count = option(
-    int, "count", "Images, pairs or prompts, by the benchmark.",
+    int, "count", "Images, pairs or prompts (emoji: per part), by the benchmark.",
     default="1000; reconstruction 2000, digits 500, dream 50")
+PerPrompt = option(
+    int, "num_images_per_prompt", "Images per prompt.", "--num-images-per-prompt", "-n",
+    default="4 for shapes, 1 for emoji")
 EvalCLIP = option(
     str, "eval_clip", "For dream, captions and reconstruction: another CLIP, which measures.")
 
@@ -277,10 +280,10 @@ EvalCLIP = option(
 def evaluate(
     model:Annotated[str, typer.Argument(help="A bundled name, a folder, a run, or a hub id.")],
     benchmark:option(
-        str, "benchmark", "captions, shapes, digits, reconstruction, clip or dream.",
+        str, "benchmark", "captions, shapes, digits, emoji, reconstruction, clip or dream.",
         default="what suits the model") = None,
     data:option(
-        str, "data", "For captions and reconstruction: shapes, digits, or a folder of images.",
+        str, "data", "For captions and reconstruction: shapes, digits, emoji, or a folder.",
         default="what the model's training held out") = None,
     seed:option(int, "seed", "Of prompts and images.") = 0,
     guidance_scale:Guidance = None,
@@ -289,10 +292,11 @@ def evaluate(
     num_steps:Steps = None,
     rerank:Rerank = None,
     per_task:PerTask = 100,
-    num_images_per_prompt:Number = 4,
+    num_images_per_prompt:PerPrompt = None,
     count:Count = None,
     clip:option(
-        str, "clip", "The CLIP that guides a VQGAN, or judges with --rerank.") = "shapes-clip",
+        str, "clip", "The CLIP that guides a VQGAN, or judges with --rerank.",
+        default="shapes-clip; for emoji and digits the one that the model reads") = None,
     eval_clip:EvalCLIP = None,
     quality:option(
         str, "quality", "For dream, and shapes of a VQGAN: draft, normal or best.") = "draft",
@@ -320,11 +324,27 @@ def model_rows(models:list[dict])->list[list]:
     return rows
 
 
+def print_names(model:str, text:str, as_json:bool):
+    "Names that are like a text, one per row"
+    import json
+
+    from t2i.catalog import near_names
+    found = near_names(model, text)
+    if as_json:
+        return say(json.dumps(found))
+    if not found[0]["exact"]:
+        typer.echo(f"no emoji is called {text!r}; the nearest names are", err=True)
+    parts = {True: "trained", False: "held out"}
+    print_table([(row["name"], parts[row["trained"]]) for row in found])
+
+# %% ../nbs/53_cli.ipynb #4863523d
 @app.command()
 def info(
     model:Annotated[str, typer.Argument(
         help="A model (name, folder, run, file, hub id) or an image drawn by t2i; all if left out.",
     )] = None,
+    names:option(
+        str, "near_names(model, text)", "The names nearest to a word, of a model of emoji.") = None,
     as_json:Json = False,
 ):
     "Describe a model or an image, or list the models; fetches nothing."
@@ -332,6 +352,8 @@ def info(
 
     from t2i.catalog import describe_name, list_models
     from t2i.engine.checkpoints import REGISTRY
+    if names is not None:
+        return print_names(model or "emoji-var", names, as_json)
     about = list_models() if model is None else describe_name(model)
     if as_json:
         say(json.dumps(about))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Model', 'Device', 'Seed', 'data_app', 'bench_app', 'NewFolder', 'Split', 'Repeat', 'BatchSize', 'option', 'say',
            'print_table', 'print_scores', 'print_yaml', 'write_folder', 'check_split', 'data_shapes', 'data_digits',
-           'data_emoji', 'data_cache', 'load_pipe', 'bench_generate', 'bench_shapes', 'bench_parti', 'bench_tokenizer',
-           'bench_dream', 'bench_speedrun']
+           'data_emoji', 'data_cache', 'load_pipe', 'bench_generate', 'bench_shapes', 'bench_emoji', 'bench_parti',
+           'bench_tokenizer', 'bench_dream', 'bench_speedrun']
 
 # %% ../nbs/58_cli_data.ipynb #5b05b91d
 import json
@@ -66,7 +66,7 @@ def print_table(
     for line in text.get().splitlines():
         say(line.rstrip())
 
-
+# %% ../nbs/58_cli_data.ipynb #3f6da95b
 def print_scores(
     scores:dict,         # name -> number or text
     as_json:bool=False,  # one line for programs
@@ -75,8 +75,13 @@ def print_scores(
     if as_json:
         say(json.dumps(scores))
         return
-    rounded = {k: f"{v:.3f}" for k, v in scores.items() if isinstance(v, float)}
-    print_table((scores | rounded).items())
+    table = dict(scores)
+    for name, value in scores.items():
+        if isinstance(value, float):
+            table[name] = f"{value:.3f}"
+        elif isinstance(value, dict):
+            table[name] = ", ".join(f"{key}={inner}" for key, inner in value.items())
+    print_table(table.items())
 
 
 def print_yaml(
@@ -230,6 +235,24 @@ def bench_shapes(count:option(int, "count", "Scenes.", min=1) = 2000):
     "Scenes per second on one core, and how many of them the checker accepts."
     from t2i.benchmarks import shapes_world
     print_scores(shapes_world(count))
+
+# %% ../nbs/58_cli_data.ipynb #a8637d39
+@bench_app.command("emoji")
+def bench_emoji(
+    count:option(int, "judge_scores(count=...)", "Drawings.", min=1) = 1000,
+    noise:option(
+        float, "judge_scores(noise=...)", "Standard deviation, where white is 1.", min=0.) = .1,
+    small:option(bool, "judge_scores(radii=SMALL)", "Small drawings.", "--small") = False,
+    seed:option(int, "seed", "Of drawings, sizes, places, backgrounds and noise.") = 1,
+    as_json:option(bool, "", "One line for programs.", "--json") = False,
+    device:Device = None,
+):
+    "Milliseconds per image of the emoji judge, and how often it is right on true images."
+    from t2i.core import best_device
+    from t2i.data.emoji_judge import LARGE, SMALL, EmojiJudge, judge_scores
+    judge = EmojiJudge(str(best_device(device)))
+    radii = SMALL if small else LARGE
+    print_scores(judge_scores(judge, count, noise, radii, seed), as_json)
 
 # %% ../nbs/58_cli_data.ipynb #9b4ffef6
 @bench_app.command("parti")
