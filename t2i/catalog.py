@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['count_weights', 'known_words', 'describe', 'kind_of', 'model_summary', 'list_models', 'describe_run', 'local_path',
-           'describe_remote', 'describe_name']
+           'describe_remote', 'describe_name', 'near_names']
 
 # %% ../nbs/56_catalog.ipynb #a540b303
 import json
@@ -15,6 +15,8 @@ from pathlib import Path
 import torch.nn as nn
 from safetensors import safe_open
 
+from .core import T2IError
+from .data.emoji import bare_words, emoji_names, emoji_number, nearest_names
 from .engine.checkpoints import REGISTRY, last_checkpoint
 from .engine.files import bundled_folder, data_home
 from .engine.recipes import load_recipe
@@ -187,3 +189,24 @@ def describe_name(
     if (path/"scores.json").is_file():
         about["scores"] = json.loads((path/"scores.json").read_text(encoding="utf-8"))
     return about
+
+# %% ../nbs/56_catalog.ipynb #037e2267
+def near_names(
+    model:str,    # of emoji: a run, a saved model, or the name of a bundled recipe
+    text:str,     # what somebody typed
+    count:int=10, # names
+)->list[dict]:    # name; whether it is exactly the text; whether it trained
+    "The names of emoji that are most like a text"
+    own = Path(model).expanduser()/"recipe.yaml"
+    recipe = load_recipe(own if own.is_file() else model)
+    data = getattr(recipe.config, "data", None)
+    if data is None or data.name != "emoji":
+        raise T2IError(f"{model} was not trained on emoji, and has no list of names")
+    if not bare_words(text):
+        raise T2IError("no name given: try \"a scientist\"")
+    rows = []
+    for name in nearest_names(text, count):
+        about = emoji_names()[emoji_number(name)]
+        rows.append(dict(
+            name=name, exact=bare_words(name) == bare_words(text), trained=not about.held_out))
+    return rows

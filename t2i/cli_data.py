@@ -6,7 +6,8 @@
 __all__ = ['Model', 'Device', 'Seed', 'data_app', 'bench_app', 'NewFolder', 'Split', 'Repeat', 'BatchSize', 'option', 'say',
            'print_table', 'print_scores', 'print_yaml', 'write_folder', 'check_split', 'data_shapes', 'data_digits',
            'data_emoji', 'data_coco', 'data_shards', 'cache_features', 'fill_recipe_cache', 'data_cache', 'load_pipe',
-           'bench_generate', 'bench_shapes', 'bench_parti', 'bench_tokenizer', 'bench_dream', 'bench_speedrun']
+           'bench_generate', 'bench_shapes', 'bench_emoji', 'bench_parti', 'bench_tokenizer', 'bench_dream',
+           'bench_speedrun']
 
 # %% ../nbs/58_cli_data.ipynb #5b05b91d
 import json
@@ -66,7 +67,7 @@ def print_table(
     for line in text.get().splitlines():
         say(line.rstrip())
 
-# %% ../nbs/58_cli_data.ipynb #416a2806
+# %% ../nbs/58_cli_data.ipynb #3f6da95b
 def print_scores(
     scores:dict,         # name -> number or text
     as_json:bool=False,  # one line for programs
@@ -75,10 +76,15 @@ def print_scores(
     if as_json:
         say(json.dumps(scores))
         return
-    rounded = {k: f"{v:.3f}" for k, v in scores.items() if isinstance(v, float)}
-    print_table((scores | rounded).items())
+    table = dict(scores)
+    for name, value in scores.items():
+        if isinstance(value, float):
+            table[name] = f"{value:.3f}"
+        elif isinstance(value, dict):
+            table[name] = ", ".join(f"{key}={inner}" for key, inner in value.items())
+    print_table(table.items())
 
-# %% ../nbs/58_cli_data.ipynb #bdfbe8aa
+
 def print_yaml(
     values, # a dict or a dataclass
 ):
@@ -308,6 +314,24 @@ def bench_shapes(count:option(int, "count", "Scenes.", min=1) = 2000):
     from t2i.benchmarks import shapes_world
     print_scores(shapes_world(count))
 
+# %% ../nbs/58_cli_data.ipynb #a8637d39
+@bench_app.command("emoji")
+def bench_emoji(
+    count:option(int, "judge_scores(count=...)", "Drawings.", min=1) = 1000,
+    noise:option(
+        float, "judge_scores(noise=...)", "Standard deviation, where white is 1.", min=0.) = .1,
+    small:option(bool, "judge_scores(radii=SMALL)", "Small drawings.", "--small") = False,
+    seed:option(int, "seed", "Of drawings, sizes, places, backgrounds and noise.") = 1,
+    as_json:option(bool, "", "One line for programs.", "--json") = False,
+    device:Device = None,
+):
+    "Milliseconds per image of the emoji judge, and how often it is right on true images."
+    from t2i.core import best_device
+    from t2i.data.emoji_judge import LARGE, SMALL, EmojiJudge, judge_scores
+    judge = EmojiJudge(str(best_device(device)))
+    radii = SMALL if small else LARGE
+    print_scores(judge_scores(judge, count, noise, radii, seed), as_json)
+
 # %% ../nbs/58_cli_data.ipynb #9b4ffef6
 @bench_app.command("parti")
 def bench_parti(
@@ -366,7 +390,7 @@ def bench_speedrun(
     as_json:option(bool, "", "One line for programs.", "--json") = False,
 ):
     "From nothing to a scored generator: what it costs, and what it draws right."
-    from t2i.scoring import speedrun
+    from t2i.speedruns import speedrun
     result = speedrun(output, share, tuple(overrides or ()))
     if as_json:
         return print_scores(result, True)

@@ -84,7 +84,7 @@ def score_batch(
 @torch.no_grad()
 def reconstruction_scores(
     tokenizer,             # with encode, decode and codebook_size
-    dataset:Dataset,       # of dicts with image (3,h,w) in [-1,1]; `scene(i)`, if it has scenes
+    dataset:Dataset,       # of dicts with image (3,h,w) in [-1,1]; the checker reads shapes
     count:int=2000,        # the first so many images
     batch_size:int=100,
     eval_clip:CLIP|None=None,  # one that had no part in the training
@@ -103,7 +103,7 @@ def reconstruction_scores(
         seconds += encoding+decoding
         ids = torch.cat(ids, 1) if isinstance(ids, list) else ids          # (b,l)
         counts += code_counts(ids, tokenizer.codebook_size).cpu()
-        if hasattr(dataset, "scene"):
+        if isinstance(dataset, ShapesDataset):
             scenes = [dataset.scene(i) for i in indices]
         rows.append(score_batch(recon, images, lpips, eval_clip, scenes))
     scores = dict(
