@@ -116,9 +116,11 @@ def test_who_draws_right_scores_all_and_who_draws_the_next_scores_none(judge):
 
     def next_one(texts):
         prompts = [by_text[text] for text in texts]
-        turned = prompts[1:] + prompts[:1]
-        return [[drawn(p, "tan" if q.background == "teal" else "teal")]
-                for p, q in zip(turned, prompts)]
+        images = []
+        for prompt, asked in zip(prompts[1:] + prompts[:1], prompts):
+            background = "tan" if asked.background == "teal" else "teal"
+            images.append([drawn(prompt, background)])
+        return images
 
     wrong = emoji_scores(next_one, judge, count=6)
     assert wrong["background"] == 0 and wrong["trained_top1"] == 0
