@@ -1,7 +1,12 @@
-"The command line, with Muon's iteration in float64: `torch.optim.Muon` iterates in bfloat16."
+"""Trainings one after the other, with Muon's iteration in float64 (`torch.optim.Muon` iterates in
+bfloat16): the argument is a JSON file, a list of [recipe, run folder, overrides]."""
+import json
+import sys
+from pathlib import Path
+
 from torch.optim import _muon
 
-from t2i.cli import main
+from t2i.training import train
 
 in_bfloat16 = _muon._zeropower_via_newtonschulz
 
@@ -26,4 +31,5 @@ def in_float64(grad, *settings):
 _muon._zeropower_via_newtonschulz = in_float64
 
 if __name__ == "__main__":
-    main()
+    for recipe, run, overrides in json.loads(Path(sys.argv[1]).read_text()):
+        train(recipe, run, tuple(overrides))
