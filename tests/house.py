@@ -9,6 +9,7 @@ import re
 import statistics
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
@@ -95,10 +96,11 @@ def lazy_names(root=root):
 HEAVY = ("lightning", "omegaconf", "open_clip")
 
 
-def imported_names(tree, package="t2i"):
+@cache
+def imported_names(source, package="t2i"):
     "Absolute names of all that a source imports, at any depth; `package` is where it stands"
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -108,14 +110,14 @@ def imported_names(tree, package="t2i"):
             found.add(f"t2i.{node.attr}")
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
             found |= {a.value for a in node.args if isinstance(getattr(a, "value", None), str)}
-    return {name for name in found if name.startswith("t2i.")}
+    return frozenset(name for name in found if name.startswith("t2i."))
 
 
 def imported_modules(source, modules, lazy, package="t2i"):
     "Modules of the package that a source imports; a name that leads to none is kept as it is"
     packages = {m.rpartition(".")[0] for m in modules} - {""}
     found = set()
-    for name in imported_names(ast.parse(source), package):
+    for name in imported_names(source, package):
         parts = name.removeprefix("t2i.").split(".")
         prefixes = [".".join(parts[:i]) for i in range(len(parts), 0, -1)]
         known = [lazy.get(p, p) for p in prefixes if p in modules or p in lazy]
