@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 MPLBACKEND=agg
-CODE := t2i tests nbs
+CODE := t2i tests nbs docs
 
 # What the bundled model draws right; `make demo PROMPT="…"` draws your own prompt instead.
 PROMPTS := "a large red circle left of a small blue star" "two black triangles" \
@@ -10,7 +10,7 @@ PROMPTS := "a large red circle left of a small blue star" "two black triangles" 
 	"a yellow ring and a black diamond on a pink background" "a blue cross below a red circle"
 export PROMPT
 
-.PHONY: demo speedrun test test-slow lessons notebooks style clean help
+.PHONY: demo speedrun test test-slow lessons notebooks site style clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,12 +34,15 @@ lessons: .venv/.dev  ## run the lessons and store their outputs (LESSON=13_multi
 notebooks: .venv/.dev  ## open the lessons
 	$(BIN)/jupyter lab nbs/index.ipynb
 
+site: .venv/.dev  ## the web site, in _site/: lessons, how-to pages, reference, search
+	$(BIN)/python docs/build_site.py
+
 style: .venv/.dev  ## order of imports and rules of style, by ruff
 	$(BIN)/ruff check --select I --diff $(CODE)
 	$(BIN)/ruff check $(CODE)
 
 clean:  ## remove what can be rebuilt (not data/ and runs/)
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache t2i-*.png
+	rm -rf .venv build dist _site *.egg-info .pytest_cache .ruff_cache t2i-*.png
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/bin/python:

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['count_weights', 'known_words', 'describe', 'kind_of', 'model_summary', 'list_models', 'describe_run', 'local_path',
-           'describe_remote', 'describe_name', 'near_names']
+           'describe_remote', 'checkpoint_name', 'describe_name', 'near_names']
 
 # %% ../nbs/56_catalog.ipynb #a540b303
+import hashlib
 import json
 import math
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from safetensors import safe_open
 
 from .core import T2IError
 from .data.emoji import bare_words, emoji_names, emoji_number, nearest_names
-from .engine.checkpoints import REGISTRY, last_checkpoint
+from .engine.checkpoints import REGISTRY, last_checkpoint, weights_file
 from .engine.files import bundled_folder, data_home
 from .engine.recipes import load_recipe
 from .engine.runs import read_metrics
@@ -166,6 +167,20 @@ def describe_remote(
     if published.manual:
         hint = f"not here yet; find the link at the source and put the file at {place}"
     return dict(file=published.file, source=published.source, next=hint)
+
+# %% ../nbs/56_catalog.ipynb #3cd0b050
+def checkpoint_name(
+    name:str, # as for `load`
+)->str:       # "step-6000 0123456789ab" of a run, of others the hash alone; "" of what is not here
+    "Which weights a name means today: of a generator its own, since it refuses another tokenizer"
+    path = local_path(name)
+    if path is None:
+        return ""
+    file = weights_file(path/"generator" if (path/"generator").is_dir() else path)
+    with open(file, "rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()[:12]
+    step = file.parent.name
+    return f"{step} {digest}" if step.startswith("step-") else digest
 
 # %% ../nbs/56_catalog.ipynb #de909952
 def describe_name(

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'BENCHMARKS', 'held_out_loss', 'token_loss', 'clip_score', 'Subject', 'load_subject', 'held_out_images',
-           'ScoreOptions', 'draw_candidates', 'draw_prompts', 'drawing_settings', 'reads_shapes', 'score_shapes',
-           'score_digits', 'score_parti_prompts', 'reads_emoji', 'emoji_ceiling', 'score_emoji_model',
+           'ScoreOptions', 'draw_candidates', 'draw_prompts', 'draw_each', 'drawing_settings', 'reads_shapes',
+           'score_shapes', 'score_digits', 'score_parti_prompts', 'reads_emoji', 'emoji_ceiling', 'score_emoji_model',
            'score_reconstruction', 'score_clip', 'score_dream', 'score_upscaling', 'score_captions', 'caption_recall',
-           'default_benchmark', 'evaluate_model']
+           'score_fid', 'default_benchmark', 'evaluate_model']
 
 # %% ../nbs/57_scoring.ipynb #221121f8
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .catalog import local_path
+from .catalog import checkpoint_name, local_path
 from .core import T2IError, best_device, from_pil, progress
 from .data.datasets import COMPUTED, DataConfig, FolderDataset, load_dataset
 from .data.emoji_judge import SMALL, EmojiJudge, emoji_scores, judge_scores
@@ -32,6 +33,7 @@ from t2i.evaluation import (
     reconstruction_scores,
     shapes_scores,
 )
+from .fid import feature_network, fid_scores, image_batches, reconstructions
 from .generators.reranking import best_of, find_judge, rank_images
 from .generators.super_resolution import LargeShapes, SuperResolution, upscaling_scores
 from .guidance.clip import CLIP, load_clip, recall_at
@@ -153,6 +155,9 @@ class ScoreOptions:
     rerank:int|None=None       # candidates per image of a generator; None: each drawing counts
     guidance_schedule:str|None=None # "ramp" or "constant"; None: the model's own
     temperature:float|None=None # None: the model's own
+    top_k:int|None=None        # None: the model's own
+    top_p:float|None=None      # None: the model's own
+    features:str="inception"   # fid: or a CLIP
 
     def __post_init__(self):
         for name in ("per_task", "num_images_per_prompt", "count", "rerank"):
@@ -167,7 +172,7 @@ class ScoreOptions:
         return replace(self, num_images_per_prompt=images, clip=self.clip or clip)
 
 # %% ../nbs/57_scoring.ipynb #5221837d
-SETTINGS = ("guidance_scale", "guidance_schedule", "num_steps", "temperature")
+SETTINGS = ("guidance_scale", "guidance_schedule", "num_steps", "temperature", "top_k", "top_p")
 
 
 def draw_candidates(
@@ -202,6 +207,20 @@ def draw_prompts(
                           quality=options.quality, device=options.device) for j in range(n)]
         drawn.append([run.run() for run in runs])
     return drawn
+
+# %% ../nbs/57_scoring.ipynb #86224ce8
+def draw_each(
+    subject:Subject,
+    prompts:list[str],
+    options:ScoreOptions,
+)->list[Image.Image]: # one per prompt
+    "One image per prompt; a prompt that comes again gets its next image, not the same one"
+    numbers, drawn = Counter(prompts), {}
+    for n in sorted(set(numbers.values())):
+        same = [prompt for prompt in numbers if numbers[prompt] == n]
+        many = replace(options, num_images_per_prompt=n)
+        drawn |= dict(zip(same, draw_prompts(subject, same, many)))
+    return [drawn[prompt].pop(0) for prompt in prompts]
 
 # %% ../nbs/57_scoring.ipynb #ae69a2ec
 def drawing_settings(
@@ -242,13 +261,9 @@ def score_shapes(subject:Subject, options:ScoreOptions)->dict[str,float]:
 
 def score_digits(subject:Subject, options:ScoreOptions)->dict[str,float]:
     "Drawn digits, as a classifier reads them"
-    def draw(prompts):  # each prompt comes many times: its j-th place gets its image j
-        seen = {}
-        for prompt in dict.fromkeys(prompts):
-            many = replace(options, num_images_per_prompt=prompts.count(prompt))
-            seen[prompt] = draw_prompts(subject, [prompt], many)[0]
-        return [[seen[prompt].pop(0)] for prompt in prompts]
-    scores = digit_scores(draw, options.count or 500)
+    scores = digit_scores(
+        lambda prompts: [[image] for image in draw_each(subject, prompts, options)],
+        options.count or 500)
     return scores | drawing_settings(subject, options.settle(1))
 
 
@@ -259,7 +274,8 @@ def score_parti_prompts(subject:Subject, options:ScoreOptions)->dict:
                        "a CLIP that measures")
     prompts = spread_evenly(read_parti_prompts(options.data), options.count)
     clip = load_clip(options.eval_clip, options.device)
-    return parti_scores(lambda texts: draw_prompts(subject, texts, options), clip, prompts)
+    scores = parti_scores(lambda texts: draw_prompts(subject, texts, options), clip, prompts)
+    return scores | drawing_settings(subject, options.settle(1))
 
 # %% ../nbs/57_scoring.ipynb #a93d23f2
 def reads_emoji(
@@ -328,8 +344,9 @@ def score_dream(subject:Subject, options:ScoreOptions)->dict[str,float]:
         raise T2IError("dream needs --eval-clip, another CLIP than the one that steers")
     clips = options.clip or "shapes-clip", options.eval_clip
     steering, measuring = (load_clip(clip, options.device) for clip in clips)
-    return dream_scores(subject.model, steering, measuring, options.count or 50, options.seed,
-                        quality=options.quality)
+    scores = dream_scores(subject.model, steering, measuring, options.count or 50, options.seed,
+                          quality=options.quality)
+    return scores | drawing_settings(subject, options.settle(1, "shapes-clip"))
 
 
 def score_upscaling(subject:Subject, options:ScoreOptions)->dict[str,float]:
@@ -357,7 +374,7 @@ def score_captions(subject:Subject, options:ScoreOptions)->dict[str,float]:
         items = [dataset[i] for i in range(count)]
         captions = [item["caption"] for item in items]
         single = replace(options, num_images_per_prompt=1)
-        drawn = from_pil([images[0] for images in draw_prompts(subject, captions, single)])
+        drawn = from_pil(draw_each(subject, captions, single))
         scores |= drawing_settings(subject, single)
         true = torch.stack([item["image"] for item in items])
         scores["clip_score"] = clip_score(clip, drawn, captions)
@@ -381,6 +398,27 @@ def caption_recall(
     return dict(image_to_text=recall_at(similarity), text_to_image=recall_at(similarity.T),
                 pairs=len(pairs))
 
+# %% ../nbs/57_scoring.ipynb #8eeeecf9
+def score_fid(subject:Subject, options:ScoreOptions)->dict[str,float]:
+    "How near drawn images, or reconstructions, are to held-out images as a whole"
+    draws = subject.kind == "generator"
+    usual = None if subject.data else "shapes"
+    data, dataset = held_out_images(subject, options.data or usual, captioned=draws)
+    network = feature_network(options.features, best_device(options.device))
+    count = min(options.count or 1000, len(dataset))
+    if not draws:
+        recon = reconstructions(subject.model, image_batches(dataset, count))
+        return fid_scores(dataset, network, count, recon, options.seed, "r") | dict(data=data)
+    single = replace(options, num_images_per_prompt=1)
+    captions = [dataset[i]["caption"] for i in range(count)]
+    drawn = draw_each(subject, captions, single)
+    batches = (from_pil(drawn[i:i+50]) for i in range(0, count, 50))
+    scores = fid_scores(dataset, network, count, batches, options.seed)
+    if options.eval_clip:
+        clip = load_clip(options.eval_clip, options.device)
+        scores["clip_score"] = clip_score(clip, from_pil(drawn), captions)
+    return scores | drawing_settings(subject, single) | dict(data=data)
+
 # %% ../nbs/57_scoring.ipynb #6e28fdd1
 BENCHMARKS = dict(
     captions=(score_captions, ("generator", "clip")),
@@ -391,6 +429,7 @@ BENCHMARKS = dict(
     reconstruction=(score_reconstruction, ("tokenizer", "vqgan", "generator")),
     clip=(score_clip, ("clip",)),
     dream=(score_dream, ("vqgan",)),
+    fid=(score_fid, ("generator", "tokenizer", "vqgan")),
     upscaling=(score_upscaling, ("upscaler",)),
 )  # the function that scores, and the kinds of models that it is for
 
@@ -418,7 +457,7 @@ def evaluate_model(
     name:str,                # as for `load`
     benchmark:str|None=None, # a name of `BENCHMARKS`; None: what suits the model
     options:ScoreOptions|None=None,
-)->dict:                     # model, benchmark, seed, and the scores
+)->dict:                     # model, checkpoint, benchmark, seed, and the scores
     "Score a model"
     options = options or ScoreOptions()
     if benchmark is not None and benchmark not in BENCHMARKS:
@@ -429,5 +468,5 @@ def evaluate_model(
     if subject.kind not in kinds:
         fitting = ", ".join(b for b in BENCHMARKS if subject.kind in BENCHMARKS[b][1])
         raise T2IError(f"{benchmark} does not fit {name} ({subject.kind}); what fits is {fitting}")
-    scores = score(subject, options)
-    return dict(model=name, benchmark=benchmark, seed=options.seed) | scores
+    about = dict(model=name, checkpoint=checkpoint_name(name), benchmark=benchmark)
+    return about | dict(seed=options.seed) | score(subject, options)

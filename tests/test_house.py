@@ -17,20 +17,26 @@ notebooks = {p.stem: p for p in house.notebook_paths()}
 lessons = {p.stem: p for p in house.lesson_paths()}
 modules = house.module_paths()
 written = {k: p for k, p in modules.items() if not p.stem.startswith("__")}  # by nbdev
-tests = {p.stem: p for p in sorted((root/"tests").glob("*.py"))}
+scripts = [*(root/"tests").glob("*.py"), *(root/"docs").glob("*.py")]
+tests = {p.stem: p for p in sorted(scripts)}
 number = house.room_numbers()
-ruff = house.ruff_faults("t2i", "tests", "nbs")
+ruff = house.ruff_faults("t2i", "tests", "nbs", "docs")
 each = pytest.mark.parametrize("stem", notebooks)
 module = pytest.mark.parametrize("name", written)
 
 
 def faults(stem):
-    "All breaches of form and style in a notebook and its module, or in a test file"
+    "All breaches of form and style in a notebook and its module, in a test or in the site's code"
     if stem in tests:
         return [*house.style_faults(tests[stem].read_text()), *ruff.get(tests[stem], [])]
     found = [*house.notebook_style_faults(notebooks[stem]), *ruff.get(notebooks[stem], [])]
     if stem in lessons:
         found += house.lesson_faults(notebooks[stem])
+    if stem == "start":  # before the first lesson: no exercises, and its own way out
+        all_cells = house.cells(notebooks[stem])
+        prose = [c for c in all_cells if c.cell_type == "markdown"]
+        found += house.outline_faults(notebooks[stem], all_cells)
+        found += house.prose_faults(notebooks[stem], prose)
     for name, room in house.rooms().items():
         if room == stem:
             found += house.module_faults(modules[name].read_text())

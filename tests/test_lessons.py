@@ -18,7 +18,7 @@ import lessons
 from house import root
 
 PACKAGING = ("settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in")
-all_lessons = {p.stem: p for p in house.lesson_paths()}
+all_lessons = {p.stem: p for p in [*house.lesson_paths(), root/"nbs"/"start.ipynb"]}
 
 
 def test_outputs_are_fresh():
