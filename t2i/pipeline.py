@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'CLASS_PARTS', 'INDEX_FORMAT', 'PipelineParts', 'draw_batches', 'draw_best', 'enlarge_output',
-           'StreamingParts', 'Pipeline', 'TextVARPipeline', 'VARPipeline', 'PartiPipeline', 'make_pipeline']
+           'StreamingParts', 'Pipeline', 'TextVARPipeline', 'VARPipeline', 'PartiPipeline', 'make_pipeline',
+           'AdapterPipeline']
 
 # %% ../nbs/51_pipeline.ipynb #bbdfb308
 import inspect
@@ -18,16 +19,18 @@ import torch.nn as nn
 from PIL import Image
 from torch import Tensor
 
+from .control.adapter import AdaptedVAR, CaptionEncoder, CaptionReader
 from .control.editing import EDIT_SETTINGS, edit_images, read_image, read_known
 from .core import T2IError, from_pil, progress, to_pil
 from .engine.checkpoints import fingerprint, save_part
 from .engine.files import atomic_path
-from .generators.official import ClassNames
+from .generators.official import ClassNames, default_names
 from .generators.parti import Parti, decode_rows
 from .generators.reranking import best_of, choose_best, find_judge
 from .generators.super_resolution import SuperResolution, find_upscaler
 from .generators.var import VAR
 from .guidance.clip import CLIP
+from .guidance.clip_cache import clip_words
 from .outputs import Frame, Output
 from .requests import DEFAULTS, Call, check_call, check_settings, warn_of_prompts
 from .text import TextFeatures, TextTokenizer
@@ -176,6 +179,8 @@ class Pipeline(StreamingParts):
         negative_prompt:str="",         # what to avoid; it acts only where guidance acts, see below
         guidance_schedule:str|None=None, # "ramp": from 1 at the first map to w; "constant": w
         more_smooth:bool|None=None,     # mix codes, of a model of classes; see lesson 38
+        alpha:float|list[float]|None=None, # weight of the class, of an adapter; see lesson 41
+        beta:float|list[float]|None=None,  # weight of its text; a list has one number per map
         seed:int|None=None,             # image j of a prompt depends on (seed, j) and the prompt
         generator:torch.Generator|list[torch.Generator]|None=None, # instead: one, or one per image
         rerank:int|None=None,           # draw so many per prompt, keep those that fit best
@@ -189,7 +194,8 @@ class Pipeline(StreamingParts):
         call = check_call(
             self, prompt, rerank or num_images_per_prompt, seed, generator, negative_prompt,
             guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
-            top_p=top_p, temperature=temperature, num_steps=num_steps, more_smooth=more_smooth)
+            top_p=top_p, temperature=temperature, num_steps=num_steps, more_smooth=more_smooth,
+            alpha=alpha, beta=beta)
         about = dict(model=self.name, num_images_per_prompt=num_images_per_prompt) | call.settings
         drawing = batch_size, output_type
         if upscale is not None:
@@ -276,3 +282,27 @@ def make_pipeline(
     "The pipeline that suits a generator"
     kind = PartiPipeline if isinstance(generator, Parti) else TextVARPipeline
     return kind(generator, *parts)
+
+# %% ../nbs/51_pipeline.ipynb #ecaee0b6
+class AdapterPipeline(TextVARPipeline):
+    "A pipeline that draws with a frozen VAR and an adapter; the adapter alone is saved"
+    model_type = "adapter"
+    saved = CLASS_PARTS
+
+    def __init__(self,
+        generator:AdaptedVAR,
+        clip:CLIP|None=None,          # None: the one that the adapter was trained with
+        names:list[str]|None=None,    # of the classes, by label; None: ImageNet's, or numbers
+        name:str="",
+        tokenizer_name:str="",        # where the VAR's tokenizer is found again
+        defaults:dict|None=None,
+    ):
+        config, base = generator.config, generator.base
+        encoder = CaptionEncoder(config, clip)
+        words = clip_words(encoder.clip, config.clip)
+        names = names or default_names(base.config.num_classes)
+        super().__init__(generator, base.tokenizer, encoder, CaptionReader(words, names), name,
+                         tokenizer_name, generator.own_weights() | (defaults or {}))
+
+    def edit(self, *_, **__):
+        raise T2IError(f"{self.name} is an adapter and cannot edit: take a text-conditioned VAR")

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention import CrossAttention
-from ..core import T2IError, log
+from ..core import T2IError
 from ..data.datasets import DataConfig
 from ..engine.files import hash_of
-from ..generators.official import same_name
+from ..generators.official import ClassNames, same_name
 from ..generators.text_training import FrozenParts, bundled_name, scales_in_step, token_maps
 from ..generators.text_var import drop_captions
 from ..generators.var import VAR, Condition, MapPredictor, guidance_weights
@@ -30,7 +30,7 @@ from ..generators.var_training import classified, classified_tokens, drop_labels
 from ..generators.var_with_clip import accuracy_by_scale, class_conditional
 from ..guidance.clip import CLIP
 from ..guidance.clip_cache import clip_words
-from ..guidance.clip_text import clip_features, text_fingerprint
+from ..guidance.clip_text import attach_clip, clip_features, text_fingerprint
 from ..sampling import draw_uniform, sample_codes, split_generator
 from ..text import TextFeatures
 from ..training import TrainConfig, load_task
@@ -61,11 +61,11 @@ class AdapterConfig:
             raise ValueError(f"adapter.kind is {self.kind!r}; it must be mlp or cross")
         check_weights(self.alpha, self.beta, self.scales)
 
-# %% ../../nbs/41_adapter.ipynb #e496cfb1
+# %% ../../nbs/41_adapter.ipynb #ee804105
 def weight_list(
-    value,           # a number, or a list of them
-    name:str,        # "alpha" or "beta"
-    scales:int|None, # k; None: any number of weights will do
+    value,                # a number, or a list of them
+    name:str,             # "alpha" or "beta"
+    scales:int|None=None, # k; None: any number of weights will do
 )->list[float]:      # one, or one per map
     "A weight that is constant or differs from map to map, checked"
     values = list(value) if isinstance(value, (list, tuple)) else [value]
@@ -195,18 +195,23 @@ class LabelledText:
 class AdaptedVAR(nn.Module):
     "A frozen class-conditional VAR and the adapter that steers it; the adapter alone is its own"
     def __init__(self,
-        adapter:Adapter,
+        config:AdapterConfig,
         base:VAR, # referred to: moved along, but neither trained nor saved
     ):
         super().__init__()
-        check_base(adapter.config, base)
-        self.adapter = adapter
-        self.config = adapter.config
+        check_base(config, base)
+        self.config = config
+        self.adapter = Adapter(config)
         object.__setattr__(self, "base", base.eval().requires_grad_(False))
 
     def _apply(self, *args, **settings): # to, half, cuda, …
         self.base._apply(*args, **settings)
         return super()._apply(*args, **settings)
+
+    def own_weights(self)->dict:
+        "alpha and beta, as they were trained: numbers, or lists with one per map"
+        lists = self.adapter.alpha.tolist(), self.adapter.beta.tolist()
+        return {k: v[0] if len(v) == 1 else v for k, v in zip(("alpha", "beta"), lists)}
 
     def vectors(self,
         text:LabelledText,
@@ -313,16 +318,26 @@ class CaptionReader:
         return *self.words(captions), torch.tensor(labels)
 
     def __getattr__(self, name): # unfamiliar, cut, length, …
-        return getattr(vars(self)["words"], name)
+        if name == "words":
+            raise AttributeError(name)
+        return getattr(self.words, name)
+
+    def save_pretrained(self, folder:str|Path): # made if it is not there
+        "Write the names of the classes; the text tokenizer is the CLIP's"
+        ClassNames(self.names).save_pretrained(folder)
 
 
 class CaptionEncoder(nn.Module):
     "Frozen CLIP features of captions, with the labels beside them; it has no weights"
     def __init__(self,
-        clip:CLIP, # referred to
+        config:AdapterConfig,
+        clip:CLIP|None=None, # referred to; None: `attach_clip` finds the one that was trained with
     ):
         super().__init__()
+        self.config = config
         object.__setattr__(self, "clip", clip) # no submodule: `clip_features` moves it
+        if clip is None:
+            attach_clip(self)
 
     def forward(self,
         ids:Tensor,    # (b,l) int64
@@ -380,7 +395,7 @@ class AdapterTask(FrozenParts):
             raise T2IError(f"the data have {len(self.names)} classes, {config.base} has "
                            f"{base.config.num_classes}: they must be the same")
         self.cached = {}
-        self.model = AdaptedVAR(Adapter(self.filled(base)), base)
+        self.model = AdaptedVAR(self.filled(base), base)
         self.reader = CaptionReader(clip_words(self.clip, self.model.config.clip), self.names)
 
     def filled(self, base:VAR)->AdapterConfig:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['single_scene', 'SingleShapes', 'ClassFolder', 'classified', 'classified_tokens', 'drop_labels', 'open_var_config',
-           'ClassVARTaskConfig', 'ClassVARTask']
+           'ClassVARTaskConfig', 'ClassVARTask', 'object_prompts', 'attributes_right', 'attribute_scores']
 
 # %% ../../nbs/36_var_training.ipynb #46c57ff9
 import random
@@ -12,15 +12,29 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..core import T2IError, from_uint8
 from ..data.captions import describe
+from ..data.checker import find_objects
 from ..data.datasets import DataConfig, FolderDataset
-from ..data.shapes import SHAPES, Scene, render, sample_scene
+from t2i.data.shapes import (
+    BACKGROUNDS,
+    RADII,
+    SHAPES,
+    Group,
+    Scene,
+    noun_phrase,
+    parse_caption,
+    pick_pair,
+    render,
+    sample_scene,
+)
 from ..engine.caches import CachedWithSource, build_token_cache
 from .official import imagenet_names
 from t2i.generators.text_training import (
@@ -221,3 +235,48 @@ class ClassVARTask(FrozenParts):
         model = getattr(self.model, "module", self.model)
         ids = model.generate(labels, generator=generators, **self.config.settings())
         return self.tokenizer.decode(ids), [self.names[i] for i in labels]
+
+# %% ../../nbs/36_var_training.ipynb #8cbbf5e3
+def object_prompts(
+    count:int,
+    seed:int=0,         # other prompts
+    unseen:bool=False,  # of the six pairs that training never shows, or of the others
+)->list[str]:
+    "Prompts of one object with color and size, half of them with a background"
+    prompts = []
+    for i in range(count):
+        rng = random.Random(f"object {seed} {i} {unseen}")
+        color, shape = pick_pair(rng, unseen)
+        place = f" on a {rng.choice(list(BACKGROUNDS))} background"*(i%2)
+        prompts.append(noun_phrase(Group(shape, color, rng.choice(list(RADII)))) + place)
+    return prompts
+
+
+def attributes_right(
+    image:Image.Image, # 64x64
+    prompt:str,        # of one object
+)->dict[str,bool]:     # for what the prompt asks for, whether it is right; and `whole`
+    "Which properties of an image are those of its prompt"
+    spec = parse_caption(prompt)
+    background, objects = find_objects(np.asarray(image))
+    alone = objects[0] if len(objects) == 1 else None
+    asked = {k: getattr(spec.groups[0], k) for k in ("shape", "color", "size")}
+    right = {k: getattr(alone, k, None) == v for k, v in asked.items() if v}
+    if {"color", "size"} <= right.keys():
+        right["color_and_size"] = right["color"] and right["size"]
+    if spec.background:
+        right["background"] = background == spec.background
+    right["everything"] = all(right.values())
+    known = alone is not None and None not in (alone.shape, alone.color, background)
+    return right | dict(whole=known)
+
+
+def attribute_scores(
+    images:list[Image.Image], # 64x64
+    prompts:list[str],        # one per image, each of one object
+)->dict[str,float]:           # shares of the images whose prompt asks for it
+    "How often each property is right"
+    rows = [attributes_right(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    values = {name: [row[name] for row in rows if name in row] for name in names}
+    return {name: sum(found)/len(found) for name, found in values.items()}
