@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'AnyNumber', 'PromptWords', 'PromptFile', 'Negative', 'TopK', 'TopP', 'Alpha', 'Beta', 'Output', 'Judge',
-           'Upscale', 'Process', 'error_line', 'print_version', 'common_options', 'main', 'draw_process', 'per_map',
+           'Upscale', 'Process', 'error_line', 'print_version', 'common_options', 'main', 'per_map', 'draw_process',
            'check_process', 'choose_output', 'usual_number', 'generate', 'edit', 'train']
 
 # %% ../nbs/53_cli.ipynb #ebf13d98
@@ -105,6 +105,20 @@ AnyNumber = option(
     int, "num_images_per_prompt", "Images per prompt.", "--num-images-per-prompt", "-n",
     default="4, or 1 for a file of several prompts")
 
+# %% ../nbs/53_cli.ipynb #60cbdf81
+def per_map(
+    text:str|None, # "0.5", or "1,1,0.5" with a number per map
+)->float|list[float]|None:
+    "The value of --alpha or --beta"
+    from t2i.core import T2IError
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise T2IError(f"the weight is {text!r}; it must be a number, or one per map") from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
 # %% ../nbs/53_cli.ipynb #c9880776
 PromptWords = Annotated[list[str], typer.Argument(help="What to draw; each prompt in quotes.")]
 PromptFile = option(
@@ -118,8 +132,8 @@ TopP = option(
     "Sample among the likeliest codes that have this probability together; 0 is off.", default=OWN)
 Alpha = option(
     str, "alpha", "Weight of the class, of an adapter: a number, or one per map with commas.",
-    default=OWN)
-Beta = option(str, "beta", "Weight of an adapter's text, likewise.", default=OWN)
+    default=OWN, callback=per_map)
+Beta = option(str, "beta", "Weight of an adapter's text, likewise.", default=OWN, callback=per_map)
 Output = option(
     Path, "", "A .png for a grid, or a folder for one file per image; its files stay.", "--output",
     "-o", default="t2i-PROMPT.png")
@@ -153,21 +167,6 @@ def draw_process(
     return Output(strips, [p for p in prompts for _ in range(number)], seed, about)
 
 # %% ../nbs/53_cli.ipynb #c0ffee53
-def per_map(
-    text:str|None, # "0.5", or "1,1,0.5" with a number per map
-    name:str,      # of the option
-)->float|list[float]|None:
-    "The value of --alpha or --beta"
-    from t2i.core import T2IError
-    if text is None:
-        return None
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise T2IError(f"--{name} is {text!r}; it must be a number, or one per map") from None
-    return numbers[0] if len(numbers) == 1 else numbers
-
-
 def check_process(process:bool, **others):
     "Strips of all scales show every image as it is drawn"
     from t2i.core import T2IError
@@ -203,12 +202,10 @@ def generate(
     guidance_scale:Guidance = None,
     guidance_schedule:Schedule = None,
     negative_prompt:Negative = "",
-    top_k:TopK = None,
-    top_p:TopP = None,
+    top_k:TopK = None, top_p:TopP = None,
     temperature:Temperature = None,
     num_steps:Steps = None,
-    alpha:Alpha = None,
-    beta:Beta = None,
+    alpha:Alpha = None, beta:Beta = None,
     rerank:Rerank = None,
     clip:Judge = None,
     upscale:Upscale = None,
@@ -227,14 +224,13 @@ def generate(
     check_process(process, rerank=rerank, upscale=upscale)
     settings = dict(
         guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
-        top_p=top_p, temperature=temperature, num_steps=num_steps, negative_prompt=negative_prompt,
-        alpha=per_map(alpha, "alpha"), beta=per_map(beta, "beta"))
+        top_p=top_p, temperature=temperature, num_steps=num_steps, alpha=alpha, beta=beta,
+        negative_prompt=negative_prompt)
     pipe = load_pipe(model, device)
     if process:
         out = draw_process(pipe, texts, number, seed, settings)
     else:
-        out = pipe(texts, number, seed=seed, rerank=rerank, clip=clip,
-                   upscale=upscale, **settings)
+        out = pipe(texts, number, seed=seed, rerank=rerank, clip=clip, upscale=upscale, **settings)
     for path in out.save(output):
         say(path)
 

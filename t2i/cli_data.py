@@ -169,7 +169,7 @@ def data_caption(
         str, "captioner", "A BLIP-2 (hub id or folder); or templates; or rule, for shapes.",
         "--model", "-m") = "Salesforce/blip2-opt-2.7b",
     prompt:option(
-        str, "prompt", "What BLIP-2 is asked, or templates with | between; {class} is the subfolder.",
+        str, "prompt", "What BLIP-2 is asked, or templates split by |; {class} is the subfolder.",
         default="Question: what is shown in the photo? Answer:") = None,
     count:option(int, "count", "Captions per image.", min=1) = 1,
     max_tokens:option(int, "max_tokens", "Length of a caption.", min=1) = 30,

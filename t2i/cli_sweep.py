@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_axis', 'combinations', 'checked_fit', 'nearest_precision', 'clip_fit', 'sweep', 'best_row', 'at_border',
-           'sweep_grid', 'sweep_prompts', 'true_vectors', 'find_measure', 'sweep_command', 'report']
+           'sweep_grid', 'sweep_prompts', 'true_vectors', 'find_measure', 'report', 'sweep_command']
 
 # %% ../nbs/58_sweep.ipynb #0de5160f
 import itertools
@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from .cli_data import Device, load_pipe, option, print_table, say
+from .cli_models import short_number
 
 # %% ../nbs/58_sweep.ipynb #72039e44
 def read_axis(
@@ -35,7 +36,8 @@ def read_axis(
             found = [float(value) for value in values.split(",")]
         except ValueError:
             raise T2IError(f"{text!r}: {name} needs numbers with commas between") from None
-    found = [int(v) if name in ("top_k", "num_steps") and v == int(v) else v for v in found]
+    if name in ("top_k", "num_steps"):
+        found = [int(value) for value in found]
     for value in found:
         check_settings(**{name: value})
     return name, found
@@ -196,6 +198,22 @@ def find_measure(
     true = data and true_vectors(clip, data, pipe.tokenizer.config.resolution)
     return partial(clip_fit, clip, true=true)
 
+# %% ../nbs/58_sweep.ipynb #56b06d49
+def report(output:Path, rows:list[dict], axes:dict[str,list], as_json:bool):
+    "Print the table, the best row and where the grid is"
+    best = best_row(rows)
+    if as_json:
+        return say(json.dumps(dict(grid=str(output), rows=rows, best=best)))
+    table = [map(short_number, row.values()) for row in rows]
+    print_table(table, *rows[0])
+    say("best: " + ", ".join(f"{name}={best[name]}" for name in axes))
+    for name in at_border(best, axes):
+        say(f"the best {name} lies at the border of its values: try more")
+    say(output)
+
+# %% ../nbs/58_sweep.ipynb #7a2b5021
+#| export
+
 # %% ../nbs/58_sweep.ipynb #70e32c77
 def sweep_command(
     model:Annotated[str, typer.Argument(help="A bundled name, a folder, a run, or a hub id.")],
@@ -228,17 +246,3 @@ def sweep_command(
     rows, drawn = sweep(pipe, chosen, texts, measure, seed)
     save_png(sweep_grid(chosen, rows, drawn), output, model=model, seed=seed)
     report(output, rows, chosen, as_json)
-
-
-def report(output:Path, rows:list[dict], axes:dict[str,list], as_json:bool):
-    "Print the table, the best row and where the grid is"
-    best = best_row(rows)
-    if as_json:
-        return say(json.dumps(dict(grid=str(output), rows=rows, best=best)))
-    table = [[f"{value:.3g}" if isinstance(value, float) else value for value in row.values()]
-             for row in rows]
-    print_table(table, *rows[0])
-    say("best: " + ", ".join(f"{name}={best[name]}" for name in axes))
-    for name in at_border(best, axes):
-        say(f"the best {name} lies at the border of its values: try more")
-    say(output)

@@ -28,6 +28,8 @@ from t2i.engine.checkpoints import (
     read_config,
 )
 from .engine.files import bundled_folder
+
+# %% ../nbs/51_saved.ipynb #312ef79b
 from .generators import super_resolution
 from .generators.masked_var import MaskedTextVAR, MaskedTextVARConfig
 from .generators.official import VAR_SETTINGS, ClassNames, default_names, transformer_fields

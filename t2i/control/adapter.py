@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['AdapterConfig', 'weight_list', 'check_weights', 'unit_pooled', 'Adapter', 'mix', 'scale_settings', 'ScalePredictor',
-           'stream_maps', 'LabelledText', 'AdaptedVAR', 'var_fingerprint', 'check_base', 'find_class', 'CaptionReader',
-           'CaptionEncoder', 'AdapterTaskConfig', 'load_base', 'AdapterTask']
+           'stream_maps', 'chosen_weight', 'LabelledText', 'SteeredCondition', 'AdaptedVAR', 'var_fingerprint',
+           'check_base', 'find_class', 'CaptionReader', 'CaptionEncoder', 'AdapterTaskConfig', 'load_base',
+           'filled_config', 'AdapterParts', 'AdapterTask']
 
 # %% ../../nbs/41_adapter.ipynb #e973ff5d
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -184,7 +186,15 @@ def stream_maps(
         yield list(ids)
         maps.add(maps.quantizer.codebook.decode(ids[-1]))
 
-# %% ../../nbs/41_adapter.ipynb #f69e404b
+# %% ../../nbs/41_adapter.ipynb #603a96d5
+def chosen_weight(
+    value,      # a number, or one per map; None: the adapter's own
+    own:Tensor, # (1,) or (k,)
+)->Tensor:      # (1,) or (k,)
+    "A weight of a call, or the one that was trained"
+    return own if value is None else own.new_tensor(weight_list(value, "a weight"))
+
+
 @dataclass
 class LabelledText:
     "What a frozen VAR and an adapter read of captions"
@@ -192,8 +202,8 @@ class LabelledText:
     features:TextFeatures # of b captions
 
 
-class AdaptedVAR(nn.Module):
-    "A frozen class-conditional VAR and the adapter that steers it; the adapter alone is its own"
+class SteeredCondition(nn.Module):
+    "A frozen class-conditional VAR and an adapter, which alone is trained and saved"
     def __init__(self,
         config:AdapterConfig,
         base:VAR, # referred to: moved along, but neither trained nor saved
@@ -210,8 +220,10 @@ class AdaptedVAR(nn.Module):
 
     def own_weights(self)->dict:
         "alpha and beta, as they were trained: numbers, or lists with one per map"
-        lists = self.adapter.alpha.tolist(), self.adapter.beta.tolist()
-        return {k: v[0] if len(v) == 1 else v for k, v in zip(("alpha", "beta"), lists)}
+        found = {name: getattr(self.adapter, name).tolist() for name in ("alpha", "beta")}
+        for name, values in found.items():
+            found[name] = values[0] if len(values) == 1 else values
+        return found
 
     def vectors(self,
         text:LabelledText,
@@ -221,14 +233,15 @@ class AdaptedVAR(nn.Module):
         "The conditions of the maps"
         own = self.adapter.alpha, self.adapter.beta
         classes = self.base.class_embed(text.labels.to(own[0].device))
-        given = [w.tolist() if v is None else v for v, w in zip((alpha, beta), own)]
-        lists = check_weights(*given, len(self.base.net.sizes))
-        fixed = [classes.new_tensor(values) for values in lists]
-        if not any(lists[1]):
-            return fixed[0][:,None]*classes[:,None]
-        used = [w if v is None else f for v, w, f in zip((alpha, beta), own, fixed)]
+        used = [chosen_weight(*pair) for pair in zip((alpha, beta), own)]
+        check_weights(*[weight.tolist() for weight in used], len(self.base.net.sizes))
+        if not used[1].any():                                    # exactly the VAR alone
+            return used[0][:,None]*classes[:,None]
         return mix(classes, self.adapter(text.features), *used)
 
+# %% ../../nbs/41_adapter.ipynb #381d8491
+class AdaptedVAR(SteeredCondition):
+    "How a frozen VAR with an adapter predicts and draws"
     def forward(self,
         text:LabelledText,
         maps:list[Tensor], # (b,p*p) int64 per scale; the first few scales will do
@@ -256,7 +269,7 @@ class AdaptedVAR(nn.Module):
         beta=None,
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per caption, map after map"
-        both = [self.vectors(t, alpha, beta) for t in (text, unconditional)]
+        both = [self.vectors(each, alpha, beta) for each in (text, unconditional)]
         weights = guidance_weights(guidance_scale, len(self.base.net.sizes), guidance_schedule)
         maps = ScalePredictor(self.base.net, self.base.tokenizer.quantizer, *both, weights)
         return stream_maps(maps, generators, temperature, top_k, top_p)
@@ -382,32 +395,36 @@ def load_base(
     return class_conditional(str(source), tokenizer).requires_grad_(False)
 
 
-class AdapterTask(FrozenParts):
-    "Cross-entropy of each token of each map; the adapter alone is trained"
+def filled_config(
+    config:AdapterConfig, # of a recipe
+    base:VAR,
+    clip:CLIP,
+    parts:dict,           # of `FrozenParts`
+)->AdapterConfig:
+    "An adapter's config with what the frozen parts decide"
+    found = {k: bundled_name(path) or str(path) for k, (_, path, _) in parts.items()}
+    features = clip.text_features(["a"])
+    return AdapterConfig(**vars(config) | dict(
+        base=found["base"], base_fingerprint=parts["base"][2], width=base.config.width,
+        scales=len(base.net.sizes), clip=found["clip"], clip_fingerprint=parts["clip"][2],
+        clip_width=features.tokens.shape[-1], clip_embed_dim=features.pooled.shape[-1]))
+
+# %% ../../nbs/41_adapter.ipynb #f2e40dad
+class AdapterParts(FrozenParts):
+    "The frozen parts, the adapter and the data of a recipe"
     Config = AdapterTaskConfig
 
     def __init__(self, config:AdapterTaskConfig, folder:Path|None=None):
         super().__init__(config, folder)
-        base = self.frozen("base", config.base, lambda s: load_base(s, self.tokenizer),
-                           var_fingerprint)
+        read = partial(load_base, tokenizer=self.tokenizer)
+        base = self.frozen("base", config.base, read, var_fingerprint)
         self.names = list(classified(config.data).names)
         if len(self.names) != base.config.num_classes:
             raise T2IError(f"the data have {len(self.names)} classes, {config.base} has "
                            f"{base.config.num_classes}: they must be the same")
         self.cached = {}
-        self.model = AdaptedVAR(self.filled(base), base)
+        self.model = AdaptedVAR(filled_config(config.adapter, base, self.clip, self.parts), base)
         self.reader = CaptionReader(clip_words(self.clip, self.model.config.clip), self.names)
-
-    def filled(self, base:VAR)->AdapterConfig:
-        "The adapter's config with what the frozen parts decide"
-        found = {part: bundled_name(path) or str(path) for part, (_, path, _) in self.parts.items()}
-        features = self.clip.text_features(["a"])
-        values = vars(self.config.adapter) | dict(
-            base=found["base"], base_fingerprint=self.parts["base"][2],
-            width=base.config.width, scales=len(base.net.sizes),
-            clip=found["clip"], clip_fingerprint=text_fingerprint(self.clip),
-            clip_width=features.tokens.shape[-1], clip_embed_dim=features.pooled.shape[-1])
-        return AdapterConfig(**values)
 
     def prepare(self, device:torch.device):
         super().prepare(device)
@@ -424,6 +441,9 @@ class AdapterTask(FrozenParts):
         labels = named if labels is None else labels
         return LabelledText(labels, clip_features(self.clip, ids, mask))
 
+# %% ../../nbs/41_adapter.ipynb #41fa5081
+class AdapterTask(AdapterParts):
+    "Cross-entropy of each token of each map; the adapter alone is trained"
     def training_step(self,
         batch:dict, # caption; label and u (b,); image (b,3,h,w) or tokens (b,l)
     )->tuple[Tensor,dict[str,Tensor]]:

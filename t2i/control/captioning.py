@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLIP2', 'QUESTION', 'PARTIAL', 'TABLE', 'ABOUT', 'RuleCaptioner', 'TemplateCaptioner', 'fill_class', 'clean_caption',
-           'fault', 'CaptionConfig', 'import_transformers', 'BLIP2Captioner', 'retries', 'good_captions',
-           'caption_batch', 'read_partial', 'append_lines', 'finish_captions', 'caption_folder']
+           'fault', 'CaptionConfig', 'import_transformers', 'without_prompt', 'BLIP2Captioner', 'retries',
+           'good_captions', 'caption_batch', 'read_partial', 'append_lines', 'image_files', 'finish_captions',
+           'caption_folder']
 
 # %% ../../nbs/40_captioning.ipynb #75d9bed3
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ..core import T2IError, best_device, half_dtype, log, progress
 from ..data.checker import find_objects
@@ -56,7 +58,7 @@ class TemplateCaptioner:
         prompts:list[str],     # one per image; templates are separated by |
         **settings,            # of `CaptionConfig`; not read
     )->list[list[str]]:        # the captions of each image
-        return [[part.strip() for part in prompt.split("|")] for prompt in prompts]
+        return [re.split(r"\s*\|\s*", prompt.strip()) for prompt in prompts]
 
 
 def fill_class(
@@ -97,8 +99,8 @@ def fault(
     question = re.sub(r"question:|answer:", " ", prompt.lower())
     if len(words) > 1 and " ".join(words) in " ".join(question.split()):
         return "echo"
-    runs = max((sum(1 for _ in words[i:i+4] if _ == words[i]) for i in range(len(words))))
-    return "repetition" if runs == 4 else ""
+    repeated = re.search(r"\b(\w+)( \1){3}\b", " ".join(words))
+    return "repetition" if repeated else ""
 
 # %% ../../nbs/40_captioning.ipynb #ba319a27
 BLIP2 = "Salesforce/blip2-opt-2.7b"
@@ -129,6 +131,19 @@ def import_transformers():
     except ImportError:
         raise ImportError("BLIP-2 needs transformers: pip install 't2i[train]'") from None
     return transformers
+
+# %% ../../nbs/40_captioning.ipynb #a0405e87
+def without_prompt(
+    ids:Tensor,        # (b*count,l) int64, what was generated
+    given:Tensor|None, # (b,l') int64, the prompts
+    count:int,         # answers per prompt
+)->Tensor:             # (b*count,l or l-l')
+    "The answers alone; some versions of transformers return the prompt, too"
+    if given is None:
+        return ids
+    start = given.repeat_interleave(count, 0)                # (b*count,l')
+    same = torch.equal(ids[:,:start.shape[1]], start)
+    return ids[:,start.shape[1]:] if same else ids
 
 # %% ../../nbs/40_captioning.ipynb #b1982236
 class BLIP2Captioner:
@@ -170,12 +185,8 @@ class BLIP2Captioner:
             **inputs, max_new_tokens=max_tokens, min_new_tokens=min_tokens, do_sample=False,
             num_beams=max(beams, count), num_return_sequences=count,
             repetition_penalty=repetition_penalty, no_repeat_ngram_size=no_repeat)
-        given = inputs.get("input_ids")
-        if given is not None and ids.shape[1] >= given.shape[1]:
-            start = given.repeat_interleave(count, 0)
-            if torch.equal(ids[:,:start.shape[1]], start):   # some versions return the prompt, too
-                ids = ids[:,start.shape[1]:]
-        found = self.processor.batch_decode(ids, skip_special_tokens=True)
+        answers = without_prompt(ids, inputs.get("input_ids"), count)
+        found = self.processor.batch_decode(answers, skip_special_tokens=True)
         return [found[i:i+count] for i in range(0, len(found), count)]
 
 # %% ../../nbs/40_captioning.ipynb #3dd3b8cc
@@ -255,7 +266,13 @@ def append_lines(
         file.flush()
         os.fsync(file.fileno())
 
-# %% ../../nbs/40_captioning.ipynb #3d2ffd0b
+# %% ../../nbs/40_captioning.ipynb #d21aeb77
+def image_files(folder:Path)->list[Path]: # sorted
+    "The images of a folder that can be read"
+    paths = [p for p in visible_files(folder) if p.suffix.lower() in IMAGE_SUFFIXES]
+    return [p for p in paths if is_image(p)]
+
+
 def finish_captions(
     folder:Path,
     rows:list[dict], # one per image: file_name, text, fault
@@ -275,7 +292,7 @@ def finish_captions(
         log.warning("%d of %d images have no caption: %s lists them", len(failed), len(rows),
                     folder/ABOUT)
 
-
+# %% ../../nbs/40_captioning.ipynb #2bc7f851
 def caption_folder(
     folder:str|Path,      # of images, perhaps in subfolders
     captioner,            # a `BLIP2Captioner`, or another
@@ -284,7 +301,7 @@ def caption_folder(
 )->Path:                  # captions.jsonl in the folder
     "Caption all images of a folder; a stopped run goes on"
     folder, config = Path(folder), config or CaptionConfig()
-    files = [p for p in visible_files(folder) if p.suffix.lower() in IMAGE_SUFFIXES and is_image(p)]
+    files = image_files(folder)
     if not files:
         raise T2IError(f"no image in {folder}")
     if (folder/TABLE).exists():

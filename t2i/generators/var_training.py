@@ -248,10 +248,6 @@ class ClassVARTask(FrozenParts):
         loss = F.cross_entropy(logits.transpose(1, 2), torch.cat(maps, 1))
         return loss, accuracy_by_scale(logits, maps)
 
-    def validation_step(self, batch:dict)->dict[str,Tensor]:
-        loss, logs = self.training_step(batch)
-        return logs | dict(loss=loss)
-
     @torch.no_grad()
     def sample(self)->tuple[Tensor,list[str]]: # (16,3,h,w), and the names of their classes
         "Images of the first classes, with the recipe's settings"
@@ -276,7 +272,7 @@ def object_prompts(
         prompts.append(noun_phrase(Group(shape, color, rng.choice(list(RADII)))) + place)
     return prompts
 
-
+# %% ../../nbs/36_var_training.ipynb #22d06e8a
 def attributes_right(
     image:Image.Image, # 64x64
     prompt:str,        # of one object
@@ -302,6 +298,7 @@ def attribute_scores(
 )->dict[str,float]:           # shares of the images whose prompt asks for it
     "How often each property is right"
     rows = [attributes_right(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
-    names = dict.fromkeys(name for row in rows for name in row)
-    values = {name: [row[name] for row in rows if name in row] for name in names}
+    values = {}
+    for name, value in [pair for row in rows for pair in row.items()]:
+        values.setdefault(name, []).append(value)
     return {name: sum(found)/len(found) for name, found in values.items()}
