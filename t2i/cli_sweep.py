@@ -174,7 +174,7 @@ def true_vectors(
     with torch.no_grad():
         return torch.cat([clip.encode_image(part) for part in parts])
 
-
+# %% ../nbs/58_sweep.ipynb #93e9869c
 def find_measure(
     pipe,               # a `Pipeline`
     prompts:Path|None,  # the user's own

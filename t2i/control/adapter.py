@@ -32,7 +32,7 @@ from ..generators.var_training import classified, classified_tokens, drop_labels
 from ..generators.var_with_clip import accuracy_by_scale, class_conditional
 from ..guidance.clip import CLIP
 from ..guidance.clip_cache import clip_words
-from ..guidance.clip_text import attach_clip, clip_features, text_fingerprint
+from ..guidance.clip_text import attach_clip, clip_features
 from ..sampling import draw_uniform, sample_codes, split_generator
 from ..text import TextFeatures
 from ..training import TrainConfig, load_task
@@ -201,7 +201,7 @@ class LabelledText:
     labels:Tensor         # (b,) int64; the number of classes means no class
     features:TextFeatures # of b captions
 
-
+# %% ../../nbs/41_adapter.ipynb #0e42549c
 class SteeredCondition(nn.Module):
     "A frozen class-conditional VAR and an adapter, which alone is trained and saved"
     def __init__(self,
@@ -314,7 +314,7 @@ def find_class(
              if re.search(rf" {re.escape(same_name(name))}(s|es)? ", plain)]
     return -max(found)[1] if found else len(names)
 
-
+# %% ../../nbs/41_adapter.ipynb #8a51dec9
 class CaptionReader:
     "A CLIP's text tokenizer that also finds the class: captions to ids, mask and labels"
     def __init__(self,

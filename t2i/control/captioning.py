@@ -161,11 +161,10 @@ class BLIP2Captioner:
             self.model = transformers.Blip2ForConditionalGeneration.from_pretrained(
                 name, revision=revision, dtype=dtype).to(self.device).eval()
         except (OSError, ValueError) as e:
-            hint = "load it once with a network, or give the folder of a BLIP-2"
-            raise T2IError(f"cannot load {name} ({first_line(e)}): {hint}") from None
+            raise T2IError(f"cannot load {name} ({first_line(e)}): load it once with a network, "
+                           "or give the folder of a BLIP-2") from None
         self.processor.tokenizer.padding_side = "left"       # the answer follows the prompt at once
-        commit = getattr(self.model.config, "_commit_hash", None)
-        self.about = dict(model=str(name), revision=revision or commit)
+        self.about = dict(model=str(name), revision=revision or self.model.config._commit_hash)
 
     @torch.no_grad()
     def __call__(self,
@@ -180,9 +179,8 @@ class BLIP2Captioner:
     )->list[list[str]]:          # the captions of each image, not cleaned
         texts = prompts if any(prompts) else None
         inputs = self.processor(images=images, text=texts, return_tensors="pt", padding=True)
-        inputs = inputs.to(self.device, self.model.dtype)
         ids = self.model.generate(
-            **inputs, max_new_tokens=max_tokens, min_new_tokens=min_tokens, do_sample=False,
+            **inputs.to(self.device, self.model.dtype), max_new_tokens=max_tokens, min_new_tokens=min_tokens, do_sample=False,
             num_beams=max(beams, count), num_return_sequences=count,
             repetition_penalty=repetition_penalty, no_repeat_ngram_size=no_repeat)
         answers = without_prompt(ids, inputs.get("input_ids"), count)
@@ -213,7 +211,7 @@ def good_captions(
             good.append(caption)
     return good, wrong
 
-
+# %% ../../nbs/40_captioning.ipynb #90a2e319
 def caption_batch(
     captioner,                # see above
     images:list[Image.Image],

@@ -36,6 +36,8 @@ from t2i.data.shapes import (
     render,
     sample_scene,
 )
+
+# %% ../../nbs/36_var_training.ipynb #f91c30f6
 from ..engine.caches import CachedWithSource, build_token_cache
 from ..engine.checkpoints import read_weights, weights_file
 from ..engine.files import bundled_folder
@@ -220,14 +222,12 @@ class ClassVARTask(FrozenParts):
 
     def __init__(self, config:ClassVARTaskConfig, folder:Path|None=None):
         super().__init__(config, folder)
-        t = self.tokenizer
-        self.cached = {}
+        self.cached, t = {}, self.tokenizer
         self.names = list(classified(config.data).names)
         self.model = VAR(fill_config(
             config.model, scales=t.scales, codebook_size=t.codebook_size,
             code_dim=t.config.code_dim, num_classes=len(self.names)), t)
-        resumed = folder and (folder/"last").is_file()
-        if config.start and not resumed:
+        if config.start and not (folder and (folder/"last").is_file()):
             start_from(self.model, config.start)
 
     def prepare(self, device:torch.device):
@@ -253,8 +253,7 @@ class ClassVARTask(FrozenParts):
         "Images of the first classes, with the recipe's settings"
         labels = torch.arange(16)%len(self.names)
         generators = split_generator(self.config.train.seed, None, 1, len(labels))
-        model = getattr(self.model, "module", self.model)
-        ids = model.generate(labels, generator=generators, **self.config.settings())
+        ids = self.model.generate(labels, generator=generators, **self.config.settings())
         return self.tokenizer.decode(ids), [self.names[i] for i in labels]
 
 # %% ../../nbs/36_var_training.ipynb #8cbbf5e3
