@@ -339,7 +339,7 @@ class CaptionReader:
         "Write the names of the classes; the text tokenizer is the CLIP's"
         ClassNames(self.names).save_pretrained(folder)
 
-
+# %% ../../nbs/41_adapter.ipynb #d12bf79a
 class CaptionEncoder(nn.Module):
     "Frozen CLIP features of captions, with the labels beside them; it has no weights"
     def __init__(self,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLIP2', 'QUESTION', 'PARTIAL', 'TABLE', 'ABOUT', 'RuleCaptioner', 'TemplateCaptioner', 'fill_class', 'clean_caption',
-           'fault', 'CaptionConfig', 'import_transformers', 'without_prompt', 'BLIP2Captioner', 'retries',
+           'fault', 'CaptionConfig', 'import_transformers', 'without_prompt', 'load_blip2', 'BLIP2Captioner', 'retries',
            'good_captions', 'caption_batch', 'read_partial', 'append_lines', 'image_files', 'finish_captions',
            'caption_folder']
 
@@ -52,6 +52,7 @@ class RuleCaptioner:
 class TemplateCaptioner:
     "Class descriptions: the prompts themselves, with the class in the place of {class}"
     about = dict(model="templates")
+    echoes = True # its captions are its prompts
 
     def __call__(self,
         images:list[Image.Image],
@@ -145,6 +146,24 @@ def without_prompt(
     same = torch.equal(ids[:,:start.shape[1]], start)
     return ids[:,start.shape[1]:] if same else ids
 
+# %% ../../nbs/40_captioning.ipynb #e6d4f364
+def load_blip2(
+    name:str,          # a hub id, or a folder
+    revision:str|None, # of the hub's files
+    device:torch.device,
+)->tuple:              # its processor and the model, in evaluation mode
+    "A BLIP-2 of the transformers library"
+    hub = import_transformers()
+    dtype = torch.float32 if device.type == "cpu" else half_dtype(device)
+    try:
+        processor = hub.Blip2Processor.from_pretrained(name, revision=revision)
+        kind = hub.Blip2ForConditionalGeneration
+        model = kind.from_pretrained(name, revision=revision, dtype=dtype)
+    except (OSError, ValueError) as e:
+        way = "load it once with a network, or give the folder of a BLIP-2"
+        raise T2IError(f"cannot load {name} ({first_line(e)}): {way}") from None
+    return processor, model.to(device).eval()
+
 # %% ../../nbs/40_captioning.ipynb #b1982236
 class BLIP2Captioner:
     "A BLIP-2 of the transformers library"
@@ -153,38 +172,31 @@ class BLIP2Captioner:
         revision:str|None=None, # of the hub's files
         device:str|None=None,   # None: the best there is
     ):
-        transformers = import_transformers()
         self.device = best_device(device)
-        dtype = torch.float32 if self.device.type == "cpu" else half_dtype(self.device)
-        try:
-            self.processor = transformers.Blip2Processor.from_pretrained(name, revision=revision)
-            self.model = transformers.Blip2ForConditionalGeneration.from_pretrained(
-                name, revision=revision, dtype=dtype).to(self.device).eval()
-        except (OSError, ValueError) as e:
-            raise T2IError(f"cannot load {name} ({first_line(e)}): load it once with a network, "
-                           "or give the folder of a BLIP-2") from None
-        self.processor.tokenizer.padding_side = "left"       # the answer follows the prompt at once
-        self.about = dict(model=str(name), revision=revision or self.model.config._commit_hash)
+        self.processor, self.model = load_blip2(name, revision, self.device)
+        self.processor.tokenizer.padding_side = "left"  # the answer follows the prompt at once
+        commit = getattr(self.model.config, "_commit_hash", None)
+        self.about = dict(model=name, revision=revision or commit)
 
     @torch.no_grad()
     def __call__(self,
         images:list[Image.Image],
         prompts:list[str],       # one per image; all of them empty, or none
-        count:int=1,
+        count:int=1,             # here and below, see `CaptionConfig`
         max_tokens:int=30,
         min_tokens:int=0,
         beams:int=5,
-        repetition_penalty:float=1.,
-        no_repeat:int=0,
+        repetition_penalty:float=1., no_repeat:int=0,
     )->list[list[str]]:          # the captions of each image, not cleaned
         texts = prompts if any(prompts) else None
         inputs = self.processor(images=images, text=texts, return_tensors="pt", padding=True)
+        inputs = inputs.to(self.device, self.model.dtype)
         ids = self.model.generate(
-            **inputs.to(self.device, self.model.dtype), max_new_tokens=max_tokens, min_new_tokens=min_tokens, do_sample=False,
-            num_beams=max(beams, count), num_return_sequences=count,
+            **inputs, do_sample=False, num_beams=max(beams, count),
+            max_new_tokens=max_tokens, min_new_tokens=min_tokens, num_return_sequences=count,
             repetition_penalty=repetition_penalty, no_repeat_ngram_size=no_repeat)
-        answers = without_prompt(ids, inputs.get("input_ids"), count)
-        found = self.processor.batch_decode(answers, skip_special_tokens=True)
+        ids = without_prompt(ids, inputs.get("input_ids"), count)
+        found = self.processor.batch_decode(ids, skip_special_tokens=True)
         return [found[i:i+count] for i in range(0, len(found), count)]
 
 # %% ../../nbs/40_captioning.ipynb #3dd3b8cc
@@ -227,7 +239,8 @@ def caption_batch(
         asked = [prompts[i]*keep for i in left]
         raw = captioner([images[i] for i in left], asked, **settings)
         for i, texts, prompt in zip(left, raw, asked):
-            found[i] = good_captions(texts, prompt)
+            wrong = "" if getattr(captioner, "echoes", False) else prompt
+            found[i] = good_captions(texts, wrong)
     return found
 
 # %% ../../nbs/40_captioning.ipynb #8ab64d61
