@@ -84,8 +84,8 @@ def clean_caption(
     text, prompt = " ".join(text.split()), " ".join(prompt.split())
     if prompt and text.lower().startswith(prompt.lower()):
         text = text[len(prompt):]
-    text = text.rpartition("Answer:")[2] if "Answer:" in text else text
-    text = re.split(r"\b(?:Question|Q|A):", text)[0]
+    text = re.sub(r"^\W*Question:.*?Answer:|^\W*Answer:", "", text)
+    text = re.split(r"\b(?:Question|Answer|Q|A):", text)[0]
     return text.strip(" .,:;\"'")
 
 
