@@ -92,13 +92,14 @@ def sweep(
     axes:dict[str,list], # setting -> values
     prompts:list[str],
     measure,             # images, prompts -> dict with text_fit, and perhaps quality
-    seed:int=0,          # of every setting
+    seed:int=0,          # of every setting; each prompt has a seed of its own
 )->tuple[list[dict],list[list]]: # rows of settings and scores; the images of each
     "Draw the same prompts with every combination of settings, and measure"
-    from t2i.core import progress
+    from t2i.core import fold_in, progress
     rows, drawn = [], []
     for settings in progress(combinations(axes), desc="sweep", unit="setting"):
-        images = pipe(prompts, seed=seed, **settings).images
+        seeds = [fold_in(seed, i) for i in range(len(prompts))]
+        images = pipe(prompts, generator=seeds, **settings).images
         rows.append(settings | measure(images, prompts))
         drawn.append(images)
     return rows, drawn

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SETTINGS', 'BENCHMARKS', 'held_out_loss', 'token_loss', 'clip_score', 'Subject', 'load_subject', 'held_out_images',
            'ScoreOptions', 'draw_candidates', 'draw_prompts', 'drawing_settings', 'reads_shapes', 'score_shapes',
-           'score_digits', 'score_parti_prompts', 'reads_emoji', 'emoji_ceiling', 'score_emoji_model',
-           'score_reconstruction', 'score_clip', 'score_dream', 'score_upscaling', 'score_captions', 'caption_recall',
-           'default_benchmark', 'evaluate_model']
+           'score_digits', 'score_parti_prompts', 'draw_objects', 'score_objects', 'reads_emoji', 'emoji_ceiling',
+           'score_emoji_model', 'score_reconstruction', 'score_clip', 'score_dream', 'score_upscaling',
+           'score_captions', 'caption_recall', 'default_benchmark', 'evaluate_model']
 
 # %% ../nbs/57_scoring.ipynb #221121f8
 from dataclasses import dataclass, replace
@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .catalog import local_path
-from .core import T2IError, best_device, from_pil, progress
+from .core import T2IError, best_device, fold_in, from_pil, progress
 from .data.datasets import COMPUTED, DataConfig, FolderDataset, load_dataset
 from .data.emoji_judge import SMALL, EmojiJudge, emoji_scores, judge_scores
-from .data.shapes import SHAPES
+from .data.shapes import SHAPES, parse_caption
 from .engine.recipes import load_recipe
 from t2i.evaluation import (
     clip_scores,
@@ -34,10 +34,11 @@ from t2i.evaluation import (
 )
 from .generators.reranking import best_of, find_judge, rank_images
 from .generators.super_resolution import LargeShapes, SuperResolution, upscaling_scores
+from .generators.var_training import attribute_scores, object_prompts
 from .guidance.clip import CLIP, load_clip, recall_at
 from .guidance.vqgan_clip import VQGANCLIP
 from .partiprompts import parti_scores, read_parti_prompts, spread_evenly
-from .pipeline import Pipeline
+from .pipeline import AdapterPipeline, Pipeline, VARPipeline
 from .saved import load
 from .tokenizers.vqgan import VQTokenizer
 
@@ -261,6 +262,30 @@ def score_parti_prompts(subject:Subject, options:ScoreOptions)->dict:
     clip = load_clip(options.eval_clip, options.device)
     return parti_scores(lambda texts: draw_prompts(subject, texts, options), clip, prompts)
 
+# %% ../nbs/57_scoring.ipynb #f7837af5
+def draw_objects(pipe:Pipeline, prompts:list[str], seed:int, **settings)->dict[str,float]:
+    "Shares of images whose properties are those of their prompts; each has a seed of its own"
+    asked = prompts
+    if isinstance(pipe, VARPipeline):
+        asked = [parse_caption(prompt).groups[0].shape for prompt in prompts]
+    seeds = [fold_in(seed, i) for i in range(len(prompts))]
+    return attribute_scores(pipe(asked, generator=seeds, **settings).images, prompts)
+
+
+def score_objects(subject:Subject, options:ScoreOptions)->dict[str,float]:
+    "Single objects, property by property"
+    pipe, count = subject.model, options.count or 400
+    settings = {name: getattr(options, name) for name in SETTINGS}
+    prompts = object_prompts(count, options.seed)
+    scores = draw_objects(pipe, prompts, options.seed, **settings)
+    if isinstance(pipe, AdapterPipeline):
+        unseen = object_prompts(count, options.seed, unseen=True)
+        alone = draw_objects(pipe, prompts, options.seed, beta=0, **settings)
+        others = draw_objects(pipe, unseen, options.seed, **settings)
+        scores |= {f"unseen_{name}": share for name, share in others.items()}
+        scores |= {f"class_only_{name}": share for name, share in alone.items()}
+    return scores | dict(images=count) | drawing_settings(subject, options)
+
 # %% ../nbs/57_scoring.ipynb #a93d23f2
 def reads_emoji(
     pipe:Pipeline,
@@ -389,6 +414,7 @@ BENCHMARKS = dict(
     partiprompts=(score_parti_prompts, ("generator", "vqgan")),
     emoji=(score_emoji_model, ("generator", "tokenizer", "vqgan")),
     reconstruction=(score_reconstruction, ("tokenizer", "vqgan", "generator")),
+    objects=(score_objects, ("generator",)),
     clip=(score_clip, ("clip",)),
     dream=(score_dream, ("vqgan",)),
     upscaling=(score_upscaling, ("upscaler",)),
@@ -409,6 +435,8 @@ def default_benchmark(
         return "captions"
     if subject.kind == "clip":
         return "clip" if world in ("shapes", "") else "captions"
+    if world == "shapes" and isinstance(subject.model, (VARPipeline, AdapterPipeline)):
+        return "objects"
     if world:
         return world
     return "shapes" if reads_shapes(subject.model) else "captions"
