@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Model', 'Device', 'Seed', 'data_app', 'bench_app', 'NewFolder', 'Split', 'Repeat', 'BatchSize', 'option', 'say',
            'print_table', 'print_scores', 'print_yaml', 'write_folder', 'check_split', 'data_shapes', 'data_digits',
-           'data_emoji', 'data_coco', 'data_shards', 'cache_features', 'fill_recipe_cache', 'data_cache', 'load_pipe',
-           'bench_generate', 'bench_shapes', 'bench_emoji', 'bench_parti', 'bench_tokenizer', 'bench_dream',
-           'bench_speedrun']
+           'data_emoji', 'data_caption', 'data_coco', 'data_shards', 'cache_features', 'fill_recipe_cache',
+           'data_cache', 'load_pipe', 'bench_generate', 'bench_shapes', 'bench_emoji', 'bench_parti', 'bench_tokenizer',
+           'bench_dream', 'bench_speedrun']
 
 # %% ../nbs/58_cli_data.ipynb #5b05b91d
 import json
@@ -160,6 +160,35 @@ def data_emoji(
     from t2i.data.emoji import EmojiDataset
     dataset = EmojiDataset(start, resolution=resolution, held_out=held_out)
     write_folder(dataset, folder, count)
+
+# %% ../nbs/58_cli_data.ipynb #2e9fd718
+@data_app.command("caption")
+def data_caption(
+    folder:Annotated[Path, typer.Argument(help="Images, perhaps in subfolders.")],
+    model:option(
+        str, "captioner", "A BLIP-2 (hub id or folder); or templates; or rule, for shapes.",
+        "--model", "-m") = "Salesforce/blip2-opt-2.7b",
+    prompt:option(
+        str, "prompt", "What BLIP-2 is asked, or templates split by |; {class} is the subfolder.",
+        default="Question: what is shown in the photo? Answer:") = None,
+    count:option(int, "count", "Captions per image.", min=1) = 1,
+    max_tokens:option(int, "max_tokens", "Length of a caption.", min=1) = 30,
+    beams:option(int, "beams", "Beams of the search.", min=1) = 5,
+    repetition_penalty:option(float, "repetition_penalty", "1 is none.", min=1.) = 1.2,
+    revision:option(str, "revision", "Of the hub's files.", default="the newest") = None,
+    batch_size:option(int, "batch_size", "Images at a time.", min=1) = 16,
+    device:Device = None,
+):
+    "Write captions.jsonl beside images; stopped, the same command goes on."
+    from t2i.control import captioning
+    fields = dict(count=count, max_tokens=max_tokens, beams=beams,
+                  repetition_penalty=repetition_penalty)
+    if prompt is not None or model == "templates":
+        fields["prompt"] = prompt or "a photo of a {class}"
+    own = dict(rule=captioning.RuleCaptioner, templates=captioning.TemplateCaptioner)
+    captioner = own[model]() if model in own else captioning.BLIP2Captioner(model, revision, device)
+    config = captioning.CaptionConfig(**fields)
+    say(captioning.caption_folder(folder, captioner, config, batch_size))
 
 # %% ../nbs/58_cli_data.ipynb #da19335f
 @data_app.command("coco")

@@ -39,7 +39,8 @@ Json = option(bool, "", "Print JSON, for programs.", "--json")
 # %% ../nbs/58_cli_models.ipynb #5714f8ce
 Benchmark = option(
     str, "benchmark",
-    "captions, shapes, digits, emoji, partiprompts, fid, reconstruction, clip, dream or upscaling.",
+    "captions, shapes, objects, digits, emoji, partiprompts, fid, reconstruction, clip, dream or "
+    "upscaling.",
     default="what suits the model")
 PerTask = option(int, "per_task", "For shapes: prompts per task.")
 Count = option(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from .control.adapter import weight_list
 from .core import T2IError, log
 from .engine.folders import read_text
 from .sampling import split_generator
@@ -24,7 +25,7 @@ from .text import TextTokenizer
 # %% ../nbs/54_requests.ipynb #c4313113
 DEFAULTS = dict(
     guidance_scale=3.0, guidance_schedule="ramp", temperature=1.0, top_k=0, top_p=0.0, num_steps=1,
-    more_smooth=False,
+    more_smooth=False, alpha=1.0, beta=1.0,
 )  # of a model that has no settings of its own
 CHOICES = dict(guidance_schedule=("ramp", "constant"), more_smooth=(False, True))
 LIMITS = dict(
@@ -38,7 +39,7 @@ LIMITS = dict(
 )  # kind, smallest, largest, and both in words
 
 def check_settings(
-    **settings, # names of `LIMITS` and `CHOICES`
+    **settings, # names of `LIMITS` and `CHOICES`; alpha and beta, see lesson 41
 ):
     "Refuse settings that make no sense, with what is allowed"
     for name, value in settings.items():
@@ -46,6 +47,9 @@ def check_settings(
             if value not in CHOICES[name]:
                 allowed = " or ".join(map(str, CHOICES[name]))
                 raise T2IError(f"{name} is {value!r}; it must be {allowed}")
+            continue
+        if name in ("alpha", "beta"):  # of an adapter
+            weight_list(value, name)
             continue
         if name not in LIMITS:
             raise TypeError(f"unknown setting {name!r}; known are {', '.join(DEFAULTS)}")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODEL_CLASSES', 'OFFICIAL_CLASSES', 'WEIGHT_SUFFIXES', 'read_model_index', 'load_pipeline', 'load_generator',
-           'check_fingerprint', 'load_run', 'published_var', 'load_official', 'is_hub_id', 'find_model', 'load_folder',
-           'load']
+           'check_fingerprint', 'load_adapter', 'task_tokenizer', 'load_run', 'published_var', 'load_official',
+           'is_hub_id', 'find_model', 'load_folder', 'load']
 
 # %% ../nbs/51_saved.ipynb #3a50d943
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch.nn as nn
 from torch import Tensor
 
+from .control.adapter import AdaptedVAR, AdapterConfig, AdapterTask, load_base
 from .core import T2IError, best_device
 from t2i.engine.checkpoints import (
     REGISTRY,
@@ -27,17 +28,28 @@ from t2i.engine.checkpoints import (
     read_config,
 )
 from .engine.files import bundled_folder
+
+# %% ../nbs/51_saved.ipynb #312ef79b
 from .generators import super_resolution
 from .generators.masked_var import MaskedTextVAR, MaskedTextVARConfig
 from .generators.official import VAR_SETTINGS, ClassNames, default_names, transformer_fields
 from .generators.parti import Parti, PartiConfig
-from .generators.text_training import TextConditionedTask
+from .generators.text_training import FrozenParts, TextConditionedTask, load_multiscale
 from .generators.text_var import PooledTextVAR, PooledTextVARConfig, TextVAR, TextVARConfig
 from .generators.var import VAR, VARConfig
+from .generators.var_training import ClassVARTask
 from .guidance.clip import CLIPTask, load_clip
 from .guidance.clip_cache import FrozenCLIPConfig, FrozenCLIPEncoder, read_words
 from .guidance.clip_text import CLIPTextEncoder, CLIPTextEncoderConfig, attach_clip
-from .pipeline import CLASS_PARTS, INDEX_FORMAT, PARTS, Pipeline, VARPipeline, make_pipeline
+from t2i.pipeline import (
+    CLASS_PARTS,
+    INDEX_FORMAT,
+    PARTS,
+    AdapterPipeline,
+    Pipeline,
+    VARPipeline,
+    make_pipeline,
+)
 from .requests import check_settings
 from .text import TextEncoder, TextEncoderConfig
 from .tokenizers.multiscale import MultiScaleVQVAE
@@ -72,7 +84,8 @@ def read_model_index(
     except (OSError, ValueError) as e:
         raise T2IError(f"cannot read {path}: {str(e).splitlines()[0]}") from None
     parts = index.get("parts") if isinstance(index, dict) else None
-    needed = CLASS_PARTS if parts and index.get("model_type") == "var" else PARTS
+    by_class = parts and index.get("model_type") in ("var", "adapter")
+    needed = CLASS_PARTS if by_class else PARTS
     if not isinstance(parts, dict) or not all(isinstance(parts.get(p), str) for p in needed):
         raise T2IError(f"{path} must name these parts: {', '.join(needed)}")
     if index.get("format", 1) > INDEX_FORMAT:
@@ -90,6 +103,8 @@ def load_pipeline(
     "The parts that a model_index.json names, as a pipeline"
     folder = Path(folder)
     index = read_model_index(folder)
+    if index["model_type"] == "adapter":
+        return load_adapter(folder, index)
     parts = {}
     for part, value in index["parts"].items():
         own = (folder/value).is_dir()
@@ -137,7 +152,31 @@ def check_fingerprint(
             f"{model} was trained with another tokenizer than {source} (fingerprint {expected}, "
             f"not {found}): put the right tokenizer there, or train the model anew")
 
+# %% ../nbs/51_saved.ipynb #0df44258
+def load_adapter(
+    folder:Path,
+    index:dict, # see `read_model_index`
+)->AdapterPipeline:
+    "A saved adapter with the frozen parts that it names"
+    source = index["parts"]["tokenizer"]
+    known = source in REGISTRY
+    tokenizer = load_multiscale(Path(source) if known else bundled_folder(source))
+    check_fingerprint(tokenizer, index["fingerprints"].get("tokenizer"), source, folder)
+    part = folder/index["parts"]["generator"]
+    base = read_config(part).get("base") or ""
+    var = load_base(Path(base) if base in REGISTRY else bundled_folder(base), tokenizer)
+    generator = load_model(AdaptedVAR, AdapterConfig, part, base=var)
+    names = ClassNames.from_pretrained(folder/index["parts"]["text_tokenizer"]).names
+    return AdapterPipeline(generator, None, names, folder.name, source, index["defaults"])
+
 # %% ../nbs/51_saved.ipynb #2b943a0b
+def task_tokenizer(task:FrozenParts)->str:
+    "The name under which a saved pipeline refers to its tokenizer; empty: it keeps its own"
+    source = task.parts["tokenizer"][1]
+    by_name = isinstance(task, AdapterTask) and not task.tokenizer_name
+    return str(source) if by_name else task.tokenizer_name
+
+
 def load_run(
     folder:str|Path, # of a run
 )->nn.Module:        # a pipeline, a tokenizer, a CLIP or a network that enlarges
@@ -148,11 +187,16 @@ def load_run(
         return task.model
     if isinstance(task, CLIPTask):
         return task.clip().eval().requires_grad_(False)
+    about = folder.name, task_tokenizer(task), getattr(task.config, "settings", dict)()
+    if isinstance(task, ClassVARTask):
+        return VARPipeline(task.model, task.tokenizer, ClassNames(task.names), *about)
+    if isinstance(task, AdapterTask):
+        return AdapterPipeline(task.model, task.clip, task.names, *about)
     if not isinstance(task, TextConditionedTask):
         raise T2IError(f"{folder} is the run of a {type(task).__name__}, which draws no images")
     return make_pipeline(
         task.model.generator, task.tokenizer, task.model.text_encoder, task.text_tokenizer,
-        folder.name, task.tokenizer_name, task.config.settings())
+        *about)
 
 # %% ../nbs/51_saved.ipynb #15fe9a48
 OFFICIAL_CLASSES = {

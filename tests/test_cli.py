@@ -49,7 +49,8 @@ def test_help_is_quick_and_complete(t2i):
     p = subprocess.run(command, capture_output=True, text=True, check=True)
     for heavy in ("torch", "lightning", "open_clip", "numpy", "matplotlib"):
         assert f"| {heavy}\n" not in p.stderr, f"t2i --help imports {heavy}"
-    for command in ("generate", "dream", "train", "evaluate", "info", "convert", "data", "bench"):
+    for command in ("generate", "dream", "train", "evaluate", "info", "convert", "sweep", "data",
+                    "bench"):
         assert command in p.stdout
         code, out, _ = t2i(command, "--help")
         assert code == 0 and "--help" in out
@@ -66,7 +67,8 @@ def test_completion_is_offered(t2i):
 
 
 @pytest.mark.parametrize("command", [
-    "generate", "dream", "train", "evaluate", "info", "data cache", "bench dream"])
+    "generate", "dream", "train", "evaluate", "info", "sweep", "data cache", "data caption",
+    "bench dream"])
 def test_flags_take_no_value_and_help_is_ascii(t2i, command):
     out = t2i(*command.split(), "--help")[1]
     assert "bool" not in out and out.isascii()
