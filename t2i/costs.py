@@ -116,13 +116,16 @@ def memory_rows(
     activations:int, # bytes
     devices:int,
     half:bool,       # mixed precision with 16 bits
+    sharded:bool=False, # `train.sharding=fsdp`
 )->dict[str,float]:  # GiB
-    "The memory of one device"
+    "The memory of one device, as the recipe has it; and if it sharded the model"
     state = parameters*(22 if half else 20)
+    shard = state/devices + max(activations, 4*parameters)  # a validation needs the whole average
     return dict(
-        weights_and_optimizer_gib=state/2**30, activations_gib=activations/2**30,
-        device_gib=(state+activations)/2**30,
-        device_sharded_gib=(state/devices+activations)/2**30)
+        weights_and_optimizer_gib=(state/devices if sharded else state)/2**30,
+        activations_gib=activations/2**30,
+        device_gib=(shard if sharded else state+activations)/2**30,
+        device_sharded_gib=shard/2**30)
 
 # %% ../nbs/56_costs.ipynb #3e09c2b4
 def recipe_costs(
@@ -147,8 +150,9 @@ def recipe_costs(
         step=dict(
             batch_size=train.batch_size, images_per_device=images,
             precision=train.precision, checkpointing=train.checkpointing,
-            teraflops=flops/1e12),
-        memory=memory_rows(parameters, activations, train.devices, half),
+            sharding=train.sharding, teraflops=flops/1e12),
+        memory=memory_rows(
+            parameters, activations, train.devices, half, train.sharding == "fsdp"),
         training=dict(
             steps=train.steps, devices=train.devices, tflops_per_device=tflops, hours=hours))
 

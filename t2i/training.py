@@ -11,7 +11,6 @@ __all__ = ['TrainConfig', 'lr_factor', 'build_optimizers', 'ema_decay', 'ema_mod
 import contextlib
 import math
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,11 +38,14 @@ from t2i.engine.resume import (
     check_finite,
     check_settings,
     due,
+    is_stale,
+    keep_best,
     on_record,
     parameters_of,
     save_run,
 )
 from .engine.runs import stop_signal
+from .engine.sharding import clip_gradients, device_mesh, gathered, shard_training
 from .recompute import checkpoint_blocks
 
 # %% ../nbs/04_training.ipynb #b5171732
@@ -69,14 +71,15 @@ class TrainConfig:
     val_batches:int=4
     sample_every:int=500    # steps between grids of samples; 0: only at the end
     save_every:int=500      # steps between checkpoints; 0: only at the end
+    stop_after:int=0        # validations without a better loss that end the run; 0: never
     keep:int=3              # newest checkpoints kept
     devices:int=1           # processes on this machine; torchrun overrides
     strategy:str="auto"     # how they work together: auto, ddp, ddp_find_unused_parameters_true
+    sharding:str="none"     # fsdp: processes share the weights, see lesson 93_sharding_sharding
     workers:int=0           # data loader processes
     checkpointing:bool=False # less memory, a third more time, see lesson 05_recompute
     compile:bool=False      # torch.compile the model
     init_from:str|None=None # start from the weights of a run, a saved model or a bundled one
-
     def __post_init__(self):
         check_settings(self)
 
@@ -185,12 +188,12 @@ def ema_scope(
 ):
     "Inside, the task's model is the averaged one, and no gradients are kept"
     live = task.model
-    task.model = ema.module
-    try:
-        with torch.no_grad():
-            yield task
-    finally:
-        task.model = live
+    with gathered(ema) as task.model:
+        try:
+            with torch.no_grad():
+                yield task
+        finally:
+            task.model = live
 
 
 def prepare_network(
@@ -215,10 +218,11 @@ class TrainingState(RunState):
     ):
         super().__init__(recipe, folder, make_fabric(recipe.config.train), resume)
         self.task.step = max(0, self.step-1)
-        factor = partial(lr_factor, config=self.config)
         for group in [g for o in self.optimizers for g in o.param_groups]:
             group["initial_lr"] = group["lr"]
-        self.schedulers = [LambdaLR(o, factor, self.step-1) for o in self.optimizers]
+        self.schedulers = [
+            LambdaLR(o, lambda step: lr_factor(step, self.config), self.step-1)
+            for o in self.optimizers]
 
     def build(self, init_from:str|None): # weights to start from
         "The task, its networks and their optimizers"
@@ -232,6 +236,8 @@ class TrainingState(RunState):
             self.task.prepare(fabric.device)
         self.model = self.task.model.to(fabric.device)  # bare; `task.model` becomes the wrapped one
         self.ema = ema_model(self.model, config.ema)
+        if device_mesh(fabric):
+            shard_training(self.task, self.ema, device_mesh(fabric))
         self.optimizers = build_optimizers(self.model, config)
         self.scaler = getattr(fabric.strategy.precision, "scaler", None)  # with 16-mixed
         prepare_network(self.task, config)
@@ -304,7 +310,7 @@ def optimizer_step(
             continue
         if state.scaler:
             state.scaler.unscale_(optimizer)
-        norms.append(nn.utils.clip_grad_norm_(weights, limit))
+        norms.append(clip_gradients(weights, limit))
     norm = torch.stack(norms).amax().item()  # nan, if one of them is
     lowered = False
     if state.scaler:  # one scale for all: it is lowered where a gradient overflowed
@@ -355,7 +361,7 @@ def draw_samples(
 ):
     "samples/step-N.png, by the averaged model; captions stand in the file's metadata"
     with ema_scope(state.task, state.ema), state.fabric.autocast():
-        images = state.task.sample()
+        images = state.task.sample() if state.main else None
     about = dict(step=state.step)
     if isinstance(images, tuple):
         images, captions = images
@@ -371,7 +377,7 @@ def look(
     with aside(state):
         if due(state, state.config.val_every) and not on_record(state, "val_loss"):
             state.run_log.validation(state.step, validate(state))
-        if due(state, state.config.sample_every) and state.main:
+        if due(state, state.config.sample_every):
             draw_samples(state)
 
 # %% ../nbs/04_training.ipynb #118678a1
@@ -388,15 +394,19 @@ def fit(
     with stop_signal() as stop, sdpa_kernel(kernels):
         if state.step:
             look(state)
-        while state.step < config.steps and not any_process(stop.is_set(), device):
+        stale = is_stale(state)
+        while state.step < config.steps and not stale and not any_process(stop.is_set(), device):
             logs = train_step(state, data)
             state.run_log.train(state.step, logs, due(state, config.log_every))
             if due(state, config.save_every):
                 save_run(state)
             look(state)
+            stale = is_stale(state)
         if state.saved < state.step:
             save_run(state)
-    if state.step < config.steps:
+    if stale:
+        keep_best(state)
+    elif state.step < config.steps:
         log.warning("stopped at step %d of %d; go on with --resume", state.step, config.steps)
     return state.folder
 

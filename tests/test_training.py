@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim import _muon
 
+import t2i
+import tiny
 from t2i.core import T2IError, fold_in
 from t2i.engine.checkpoints import last_checkpoint
 from t2i.engine.runs import load_recipe, read_metrics
@@ -20,6 +23,8 @@ from t2i.training import train
 here = Path(__file__).resolve().parent
 QUIET = dict(stdin=subprocess.DEVNULL)
 ONE_THREAD = os.environ | dict(OMP_NUM_THREADS="1")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0",
+            "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
 RECIPE = """
 task: t2i.tokenizers.training.TokenizerTask
 model:
@@ -164,9 +169,7 @@ GROUPS = [list(CASES)[:5], list(CASES)[5:]]  # each starts its processes once
 @pytest.mark.parametrize("names", GROUPS, ids=" ".join)
 def test_two_processes_equal_one(recipe, tmp_path, names):
     script = here/"float64_muon.py"  # in bfloat16 a difference in the last bit would grow to 1e-3
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    torchrun += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    for side, prefix in (("one", [sys.executable]), ("two", torchrun)):
+    for side, prefix in (("one", [sys.executable]), ("two", TORCHRUN)):
         trainings = []
         for name in names:
             source, accumulate, overrides = CASES[name]
@@ -181,6 +184,36 @@ def test_two_processes_equal_one(recipe, tmp_path, names):
         assert len(one) == len(two) == (12 if "train.steps=12" in CASES[name][2] else 50)
         off = [abs(a-b) for a, b in zip(one, two)]
         assert max(off) < 5e-4, (name, off)  # rounding alone
+
+
+def test_shards_of_two_processes(tmp_path, monkeypatch):
+    "Sharded equals whole; stopped and resumed in two processes or in one, it ends the same"
+    env = ONE_THREAD | dict(CUDA_VISIBLE_DEVICES="")
+    subprocess.run([*TORCHRUN, here/"sharded.py", tmp_path], check=True, env=env, **QUIET)
+    monkeypatch.setattr(_muon, "_zeropower_via_newtonschulz", _muon._zeropower_via_newtonschulz)
+    import float64_muon  # noqa: F401, undone after this test
+    train(tiny.recipe(optimizer="muon", sharding="fsdp"), tmp_path/"alone", resume=True)
+    states = {}
+    for run in ("whole", "shards", "again", "alone"):
+        step = last_checkpoint(tmp_path/run)
+        assert step.name == "step-6"
+        states[run] = load_file(step/"model.safetensors") | {
+            f"ema.{k}": w for k, w in load_file(step/"ema.safetensors").items()}
+        memory = torch.load(step/"state.pt", weights_only=True)["optimizers"]
+        assert set(memory) == {"AdamW", "Muon"}
+        for of in memory.values():
+            states[run] |= {f"{n}.{k}": w for n, kept in of.items() for k, w in kept.items()}
+    whole = states.pop("whole")
+    for run, state in states.items():
+        assert state.keys() == whole.keys() and len(whole) > 20
+        off = {k: (w-whole[k]).abs().max().item() for k, w in state.items()}
+        assert max(off.values()) < 1e-6, (run, off)  # sums in another order round otherwise
+    assert all(torch.equal(w, states["again"][k]) for k, w in states["shards"].items())
+    losses = [read_metrics(tmp_path/run)[-1]["val_loss"] for run in ("digits", "digits-whole")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert (tmp_path/"digits"/"samples"/"step-2.png").is_file()
+    image, = t2i.load(tmp_path/"digits")("a handwritten seven", seed=0).images
+    assert image.size == (32, 32)
 
 
 def test_discriminator_under_mixed_precision(recipe, tmp_path):

@@ -158,10 +158,11 @@ def load_state_dict_strict(
 
 # %% ../../nbs/90_checkpoints.ipynb #2a4a729b
 def plain_state(
-    model:nn.Module,
+    model:nn.Module|dict, # or its state
 )->dict[str,Tensor]: # on the CPU, contiguous, no two entries sharing memory
     "A state dict that safetensors can write"
-    return {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    state = model if isinstance(model, dict) else model.state_dict()
+    return {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
 
 # %% ../../nbs/90_checkpoints.ipynb #730a14e9
 def last_checkpoint(

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core import T2IError, best_device, half_dtype, warn_once
+from .sharding import mesh_strategy
 
 # %% ../../nbs/93_distributed.ipynb #e68feb05
 def world_size()->int:
@@ -98,7 +99,7 @@ def destroy_process_group():
         dist.destroy_process_group()
 
 def make_fabric(
-    config, # with precision, devices and strategy: a `TrainConfig`
+    config, # with precision, devices, strategy and sharding: a `TrainConfig`
 ):          # lightning.fabric.Fabric
     "The engine of a training: device, precision, processes"
     warnings.filterwarnings("ignore", module="lightning")
@@ -109,13 +110,16 @@ def make_fabric(
     world = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
     strategy = config.strategy
-    if strategy == "auto" and max(world, devices) > 1:
+    world = max(world, devices)
+    if strategy == "auto" and world > 1:
         strategy = "ddp"
+    if config.sharding == "fsdp" and world > 1:
+        strategy = mesh_strategy(world)
     atexit.unregister(destroy_process_group)
     atexit.register(destroy_process_group)
     try:
         return Fabric(
-            accelerator=device.type, devices=devices, num_nodes=max(1, world//devices),
+            accelerator=device.type, devices=devices, num_nodes=world//devices,
             strategy=strategy, precision=choose_precision(config.precision, device))
     except Exception as e:
         wanted = f"train.devices={devices} and train.strategy={config.strategy}"

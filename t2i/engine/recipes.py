@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['NULL', 'Recipe', 'find_recipe', 'import_task', 'TextLoader', 'read_yaml', 'takes_text', 'read_override',
-           'merge_fields', 'load_recipe', 'save_recipe']
+           'merge_fields', 'take_over', 'load_recipe', 'save_recipe']
 
 # %% ../../nbs/97_recipes.ipynb #c93a77a0
+import contextlib
 import importlib
 import os
 import re
@@ -20,7 +21,7 @@ import yaml
 
 from ..core import T2IError
 from .checkpoints import first_line
-from .files import atomic_path
+from .files import atomic_path, bundled_folder
 
 # %% ../../nbs/97_recipes.ipynb #6eb386cc
 @dataclass
@@ -145,6 +146,32 @@ def merge_fields(
         way = "t2i train RECIPE --show prints every field"
         raise T2IError(f"{source}: {what}{where}; {way}") from None
 
+# %% ../../nbs/97_recipes.ipynb #2e269793
+def take_over(
+    given:dict,                # the fields of a recipe, perhaps with `finetune`
+    overrides:tuple[str,...],  # perhaps with "finetune=MODEL"
+)->tuple[dict,tuple[str,...]]: # fields with those of the model's own recipe below them; the rest
+    "The recipe of the model that a recipe fine-tunes"
+    from omegaconf import OmegaConf
+    chosen = [o.partition("=")[2] for o in overrides if o.startswith("finetune=")]
+    start = [given.get("finetune"), *chosen][-1]
+    if not start:
+        return given, overrides
+    overrides = tuple(o for o in overrides if not o.startswith("finetune="))
+    given = given | dict(finetune=start)
+    known = Path(start) if Path(start).exists() else None
+    with contextlib.suppress(T2IError):
+        known = known or bundled_folder(start)
+    if known is None or not (known/"recipe.yaml").is_file():
+        return given, overrides
+    own = read_yaml(known/"recipe.yaml")
+    over = {key: value for key, value in given.items() if key not in ("task", "finetune")}
+    fields = OmegaConf.to_container(OmegaConf.merge(own, over))
+    if "finetune" in own:
+        return fields | dict(finetune=start), overrides
+    fields["train"]["init_from"] = start
+    return fields, overrides
+
 # %% ../../nbs/97_recipes.ipynb #b320a98f
 def load_recipe(
     path:str|Path,               # YAML: `task`, a dotted name, and fields of its `Config`
@@ -153,7 +180,7 @@ def load_recipe(
     "Read a recipe; an unknown field or a value of the wrong type is an error that names it"
     from omegaconf import OmegaConf
     path = find_recipe(path)
-    given = read_yaml(path)
+    given, overrides = take_over(read_yaml(path), overrides)
     name = given.pop("task", None)
     if not name:
         raise T2IError(f"{path} does not name its `task`")

@@ -6,7 +6,7 @@
 __all__ = ['STATE_FORMAT', 'random_state', 'set_random_state', 'keep_random_state', 'parameters_of', 'optimizer_states',
            'load_optimizer_states', 'check_settings', 'check_batch', 'RunState', 'read_state', 'parameter_names',
            'save_run', 'restore_run', 'restore_discriminator', 'size', 'begin', 'due', 'on_record', 'aside',
-           'check_finite']
+           'held_out_losses', 'is_stale', 'keep_best', 'check_finite']
 
 # %% ../../nbs/98_resume.ipynb #fa067cfd
 import contextlib
@@ -19,10 +19,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..core import T2IError, log
-from .checkpoints import first_line, last_checkpoint, load_weights, misfits
+from .checkpoints import first_line, last_checkpoint, misfits
 from .distributed import PRECISIONS, STRATEGIES, gather_objects
+from .files import atomic_path
 from .recipes import Recipe, save_recipe
 from .runs import RunLog, init_run_dir, save_checkpoint
+from t2i.engine.sharding import (
+    SHARDINGS,
+    check_sharding,
+    device_mesh,
+    load_shards,
+    shard_like,
+    whole,
+)
 
 # %% ../../nbs/98_resume.ipynb #d1b3b26f
 def random_state(
@@ -91,7 +100,7 @@ def load_optimizer_states(
             if state is None or shapes - {p.shape}:
                 fresh.append(names[p])
             elif state:
-                found[i] = state
+                found[i] = {k: shard_like(v, p) for k, v in state.items()}
         groups = optimizer.state_dict()["param_groups"]  # today's rates, by the recipe
         optimizer.load_state_dict(dict(state=found, param_groups=groups))
     return fresh
@@ -109,7 +118,8 @@ def check_settings(
     config.precision = short.get(config.precision, config.precision)
     for name in "steps batch_size accumulate log_every val_batches keep devices".split():
         check(name, "at least 1", 1 <= getattr(config, name) < math.inf)
-    for name in "warmup val_every sample_every save_every workers weight_decay clip".split():
+    zeros = "warmup val_every sample_every save_every workers weight_decay clip stop_after"
+    for name in zeros.split():
         check(name, "at least 0", 0 <= getattr(config, name) < math.inf)
     for name in ("lr", "muon_lr"):
         check(name, "above 0", 0 < getattr(config, name) < math.inf)
@@ -117,6 +127,8 @@ def check_settings(
     check("optimizer", "adamw or muon", config.optimizer in ("adamw", "muon"))
     check("precision", f"one of {', '.join(PRECISIONS)}", config.precision in PRECISIONS)
     check("strategy", f"one of {', '.join(STRATEGIES)}", config.strategy in STRATEGIES)
+    check("sharding", f"one of {', '.join(SHARDINGS)}", config.sharding in SHARDINGS)
+    check_sharding(config)
 
 def check_batch(
     task:type, # a kind of `Task`
@@ -200,15 +212,20 @@ def save_run(
     alone:bool=False, # without waiting for the other processes, which may have failed
 ):
     "Write a checkpoint with all that `restore_run` needs"
+    if alone and device_mesh(state.fabric):
+        log.warning("step %d is not saved: that needs the shards of all processes", state.step)
+        return
     random = random_state(state.fabric.device)
     random = [random] if alone else gather_objects(random)
+    optimizers = optimizer_states(state.optimizers, parameter_names(state))
+    model, ema = state.model.state_dict(), state.ema.module.state_dict()
+    model, ema, optimizers = [whole(part, state.main) for part in (model, ema, optimizers)]
     if state.main:
         values = dict(format=STATE_FORMAT, step=state.step, random=random)
-        values["optimizers"] = optimizer_states(state.optimizers, parameter_names(state))
+        values["optimizers"] = optimizers
         for name in ("scaler", "discriminator"):
             if getattr(state, name) is not None:
                 values[name] = getattr(state, name).state_dict()
-        model, ema = state.model, state.ema.module
         save_checkpoint(state.folder, state.step, model, ema, values, state.config.keep)
     state.saved = state.step
     if not alone:
@@ -220,8 +237,8 @@ def restore_run(
 ):
     "Everything as it was at the last checkpoint"
     path = last_checkpoint(state.folder)
-    load_weights(state.model, path/"model.safetensors")
-    load_weights(state.ema.module, path/"ema.safetensors")
+    load_shards(state.model, path/"model.safetensors")
+    load_shards(state.ema.module, path/"ema.safetensors")
     values = read_state(path)
     state.step = state.saved = values["step"]
     state.ema.n_averaged.fill_(state.step)
@@ -302,6 +319,39 @@ def aside(
         if state.saved < state.step:
             save_run(state, alone=True)
         raise
+
+# %% ../../nbs/98_resume.ipynb #0f339445
+def held_out_losses(
+    state:RunState, # of the process that writes
+)->dict[int,float]: # by step
+    "The losses of all validations so far"
+    lines = state.run_log.metrics.lines
+    return {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+
+def is_stale(
+    state:RunState,
+)->bool: # the same on all processes
+    "Have the last `stop_after` validations brought no better loss?"
+    n, found = state.config.stop_after, False
+    if n and state.main:
+        losses = list(held_out_losses(state).values())
+        found = len(losses) > n and min(losses[-n:]) >= min(losses[:-n])
+    return state.fabric.broadcast(found)
+
+def keep_best(
+    state:RunState,
+):
+    "Point `last` at the checkpoint with the lowest held-out loss"
+    if not state.main:
+        return
+    kept = {path.name for path in (state.folder/"checkpoints").iterdir()}
+    losses = {f"step-{n}": loss for n, loss in held_out_losses(state).items()}
+    losses = {name: loss for name, loss in losses.items() if name in kept}
+    if losses:
+        best = min(losses, key=losses.get)
+        with atomic_path(state.folder/"last") as p:
+            p.write_text(best)
+        log.info("held-out loss no longer falls; the best was %.4g, at %s", losses[best], best)
 
 # %% ../../nbs/98_resume.ipynb #b2879b10
 def check_finite(

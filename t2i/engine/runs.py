@@ -36,8 +36,8 @@ _all_ = ["Recipe", "find_recipe", "load_recipe"]
 def save_checkpoint(
     folder:Path, # the run
     step:int,    # steps done
-    model:nn.Module,
-    ema:nn.Module,
+    model:nn.Module|dict, # or its state
+    ema:nn.Module|dict,
     state:dict,  # tensors, numbers and containers of them: optimizers, random states
     keep:int,    # newest checkpoints kept
 ):
