@@ -11,6 +11,7 @@ __all__ = ['TrainConfig', 'lr_factor', 'build_optimizers', 'ema_decay', 'ema_mod
 import contextlib
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -75,11 +76,12 @@ class TrainConfig:
     keep:int=3              # newest checkpoints kept
     devices:int=1           # processes on this machine; torchrun overrides
     strategy:str="auto"     # how they work together: auto, ddp, ddp_find_unused_parameters_true
-    sharding:str="none"     # fsdp: processes share the weights, see lesson 93_sharding_sharding
+    sharding:str="none"     # fsdp: processes share the weights, see lesson 93_sharding
     workers:int=0           # data loader processes
     checkpointing:bool=False # less memory, a third more time, see lesson 05_recompute
     compile:bool=False      # torch.compile the model
     init_from:str|None=None # start from the weights of a run, a saved model or a bundled one
+
     def __post_init__(self):
         check_settings(self)
 
@@ -220,9 +222,8 @@ class TrainingState(RunState):
         self.task.step = max(0, self.step-1)
         for group in [g for o in self.optimizers for g in o.param_groups]:
             group["initial_lr"] = group["lr"]
-        self.schedulers = [
-            LambdaLR(o, lambda step: lr_factor(step, self.config), self.step-1)
-            for o in self.optimizers]
+        factor = partial(lr_factor, config=self.config)
+        self.schedulers = [LambdaLR(o, factor, self.step-1) for o in self.optimizers]
 
     def build(self, init_from:str|None): # weights to start from
         "The task, its networks and their optimizers"
