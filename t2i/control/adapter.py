@@ -378,12 +378,16 @@ class AdapterTaskConfig:
     sample_guidance_schedule:str="constant" # or "ramp"
     sample_temperature:float=1.
     sample_top_p:float=0.
+    sample_alpha:list[float]|None=None # null: as in training
+    sample_beta:list[float]|None=None
     train:TrainConfig=field(default_factory=TrainConfig)
 
     def settings(self)->dict:
         "Of sampled images; they become the model's own"
-        return dict(guidance_scale=self.sample_guidance, temperature=self.sample_temperature,
-                    top_p=self.sample_top_p, guidance_schedule=self.sample_guidance_schedule)
+        found = dict(guidance_scale=self.sample_guidance, temperature=self.sample_temperature,
+                     top_p=self.sample_top_p, guidance_schedule=self.sample_guidance_schedule,
+                     alpha=self.sample_alpha, beta=self.sample_beta)
+        return {name: value for name, value in found.items() if value is not None}
 
 # %% ../../nbs/41_adapter.ipynb #3d33f812
 def load_base(
