@@ -28,6 +28,7 @@ from t2i.engine.checkpoints import (
 )
 from .engine.files import bundled_folder
 from .generators import super_resolution
+from .generators.finetuning import ClassVARTask
 from .generators.masked_var import MaskedTextVAR, MaskedTextVARConfig
 from .generators.official import VAR_SETTINGS, ClassNames, default_names, transformer_fields
 from .generators.parti import Parti, PartiConfig
@@ -148,6 +149,9 @@ def load_run(
         return task.model
     if isinstance(task, CLIPTask):
         return task.clip().eval().requires_grad_(False)
+    if isinstance(task, ClassVARTask):
+        about = folder.name, task.tokenizer_name, task.config.settings()
+        return VARPipeline(task.model, task.tokenizer, task.classes, *about)
     if not isinstance(task, TextConditionedTask):
         raise T2IError(f"{folder} is the run of a {type(task).__name__}, which draws no images")
     return make_pipeline(
