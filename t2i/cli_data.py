@@ -6,8 +6,8 @@
 __all__ = ['Model', 'Device', 'Seed', 'data_app', 'bench_app', 'NewFolder', 'Split', 'Repeat', 'BatchSize', 'option', 'say',
            'print_table', 'print_scores', 'print_yaml', 'write_folder', 'check_split', 'data_shapes', 'data_digits',
            'data_emoji', 'data_caption', 'data_coco', 'data_shards', 'cache_features', 'fill_recipe_cache',
-           'data_cache', 'load_pipe', 'bench_generate', 'bench_shapes', 'bench_emoji', 'bench_parti', 'bench_tokenizer',
-           'bench_dream', 'bench_speedrun']
+           'data_cache', 'load_pipe', 'bench_generate', 'bench_shapes', 'bench_emoji', 'bench_var', 'bench_parti',
+           'bench_tokenizer', 'bench_dream', 'bench_speedrun']
 
 # %% ../nbs/58_cli_data.ipynb #5b05b91d
 import json
@@ -362,6 +362,22 @@ def bench_emoji(
     print_scores(judge_scores(judge, count, noise, radii, seed), as_json)
 
 # %% ../nbs/58_cli_data.ipynb #9b4ffef6
+@bench_app.command("var")
+def bench_var(
+    batch_size:BatchSize = 1,
+    depth:option(int, "depth", "Blocks; the width is 64 times as much.") = 16,
+    repeat:Repeat = 3,
+    cfg:option(float, "cfg", "Guidance, as VAR counts it.") = 1.5,
+    compiled:option(bool, "compiled", "Also with torch.compile.", "--compile") = False,
+):
+    "Where the time of a published VAR's shape goes on the CPU, from passes through few blocks."
+    from t2i.generators.var import VARConfig
+    from t2i.var_speed import PUBLISHED_VAR_TOKENIZER, var_speed
+    config = VARConfig(depth=depth, width=64*depth, heads=depth)
+    tokenizer = PUBLISHED_VAR_TOKENIZER
+    print_scores(var_speed(config, tokenizer, batch_size, cfg, repeat, compiled=compiled))
+
+
 @bench_app.command("parti")
 def bench_parti(
     size:option(str, "size", "A published size: 350M, 750M, 3B or 20B.") = "350M",

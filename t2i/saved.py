@@ -31,6 +31,7 @@ from .engine.files import bundled_folder
 
 # %% ../nbs/51_saved.ipynb #312ef79b
 from .generators import super_resolution
+from .generators.finetuning import FinetuningTask
 from .generators.masked_var import MaskedTextVAR, MaskedTextVARConfig
 from .generators.official import VAR_SETTINGS, ClassNames, default_names, transformer_fields
 from .generators.parti import Parti, PartiConfig
@@ -188,6 +189,8 @@ def load_run(
     if isinstance(task, CLIPTask):
         return task.clip().eval().requires_grad_(False)
     about = folder.name, task_tokenizer(task), getattr(task.config, "settings", dict)()
+    if isinstance(task, FinetuningTask):
+        return VARPipeline(task.model, task.tokenizer, task.classes, *about)
     if isinstance(task, ClassVARTask):
         return VARPipeline(task.model, task.tokenizer, ClassNames(task.names), *about)
     if isinstance(task, AdapterTask):
