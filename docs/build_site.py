@@ -173,12 +173,15 @@ def assemble(pages):
 def build(pages, site, jobs=2):
     "Assemble and make HTML; the exit code of Sphinx, for which a warning is an error"
     shutil.rmtree(pages, ignore_errors=True)
-    shutil.rmtree(site, ignore_errors=True)
+    for folder in (site, pages.with_name("site-work")):
+        shutil.rmtree(folder, ignore_errors=True)
     assemble(pages)
-    options = ["-q", "-W", "--keep-going", "-j", str(jobs), "-d", pages.with_name("doctrees")]
+    work = pages.with_name("site-work")  # myst-nb writes images beside the folder of the pages
+    options = ["-q", "-W", "--keep-going", "-j", str(jobs), "-d", work/"doctrees"]
     command = [sys.executable, "-m", "sphinx", "-b", "html", *options, "-c", root/"docs"]
-    command += [pages, site]
-    return subprocess.run([str(word) for word in command]).returncode
+    code = subprocess.run([str(word) for word in (*command, pages, work/"html")]).returncode
+    shutil.move(work/"html", site)
+    return code
 
 
 def main():
