@@ -40,6 +40,7 @@ from t2i.cli_models import (
     info,
     plot,
 )
+from .page import app as open_app
 
 # %% ../nbs/53_cli.ipynb #68f8961b
 def error_line(
@@ -249,8 +250,8 @@ def edit(
         say(path)
 
 # %% ../nbs/53_cli.ipynb #7416dc92
-for command in (dream, evaluate, info, plot, convert):
-    app.command()(command)
+for command in (dream, evaluate, info, plot, convert, open_app):
+    app.command(command.__name__)(command)
 
 
 @app.command()
