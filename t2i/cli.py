@@ -39,6 +39,7 @@ from t2i.cli_models import (
     evaluate,
     info,
     plot,
+    reconstruct,
 )
 from .page import app as open_app
 
@@ -250,7 +251,7 @@ def edit(
         say(path)
 
 # %% ../nbs/53_cli.ipynb #7416dc92
-for command in (dream, evaluate, info, plot, convert, open_app):
+for command in (dream, evaluate, info, plot, convert, reconstruct, open_app):
     app.command(command.__name__)(command)
 
 
