@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OWN', 'Number', 'Guidance', 'Steps', 'Rerank', 'Schedule', 'Temperature', 'Json', 'Benchmark', 'PerTask', 'Count',
            'PerPrompt', 'EvalCLIP', 'print_evaluation', 'evaluate', 'model_rows', 'short_number', 'print_names',
-           'print_models', 'info', 'plot', 'convert', 'reconstruct']
+           'print_models', 'info', 'plot', 'convert', 'reconstruct', 'folder_report', 'data_check']
 
 # %% ../nbs/58_cli_models.ipynb #46e071a8
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_data import Device, option, print_scores, print_table, say
+from .cli_data import Device, data_app, option, print_scores, print_table, say
 
 # %% ../nbs/58_cli_models.ipynb #f38e2e6a
 OWN = "the model's own"
@@ -245,3 +245,31 @@ def reconstruct(
     save_png(image_grid(to_pil(before) + to_pil(after), 2), output, model=model, psnr=score)
     print_scores(dict(psnr=score))
     say(output)
+
+# %% ../nbs/58_cli_models.ipynb #661d58bc
+def folder_report(
+    folder:Path,
+)->dict: # train, val: images; captions: in all; notes: what is skipped, and why
+    "What a training would read from a folder of captioned images"
+    from t2i.app import notes
+    from t2i.data.datasets import FolderDataset
+    report = {}
+    with notes() as lines:
+        for split in ("train", "val"):
+            dataset = FolderDataset(folder, split=split)
+            report[split] = len(dataset.items)
+            report["captions"] = report.get("captions", 0) + sum(len(c) for _, c in dataset.items)
+    return report | dict(notes=list(dict.fromkeys(lines)))
+
+
+@data_app.command("check")
+def data_check(
+    folder:Annotated[Path, typer.Argument(help="A folder of captioned images.")],
+    as_json:Json = False,
+):
+    "Report what a training would read from a folder, what it would skip, and why."
+    report = folder_report(folder)
+    if as_json:
+        print_scores(report, True)
+    else:
+        print_scores({name: value for name, value in report.items() if name != "notes"})
