@@ -18,7 +18,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["t2i", "t2i.*"]), include_package_data=True,
     package_data={"t2i": ["data/*.tsv", "recipes/*.yaml", "pretrained/*/*", "pretrained/*/*/*"]},
     python_requires=">="+c["min_python"], install_requires=c["requirements"].split(),
-    extras_require={k: c[f"{k}_requirements"].split() for k in ("lessons", "train", "dev")},
+    extras_require={k: c[f"{k}_requirements"].split() for k in ("lessons", "train", "app", "dev")},
     entry_points={
         "console_scripts": c["console_scripts"].split(),
         "nbdev": [f"{c['lib_name']}={c['lib_name']}._modidx:d"],

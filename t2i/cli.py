@@ -41,8 +41,10 @@ from t2i.cli_models import (
     evaluate,
     info,
     plot,
+    reconstruct,
 )
 from .cli_sweep import sweep_command
+from .page import app as open_app
 
 # %% ../nbs/53_cli.ipynb #68f8961b
 def error_line(
@@ -266,8 +268,8 @@ def edit(
         say(path)
 
 # %% ../nbs/53_cli.ipynb #7416dc92
-for command in (dream, evaluate, info, plot, convert):
-    app.command()(command)
+for command in (dream, evaluate, info, plot, convert, reconstruct, open_app):
+    app.command(command.__name__)(command)
 app.command("sweep")(sweep_command)
 
 

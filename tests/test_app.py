@@ -1,0 +1,121 @@
+"The page of `t2i app` in a browser: drawn, looked at, painted over, refused."
+import re
+import shutil
+from importlib.util import find_spec
+
+import pytest
+from PIL import Image
+
+from t2i.outputs import read_about
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+PATIENCE = 60_000  # milliseconds until a wait gives up; nothing waits longer than it must
+
+if find_spec("gradio") is None:
+    pytest.skip("gradio is not here: pip install 't2i[app]'", allow_module_level=True)
+if find_spec("playwright") is None or CHROMIUM is None:
+    pytest.skip("the page needs playwright and Chromium to be tested", allow_module_level=True)
+
+from playwright.sync_api import expect, sync_playwright  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def url():
+    from t2i.page import open_page
+    _, url, close = open_page(first="digits-var", port=0, device="cpu")
+    yield url
+    close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def open_tab(browser, url):
+    "A visitor's tab, and a list of the addresses that it asks for"
+    tab = browser.new_context(viewport=dict(width=1400, height=1000)).new_page()
+    tab.set_default_timeout(PATIENCE)
+    asked = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(url)
+    tab.get_by_role("button", name="Draw", exact=True).wait_for()
+    return tab, asked
+
+
+def draw(tab, prompt, seed):
+    "Draw four images"
+    tab.get_by_label("Prompt", exact=True).fill(prompt)
+    tab.get_by_label("Seed; -1 is a random one").first.fill(str(seed))
+    tab.get_by_role("button", name="Draw", exact=True).click()
+
+
+def wait_for_line(tab, text):
+    "Wait until the visible line contains a text"
+    line = tab.locator(".line textarea").locator("visible=true")
+    expect(line).to_have_value(re.compile(re.escape(text)), timeout=PATIENCE)
+
+
+def test_draw_look_and_edit(browser, url, tmp_path):
+    tab, asked = open_tab(browser, url)
+    draw(tab, "a handwritten seven", 3)
+    wait_for_line(tab, "t2i generate 'a handwritten seven' -m digits-var -n 4 ")
+
+    with tab.expect_download() as download:  # the file carries its settings
+        tab.locator("a[download]").locator("visible=true").first.click()
+    download.value.save_as(tmp_path/"seven.png")
+    about = read_about(tmp_path/"seven.png")
+    assert about["prompt"] == "a handwritten seven" and about["seed"] == "3"
+
+    tab.get_by_role("tab", name="Tokens and scales").click()
+    tab.get_by_role("button", name="Show how the image").click()
+    wait_for_line(tab, "Image 1 of 4: a handwritten seven")
+    tab.get_by_text("map 4: 16 tokens").first.wait_for()
+
+    tab.get_by_role("tab", name="Edit").click()
+    tab.get_by_role("button", name="Take the image").click()
+    wait_for_line(tab, "Paint over")
+    tab.locator("#canvas canvas").first.wait_for()
+    tab.get_by_label("What the painted part").fill("a handwritten zero")
+    tab.get_by_role("button", name="Draw anew").click()
+    wait_for_line(tab, "nothing is painted")
+    box = tab.locator("#canvas canvas").first.bounding_box()
+    x, y = box["x"]+box["width"]/2, box["y"]+box["height"]/2
+    tab.mouse.move(x-20, y-40)
+    tab.mouse.down()
+    tab.mouse.move(x+20, y+40, steps=8)
+    tab.mouse.up()
+    tab.get_by_role("button", name="Draw anew").click()
+    wait_for_line(tab, "Seed ")
+    elsewhere = [a for a in asked if not a.startswith((url, "data:", "blob:"))]
+    assert not elsewhere, elsewhere
+
+
+def test_bad_prompts_and_two_visitors(browser, url):
+    first, _ = open_tab(browser, url)
+    second, _ = open_tab(browser, url)
+    draw(first, "  ", 0)
+    wait_for_line(first, "the prompt is empty")
+    draw(first, "a handwritten one", 1)
+    draw(second, "a handwritten two", 2)
+    wait_for_line(first, "t2i generate 'a handwritten one' -m digits-var")
+    wait_for_line(second, "t2i generate 'a handwritten two' -m digits-var")
+    first.get_by_role("tab", name="Tokens and scales").click()
+    first.get_by_role("button", name="Show how the image").click()
+    wait_for_line(first, "a handwritten one")  # each has his own
+
+
+def test_a_file_that_is_no_image(browser, url, tmp_path):
+    tab, _ = open_tab(browser, url)
+    (tmp_path/"fake.png").write_text("no image")
+    Image.new("RGB", (40, 30), "red").save(tmp_path/"real.png")
+    tab.get_by_role("tab", name="Edit").click()
+    tab.locator("#canvas input[type=file]").first.set_input_files(tmp_path/"fake.png")
+    tab.get_by_label("What the painted part").fill("a handwritten zero")
+    tab.get_by_role("button", name="Draw anew").click()
+    wait_for_line(tab, "no image to edit")
