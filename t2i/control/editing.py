@@ -51,7 +51,7 @@ def fill_hole(
     if not known.flatten(1).any(1).all():
         raise T2IError("nothing of the image is known: there is nothing to fill it from")
     filled, done, radius = image*known, known.bool(), 1
-    while not done.all() and radius < 2*max(image.shape[-2:]):
+    while not done.all():
         near, weight = around(image, known, radius)
         enough = 1e-3 if radius < max(image.shape[-2:]) else 0.  # at last: any
         new = ~done & (weight > enough)
