@@ -322,9 +322,7 @@ class MapPredictor:
 def stream_maps(
     maps:MapPredictor,
     generators:list[torch.Generator], # one per image
-    temperature:float=1.,
-    top_k:int=0,
-    top_p:float=0.,
+    temperature:float=1., top_k:int=0, top_p:float=0.,
     prefix:tuple|list=(),  # (b,p*p) per scale: the first maps, where they are given
 )->Iterator[list[Tensor]]: # after each scale: all ids so far, (b,p*p) each
     "Sample one map per pass; the keys and values of the coarser maps are kept"
