@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['top_k_filter', 'top_p_filter', 'sample_codes', 'classifier_free_guidance', 'cfg_schedule', 'split_generator',
-           'draw_uniform', 'unmasking_schedule']
+           'draw_uniform', 'seeded_uniform', 'unmasking_schedule']
 
 # %% ../nbs/07_sampling.ipynb #f633a69c
 import math
@@ -106,6 +106,23 @@ def draw_uniform(
     "Uniform numbers, drawn on the generators' own device: the CPU's are the same everywhere"
     rows = [torch.rand(l, generator=g, device=g.device).cpu() for g in generators]
     return torch.stack(rows).to(device)
+
+# %% ../nbs/07_sampling.ipynb #5eed0002
+def seeded_uniform(
+    u:Tensor,   # (b,) in [0,1), a random number per image: its seed
+    l:int,      # numbers per image
+    key:int=0,  # another key gives other numbers
+)->Tensor:      # (b,l) float32 in [0,1), on the device of `u`
+    "Numbers that depend on (u, key) alone, all at once (SplitMix64, Steele et al. 2014)"
+    def shift(x, bits):  # to the right; the sign bit is a bit like the others
+        return (x >> bits) & ((1 << 64-bits)-1)
+
+    seeds = (u*2**24).long() + (key << 24)                            # (b,)
+    count = torch.arange(1, l+1, device=u.device)
+    x = seeds[:,None]*0x2545F4914F6CDD1D + count*(0x9E3779B97F4A7C15-2**64)  # modulo 2**64
+    x = (x ^ shift(x, 30))*(0xBF58476D1CE4E5B9-2**64)
+    x = (x ^ shift(x, 27))*(0x94D049BB133111EB-2**64)
+    return shift(x ^ shift(x, 31), 40)/2**24
 
 # %% ../nbs/07_sampling.ipynb #17b4300b
 def unmasking_schedule(

@@ -69,10 +69,13 @@ class PaddedTokenizer:
     )->tuple[Tensor,Tensor]: # ids (b,l) int64, and mask (b,l) bool, True = real
         "Captions to padded ids; each ends with [end]"
         pad, end = (self.tokenizer.token_to_id(name) for name in ("[pad]", "[end]"))
-        ids = torch.full((len(captions), self.length), pad)
-        for row, caption in zip(ids, captions):
-            tokens = self.encode(caption)[:self.length-1] + [end]
-            row[:len(tokens)] = torch.tensor(tokens)
+        try:
+            found = [e.ids for e in self.tokenizer.encode_batch_fast(captions)]  # in parallel
+        except TypeError:
+            found = [self.encode(caption) for caption in captions]  # says what is wrong
+        rows = [tokens[:self.length-1] + [end] for tokens in found]
+        rows = [row + [pad]*(self.length-len(row)) for row in rows]
+        ids = torch.tensor(rows, dtype=torch.long).view(len(rows), self.length)
         return ids, ids != pad
 
 # %% ../nbs/06_text.ipynb #5f257348
@@ -178,7 +181,7 @@ def prepare_text_tokenizer(
     return tokenizer
 
 # %% ../nbs/06_text.ipynb #7836a216
-@dataclass(frozen=True)
+@dataclass  # not frozen: Fabric copies it into its precision
 class TextFeatures:
     "What a generator reads of its captions"
     tokens:Tensor # (b,l,d), one vector per token

@@ -66,19 +66,22 @@ class ShapesDataset(Dataset):
     def __init__(self,
         start:int=0,     # seed of the first scene
         size:int=10**9,  # number of items
+        captioned:bool=True,  # False: items have an image alone
     ):
         self.start = start
         self.size = size
+        self.captioned = captioned
 
     def __len__(self):
         return self.size
 
     def __getitem__(self, i:int)->dict:  # image (3,64,64) in [-1,1], caption, near_miss
-        return dict(image=from_uint8(render(self.scene(i)))) | told(self.start+i)
+        item = dict(image=from_uint8(render(self.scene(i))))
+        return item | told(self.start+i) if self.captioned else item
 
     def scene(self, i:int)->Scene:
         "The scene of item i, see `described_scene`"
-        return described_scene(self.start+i)
+        return described_scene(self.start+i, "")  # as `told` asks for it
 
     def retold(self, i:int, generator:torch.Generator)->dict:  # caption, near_miss
         "Another caption of the image of item i; it is not rendered"
@@ -383,17 +386,17 @@ def import_class(
 def load_dataset(
     config:DataConfig,
     split:str="train",   # or "val"
-    captioned:bool=True, # see `FolderDataset`
+    captioned:bool=True, # see `FolderDataset`, `ShapesDataset`
 )->Dataset:              # of dicts with image and caption
     "The images that a config names; those that validate are in no training split"
     name, path, size = config.name, config.path, config.resolution
+    start, count = (0, 10**9) if split == "train" else (2*10**9, 10**6)
     if name == "shapes":
-        return ShapesDataset(0) if split == "train" else ShapesDataset(2*10**9, 10**6)
+        return ShapesDataset(start, count, captioned)
     if name == "digits":
         return DigitsDataset(split)
     if name == "emoji":
-        start, count = (0, 10**9) if split == "train" else (2*10**9, 10**6)
-        return EmojiDataset(start, count, size)
+        return EmojiDataset(start, count, size, captioned=captioned)
     if "." in name and all(part.isidentifier() for part in name.split(".")):
         return import_class(name)(config, split)
     if name not in ("folder", "coco"):

@@ -434,16 +434,18 @@ class EmojiDataset(EmojiCaptions):
         size:int=10**9,       # number of items
         resolution:int=SIDE,  # side of the images, pixels
         held_out:bool=False,  # what training never shows, and only that
+        captioned:bool=True,  # False: items have an image alone
     ):
         if resolution < 16:
             raise ValueError(f"data.resolution={resolution}: emoji need 16 pixels or more")
         super().__init__(start, size, held_out)
         self.resolution = resolution
+        self.captioned = captioned
         drawing_files()  # says what is missing before training starts
 
     def __getitem__(self, i:int)->dict:  # image (3,r,r) in [-1,1], caption, near_miss
-        image = from_uint8(draw_emoji(self.scene(i), self.resolution))
-        return dict(image=image) | super().__getitem__(i)
+        item = dict(image=from_uint8(draw_emoji(self.scene(i), self.resolution)))
+        return item | super().__getitem__(i) if self.captioned else item
 
     def near_misses(self, i:int)->dict[str, list[str]]:  # by what is false
         "Captions that are false of item i in one thing, see `emoji_near_misses`"

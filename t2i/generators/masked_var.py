@@ -16,7 +16,6 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..core import fold_in
 from .text_training import SoftTextVARTask, SoftTextVARTaskConfig
 from .text_var import TextVAR, TextVARConfig, upgrade_text_var
 from t2i.generators.var import (
@@ -32,6 +31,7 @@ from t2i.sampling import (
     classifier_free_guidance,
     draw_uniform,
     sample_codes,
+    seeded_uniform,
     unmasking_schedule,
 )
 from ..text import TextFeatures
@@ -138,11 +138,9 @@ def stream_masked(
 # %% ../../nbs/33_masked_var.ipynb #c820bd08
 def random_mask(
     sizes:list[int],                  # tokens of each map
-    generators:list[torch.Generator], # one per image
-    device:torch.device|str="cpu",
+    uniform:Tensor,                   # (b,k+l) in [0,1): for each map, then for each token
 )->list[Tensor]:                      # (b,size) bool per map, True = known; never a whole map
     "Which tokens of each map a training step gives away: as many as at a random step of sampling"
-    uniform = draw_uniform(generators, len(sizes)+sum(sizes), device)
     steps, *draws = uniform.split([len(sizes), *sizes], 1)
     shares = 1 - (math.pi/2*steps).cos()                         # (b,k) in [0,1)
     masks = []
@@ -235,8 +233,9 @@ class MaskedTextVARTask(SoftTextVARTask):
         batch:dict, # u (b,)
         maps:list[Tensor],
     )->tuple[list[Tensor]]: # (b,p*p) bool per scale, True = known
-        generators = [fold_in(int(u*2**24), 1) for u in batch["u"].tolist()]
-        return (random_mask([m.shape[1] for m in maps], generators, maps[0].device),)
+        sizes = [m.shape[1] for m in maps]
+        uniform = seeded_uniform(batch["u"], len(sizes)+sum(sizes), key=1)
+        return (random_mask(sizes, uniform),)
 
     def weights(self, losses:Tensor, masks:tuple)->Tensor:
         return masked_weights(*masks)

@@ -32,7 +32,7 @@ from .text_var import TextVAR, TextVARConfig, TextVARWithEncoder, drop_captions
 from ..guidance.clip import load_clip
 from ..guidance.clip_cache import is_published
 from ..guidance.clip_text import clip_features, clip_text_encoder, text_fingerprint
-from ..sampling import split_generator
+from ..sampling import seeded_uniform, split_generator
 from ..text import TextEncoder, TextEncoderConfig, prepare_text_tokenizer
 from ..tokenizers.multiscale import MultiScaleVQVAE
 from ..tokenizers.soft_codes import soft_encode
@@ -464,8 +464,8 @@ def soft_targets(
         z = tokenizer.quantizer.sums(token_maps(batch, tokenizer))[-1]
     else:
         z = tokenizer.features(batch["image"])                   # (b,code_dim,h,w)
-    generators = [fold_in(int(u*2**24)) for u in batch["u"].tolist()]
-    return soft_encode(tokenizer.quantizer, z, temperature, generators)
+    uniform = seeded_uniform(batch["u"], sum(p*p for p in tokenizer.scales))
+    return soft_encode(tokenizer.quantizer, z, temperature, uniform)
 
 # %% ../../nbs/36_text_training.ipynb #1e8d35f5
 class SoftTextVARTask(TextVARTask):

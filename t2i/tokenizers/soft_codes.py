@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.distributed import world_size
-from ..sampling import draw_uniform, sample_codes
+from ..sampling import sample_codes
 from .quantize import Codebook, kmeans, nearest_code, sum_over_processes
 from .vqgan import VQGAN, VQGANConfig
 
@@ -113,16 +113,16 @@ def soft_encode(
     quantizer,                         # a `MultiScaleQuantizer`
     z:Tensor,                          # (b,d,h,w), output of the encoder
     temperature:float,                 # τ, see `code_logits`
-    generators:list[torch.Generator],  # one per image
+    uniform:Tensor,                    # (b,L) in [0,1), for all tokens of all scales
 )->tuple[list[Tensor],Tensor]:  # ids (b,p*p) per scale; probabilities of all codes (b,L,v)
     "Encode with sampled codes (https://arxiv.org/abs/2203.01941, section 3.2.3)"
     codebook = quantizer.codebook
+    draws = iter(uniform.split([p*p for p in quantizer.scales], 1))
     logits = []
 
     def sample(vectors):  # (b,p*p,d) -> (b,p*p)
         logits.append(code_logits(codebook.normalize(vectors), codebook.codes, temperature))
-        uniform = draw_uniform(generators, vectors.shape[1], z.device)
-        return sample_codes(logits[-1], uniform)
+        return sample_codes(logits[-1], next(draws))
 
     ids = quantizer(z, sample)[0]
     return ids, torch.cat(logits, 1).softmax(-1)
