@@ -216,6 +216,17 @@ def test_shards_of_two_processes(tmp_path, monkeypatch):
     assert image.size == (32, 32)
 
 
+@pytest.mark.parametrize("source", ["shapes-var", "shapes-parti"])
+def test_features_of_a_frozen_clip_pass_mixed_precision(source, tmp_path):
+    "Fabric copies what enters a model, a `TextFeatures` too"
+    few = ("train.precision=bf16-mixed", "train.steps=2", "train.val_every=0", "model.width=48",
+           "model.heads=1")
+    more = MASKED if source == "shapes-var" else PARTI
+    run = train(source, tmp_path/"run", (*GENERATOR, *more, *few))
+    found = logged_losses(run)
+    assert len(found) == 2 and all(math.isfinite(loss) for loss in found)
+
+
 def test_discriminator_under_mixed_precision(recipe, tmp_path):
     "Its weight and its penalty need gradients of their own while Fabric watches over all of them"
     more = "train.precision=bf16-mixed train.steps=4 discriminator.start=1 discriminator.r1=1"
