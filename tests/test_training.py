@@ -1,5 +1,6 @@
 "Exact resume after kills, several processes, full disks, bad recipes."
 import json
+import math
 import os
 import resource
 import signal
