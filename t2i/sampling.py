@@ -113,7 +113,7 @@ def seeded_uniform(
     l:int,      # numbers per image
     key:int=0,  # another key gives other numbers
 )->Tensor:      # (b,l) float32 in [0,1), on the device of `u`
-    "Numbers that depend on (u, key) alone, all at once (SplitMix64, Steele et al. 2014)"
+    "Numbers that depend on (u, key) alone, all at once (https://doi.org/10.1145/2714064.2660195)"
     def shift(x, bits):  # to the right; the sign bit is a bit like the others
         return (x >> bits) & ((1 << 64-bits)-1)
 

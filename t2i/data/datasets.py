@@ -64,13 +64,10 @@ class ShapesDataset(Dataset):
     "Scenes of the shapes world: item i is the scene of seed `start+i`"
     endless = True  # each index gives a fresh scene, so `InfiniteDataset` need not shuffle
     def __init__(self,
-        start:int=0,     # seed of the first scene
-        size:int=10**9,  # number of items
+        start:int=0, size:int=10**9,  # seed of the first scene; number of items
         captioned:bool=True,  # False: items have an image alone
     ):
-        self.start = start
-        self.size = size
-        self.captioned = captioned
+        self.start, self.size, self.captioned = start, size, captioned
 
     def __len__(self):
         return self.size
