@@ -198,7 +198,8 @@ def test_info(t2i):
     code, out, _ = t2i("info", "--json")
     models = {m["name"]: m for m in json.loads(out)}
     assert {"shapes-msvq", "shapes-var", "digits-msvq", "digits-var", "shapes-vqgan",
-            "shapes-vit-vqgan", "shapes-clip", "shapes-parti", "emoji-msvq", "emoji-clip"} <= set(models)
+            "shapes-vit-vqgan", "shapes-clip", "shapes-parti", "emoji-msvq",
+            "emoji-clip"} <= set(models)
     emoji = [m["megabytes"] for name, m in models.items() if name.startswith("emoji")]
     assert sum(emoji) <= 40
     assert sum(m["megabytes"] for m in models.values()) - sum(emoji) <= 60
