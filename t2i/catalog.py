@@ -103,6 +103,8 @@ def model_summary(
         last = about.get("upscaler") or about["tokenizer"]
         resolution = last["resolution"]*last.get("scale", 1)
         parameters = sum(about[part]["parameters"] for part in own & about.keys())
+        if (folder/"adapter_config.json").is_file():
+            kind, parameters = "LoRA", sum(map(count_weights, files))
     scores = folder/"scores.json"
     return dict(
         name=folder.name, kind=kind, parameters=parameters, resolution=resolution,
