@@ -111,7 +111,7 @@ def model_summary(
         megabytes=round(sum(f.stat().st_size for f in files)/1e6, 1),
         scores=json.loads(scores.read_text()) if scores.is_file() else {})
 
-
+# %% ../nbs/56_catalog.ipynb #5326575f
 def list_models()->list[dict]: # per model, see `model_summary`
     "The bundled models"
     folders = bundled_folder("shapes-var", only_bundled=True).parent.iterdir()

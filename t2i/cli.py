@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'AnyNumber', 'PromptWords', 'PromptFile', 'Negative', 'Alpha', 'Beta', 'Lora', 'Output', 'Judge', 'Upscale',
            'Process', 'error_line', 'print_version', 'common_options', 'main', 'per_map', 'read_lora_option',
-           'draw_process', 'check_process', 'choose_output', 'usual_number', 'generate', 'edit', 'train']
+           'add_loras', 'draw_process', 'check_process', 'choose_output', 'usual_number', 'generate', 'edit', 'train']
 
 # %% ../nbs/53_cli.ipynb #ebf13d98
 import logging
@@ -123,7 +123,7 @@ def per_map(
         raise T2IError(f"the weight is {text!r}; it must be a number, or one per map") from None
     return numbers[0] if len(numbers) == 1 else numbers
 
-# %% ../nbs/53_cli.ipynb #c9880776
+# %% ../nbs/53_cli.ipynb #c1c5d837
 def read_lora_option(
     text:str,           # "shapes-lora", or "shapes-lora:0.5"
 )->tuple[str,float]:    # name or folder, and factor
@@ -138,6 +138,16 @@ def read_lora_option(
         raise T2IError(f"--lora is {text!r}; write NAME or NAME:FACTOR") from None
 
 
+def add_loras(
+    pipe,                 # a `Pipeline`
+    texts:list[str]|None, # see `read_lora_option`
+):                        # the pipeline
+    "Switch on what --lora names"
+    for text in texts or []:
+        pipe.load_lora(*read_lora_option(text))
+    return pipe
+
+# %% ../nbs/53_cli.ipynb #c9880776
 PromptWords = Annotated[list[str], typer.Argument(help="What to draw; each prompt in quotes.")]
 PromptFile = option(
     Path, "", "A file with one prompt per line; - reads standard input.", "--prompts")
@@ -180,7 +190,7 @@ def draw_process(
     for images in zip(*[frame.images for frame in frames]):
         strips.append(image_grid(images, len(frames), scale))
     given = {k: v for k, v in settings.items() if v is not None}
-    about = dict(model=pipe.name, num_images_per_prompt=number) | pipe.defaults | given
+    about = pipe.about | dict(num_images_per_prompt=number) | pipe.defaults | given
     return Output(strips, [p for p in prompts for _ in range(number)], seed, about)
 
 # %% ../nbs/53_cli.ipynb #c0ffee53
@@ -222,8 +232,7 @@ def generate(
     top_k:TopK = None, top_p:TopP = None,
     temperature:Temperature = None,
     num_steps:Steps = None,
-    alpha:Alpha = None, beta:Beta = None,
-    lora:Lora = None,
+    alpha:Alpha = None, beta:Beta = None, lora:Lora = None,
     rerank:Rerank = None,
     clip:Judge = None,
     upscale:Upscale = None,
@@ -244,9 +253,7 @@ def generate(
         guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
         top_p=top_p, temperature=temperature, num_steps=num_steps, alpha=alpha, beta=beta,
         negative_prompt=negative_prompt)
-    pipe = load_pipe(model, device)
-    for text in lora or []:
-        pipe.load_lora(*read_lora_option(text))
+    pipe = add_loras(load_pipe(model, device), lora)
     if process:
         out = draw_process(pipe, texts, number, seed, settings)
     else:

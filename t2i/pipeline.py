@@ -206,8 +206,7 @@ class Pipeline(StreamingParts):
             alpha=alpha, beta=beta, guidance_scale=guidance_scale, num_steps=num_steps, top_k=top_k,
             guidance_schedule=guidance_schedule, top_p=top_p, temperature=temperature,
             more_smooth=more_smooth)
-        about = dict(model=self.name, num_images_per_prompt=num_images_per_prompt) | call.settings
-        about |= dict(lora=self.loras) if self.loras else {}
+        about = self.about | dict(num_images_per_prompt=num_images_per_prompt) | call.settings
         if upscale is not None:
             network = find_upscaler(upscale, self.device)  # before the drawing: it may be refused
             about["upscale"] = upscale if isinstance(upscale, str) else network.config.scale

@@ -197,7 +197,7 @@ def task_pipeline(
         task.model.generator, task.tokenizer, task.model.text_encoder, task.text_tokenizer,
         *about)
 
-
+# %% ../nbs/51_saved.ipynb #9b5a0bad
 def load_run(
     folder:str|Path, # of a run
 )->nn.Module:        # a pipeline, a tokenizer, a CLIP or a network that enlarges

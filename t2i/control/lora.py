@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LoRAConfig', 'lora_layers', 'linear_names', 'match_targets', 'peft_config', 'add_lora', 'watch_gradients',
            'check_reached', 'lora_names', 'set_lora', 'active_loras', 'remove_lora', 'base_fingerprint', 'lora_weights',
-           'save_lora', 'read_lora', 'load_lora', 'LoRATaskConfig', 'base_task', 'LoRATask', 'LoRAParts']
+           'save_lora', 'read_lora', 'load_lora', 'LoRATaskConfig', 'base_task', 'LoRATask', 'LoadsLoRA', 'LoRAParts']
 
 # %% ../../nbs/42_lora.ipynb #6342b7e7
 import json
@@ -152,7 +152,7 @@ def set_lora(
             layer.set_scale(name, scales[name])
         layer.requires_grad_(False)
 
-
+# %% ../../nbs/42_lora.ipynb #79d146f1
 def active_loras(
     model:nn.Module,
 )->dict[str,float]: # name -> its factor
@@ -201,7 +201,7 @@ def lora_weights(
         raise T2IError(f"the model has no LoRA {name!r}")
     return found
 
-
+# %% ../../nbs/42_lora.ipynb #366cf6e7
 def save_lora(
     model:nn.Module,
     folder:str|Path,                 # made if it is not there
@@ -223,7 +223,7 @@ def save_lora(
     save_file(saved, Path(folder)/"adapter_model.safetensors",
               metadata=dict(format="pt", base_fingerprint=base_fingerprint(model)))
 
-# %% ../../nbs/42_lora.ipynb #366cf6e7
+
 def read_lora(
     folder:Path,
 )->tuple[LoRAConfig,str]: # and the name of the model that it belongs to
@@ -236,7 +236,7 @@ def read_lora(
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise T2IError(f"cannot read {path} as a LoRA: {str(e).splitlines()[0]}") from None
 
-
+# %% ../../nbs/42_lora.ipynb #85ef1a90
 def load_lora(
     model:nn.Module,
     folder:str|Path,  # of `save_lora`, or a bundled name
@@ -307,13 +307,9 @@ class LoRATask(Task):
     def __init__(self, config:LoRATaskConfig, folder:Path|None=None):
         self.inner = base_task(config, folder)
         super().__init__(config, folder)
+        self.generator = getattr(self.model, "generator", self.model)  # it has the LoRA
         add_lora(self.generator, config.lora)
         self.reached = watch_gradients(self.generator)
-
-    @property
-    def generator(self)->nn.Module:
-        "The part that has the LoRA"
-        return getattr(self.model, "generator", self.model)
 
     @property
     def model(self)->nn.Module:
@@ -342,8 +338,8 @@ class LoRATask(Task):
         return self.inner.sample()
 
 # %% ../../nbs/42_lora.ipynb #767c4ac1
-class LoRAParts:
-    "What a pipeline does with LoRAs: `generator` has them, `name` is the model's"
+class LoadsLoRA:
+    "A pipeline that switches LoRAs: `generator` has them, `name` is the model's"
     lora_base = None # the model that the LoRA belongs to; None: `name`
 
     @property
@@ -374,6 +370,14 @@ class LoRAParts:
         "The LoRAs that act"
         return active_loras(self.lora_host)
 
+    @property
+    def about(self)->dict: # model, and lora if one acts
+        "What drew an image"
+        return dict(model=self.name) | (dict(lora=self.loras) if self.loras else {})
+
+# %% ../../nbs/42_lora.ipynb #dd3b6c61
+class LoRAParts(LoadsLoRA):
+    "What a pipeline does with LoRAs: switch, merge, forget, save"
     def merge_lora(self):
         "Add what acts to the weights, and forget the LoRAs"
         remove_lora(self.lora_host, merge=True)
