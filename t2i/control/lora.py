@@ -161,7 +161,8 @@ def active_loras(
     for layer in lora_layers(model).values():
         for name in [] if layer.disable_adapters else layer.active_adapters:
             if name in layer.lora_A:
-                found[name] = layer.scaling[name]*layer.r[name]/layer.lora_alpha[name]
+                factor = layer.scaling[name]*layer.r[name]/layer.lora_alpha[name]
+                found[name] = round(factor, 6)
     return found
 
 
