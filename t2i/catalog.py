@@ -103,13 +103,15 @@ def model_summary(
         last = about.get("upscaler") or about["tokenizer"]
         resolution = last["resolution"]*last.get("scale", 1)
         parameters = sum(about[part]["parameters"] for part in own & about.keys())
+        if (folder/"adapter_config.json").is_file():
+            kind, parameters = "LoRA", sum(map(count_weights, files))
     scores = folder/"scores.json"
     return dict(
         name=folder.name, kind=kind, parameters=parameters, resolution=resolution,
         megabytes=round(sum(f.stat().st_size for f in files)/1e6, 1),
         scores=json.loads(scores.read_text()) if scores.is_file() else {})
 
-
+# %% ../nbs/56_catalog.ipynb #5326575f
 def list_models()->list[dict]: # per model, see `model_summary`
     "The bundled models"
     folders = bundled_folder("shapes-var", only_bundled=True).parent.iterdir()

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .control.adapter import AdaptedVAR, CaptionEncoder, CaptionReader
 from .control.editing import EDIT_SETTINGS, edit_images, read_image, read_known
+from .control.lora import LoRAParts, lora_names
 from .core import T2IError, from_pil, progress, to_pil
 from .engine.checkpoints import fingerprint, save_part
 from .engine.files import atomic_path
@@ -36,7 +37,7 @@ from .requests import DEFAULTS, Call, check_call, check_settings, warn_of_prompt
 from .text import TextFeatures, TextTokenizer
 
 # %% ../nbs/51_pipeline.ipynb #7b04df0a
-class PipelineParts(nn.Module):
+class PipelineParts(LoRAParts, nn.Module):
     "Text tokenizer, text encoder, generator and tokenizer of one model"
     def __init__(self,
         generator:nn.Module,
@@ -205,7 +206,7 @@ class Pipeline(StreamingParts):
             alpha=alpha, beta=beta, guidance_scale=guidance_scale, num_steps=num_steps, top_k=top_k,
             guidance_schedule=guidance_schedule, top_p=top_p, temperature=temperature,
             more_smooth=more_smooth)
-        about = dict(model=self.name, num_images_per_prompt=num_images_per_prompt) | call.settings
+        about = self.about | dict(num_images_per_prompt=num_images_per_prompt) | call.settings
         if upscale is not None:
             network = find_upscaler(upscale, self.device)  # before the drawing: it may be refused
             about["upscale"] = upscale if isinstance(upscale, str) else network.config.scale
@@ -245,6 +246,8 @@ class TextVARPipeline(Pipeline):
     ):
         "Write a folder that `load` reads; a bundled tokenizer is referred to by name"
         folder = Path(folder)
+        if lora_names(self.lora_host):
+            return self.save_lora(folder, dtype=dtype)
         if folder.exists() and not (folder/"model_index.json").is_file():
             raise T2IError(f"{folder} exists and is not a saved pipeline; choose another folder")
         parts = {name: name for name in self.saved}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODEL_CLASSES', 'OFFICIAL_CLASSES', 'WEIGHT_SUFFIXES', 'read_model_index', 'load_pipeline', 'load_generator',
-           'check_fingerprint', 'load_adapter', 'task_tokenizer', 'load_run', 'published_var', 'load_official',
-           'is_hub_id', 'find_model', 'load_folder', 'load']
+           'check_fingerprint', 'load_adapter', 'task_tokenizer', 'task_pipeline', 'load_run', 'published_var',
+           'load_official', 'is_hub_id', 'find_model', 'load_with_lora', 'load_folder', 'load']
 
 # %% ../nbs/51_saved.ipynb #3a50d943
 import json
@@ -15,6 +15,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .control.adapter import AdaptedVAR, AdapterConfig, AdapterTask, load_base
+from .control.lora import LoRATask, read_lora
 from .core import T2IError, best_device
 from t2i.engine.checkpoints import (
     REGISTRY,
@@ -58,7 +59,7 @@ from .tokenizers.soft_codes import GumbelVQGAN
 from .tokenizers.training import TOKENIZERS, TokenizerTask
 from .tokenizers.vit_vqgan import ViTVQGAN
 from .tokenizers.vqgan import VQGAN
-from .training import load_task
+from .training import Task, load_task
 
 # %% ../nbs/51_saved.ipynb #2a2b57c0
 MODEL_CLASSES = TOKENIZERS | dict(
@@ -178,16 +179,11 @@ def task_tokenizer(task:FrozenParts)->str:
     return str(source) if by_name else task.tokenizer_name
 
 
-def load_run(
-    folder:str|Path, # of a run
-)->nn.Module:        # a pipeline, a tokenizer, a CLIP or a network that enlarges
-    "The averaged model of a run's last checkpoint, ready for use"
-    folder = Path(folder)
-    task = load_task(folder)
-    if isinstance(task, (TokenizerTask, super_resolution.SuperResolutionTask)):
-        return task.model
-    if isinstance(task, CLIPTask):
-        return task.clip().eval().requires_grad_(False)
+def task_pipeline(
+    task:Task,   # with the weights of a run
+    folder:Path, # the run
+)->Pipeline:
+    "The pipeline of a trained generator"
     about = folder.name, task_tokenizer(task), getattr(task.config, "settings", dict)()
     if isinstance(task, FinetuningTask):
         return VARPipeline(task.model, task.tokenizer, task.classes, *about)
@@ -200,6 +196,23 @@ def load_run(
     return make_pipeline(
         task.model.generator, task.tokenizer, task.model.text_encoder, task.text_tokenizer,
         *about)
+
+# %% ../nbs/51_saved.ipynb #9b5a0bad
+def load_run(
+    folder:str|Path, # of a run
+)->nn.Module:        # a pipeline, a tokenizer, a CLIP or a network that enlarges
+    "The averaged model of a run's last checkpoint, ready for use"
+    folder = Path(folder)
+    task = load_task(folder)
+    if isinstance(task, (TokenizerTask, super_resolution.SuperResolutionTask)):
+        return task.model
+    if isinstance(task, CLIPTask):
+        return task.clip().eval().requires_grad_(False)
+    if isinstance(task, LoRATask):
+        pipe = task_pipeline(task.inner, folder)
+        pipe.lora_base = task.config.base
+        return pipe
+    return task_pipeline(task, folder)
 
 # %% ../nbs/51_saved.ipynb #15fe9a48
 OFFICIAL_CLASSES = {
@@ -275,6 +288,19 @@ def find_model(
     return bundled_folder(name, only_bundled=True)
 
 # %% ../nbs/51_saved.ipynb #c7a43661
+def load_with_lora(
+    folder:Path, # of a saved LoRA
+)->Pipeline:
+    "The model that a LoRA belongs to, with the LoRA switched on"
+    _, base = read_lora(folder)
+    if not base:
+        raise T2IError(f"{folder} does not name its model: load the model, then call load_lora")
+    pipe = load_folder(find_model(base))
+    pipe.lora_base = base
+    pipe.load_lora(folder)
+    return pipe
+
+
 def load_folder(
     folder:Path,
 )->nn.Module: # on the CPU
@@ -283,6 +309,8 @@ def load_folder(
         return load_run(folder)
     if (folder/"model_index.json").is_file():
         return load_pipeline(folder)
+    if (folder/"adapter_config.json").is_file():
+        return load_with_lora(folder)
     if (folder/"config.json").is_file():
         return load_part(MODEL_CLASSES, folder)
     if (folder/"open_clip_config.json").is_file():

@@ -1,0 +1,56 @@
+"LoRA: one line for what is missing or wrong, and a run of the command line"
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from t2i.cli import app
+from t2i.control.contours import write_outlined
+from t2i.core import T2IError
+from t2i.engine.files import bundled_folder
+from t2i.saved import load
+
+
+def one_line(*arguments):
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 1 and not isinstance(result.exception, AssertionError)
+    return str(result.exception) if isinstance(result.exception, T2IError) else result.output
+
+
+def test_without_peft_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(T2IError, match=r"LoRA needs peft: pip install 't2i\[train\]'"):
+        load("shapes-lora", "cpu")
+
+
+def test_unmatched_target_is_an_error_of_the_recipe(tmp_path):
+    images = write_outlined(tmp_path/"images", 2)
+    said = one_line("train", "lora-folder", f"data.path={images}", "lora.targets=[attn.query]",
+                    "-o", str(tmp_path/"run"))
+    assert "no linear layer is called 'attn.query'" in said
+
+
+def test_lora_of_another_base_is_refused():
+    said = one_line("generate", "a handwritten two", "-m", "digits-var", "--lora", "shapes-lora",
+                    "-n", "1")
+    assert "shapes-lora was trained on other weights than these: load shapes-var" in said
+
+
+def test_two_blend_and_off_is_the_base(tmp_path):
+    pipe = load("shapes-var", "cpu")
+    asked = dict(prompt="a large red circle", seed=0, num_steps=1)
+    plain = pipe(**asked).images[0]
+    again = shutil.copytree(bundled_folder("shapes-lora"), tmp_path/"again")
+    pipe.load_lora("shapes-lora", .5)
+    half = pipe(**asked).images[0]
+    pipe.load_lora(again, .5)  # two halves of one change are the change
+    both = pipe(**asked)
+    assert both.settings["lora"] == {"shapes-lora": .5, "again": .5}
+    pipe.set_lora({"shapes-lora": 1.})
+    whole = pipe(**asked).images[0]
+    assert np.abs(np.subtract(both.images[0], whole, dtype=int)).max() <= 1
+    assert not np.array_equal(half, whole)
+    pipe.set_lora({})
+    assert np.array_equal(pipe(**asked).images[0], plain)
