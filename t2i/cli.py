@@ -168,7 +168,7 @@ Judge = option(
     str, "clip", "The CLIP that judges with --rerank, such as shapes-clip.",
     default="the one that the model reads")
 Upscale = option(
-    str, "upscale", "A network that enlarges the images: a run of shapes-sr4, or a folder.")
+    str, "upscale", "A network that enlarges the images: shapes-sr4, a run or a folder.")
 Process = option(bool, "", "Show the image after every scale, a row per image.", "--process")
 
 # %% ../nbs/53_cli.ipynb #5b8243be
