@@ -50,7 +50,7 @@ def bundled_kind(
     folder:Path,
 )->str: # as `model_kind`
     "What a page can do with a saved model, told without its weights"
-    if (folder/"model_index.json").is_file():
+    if (folder/"model_index.json").is_file() or (folder/"adapter_config.json").is_file():
         return "generator"
     if (folder/"open_clip_config.json").is_file():
         return "clip"
@@ -58,7 +58,8 @@ def bundled_kind(
     return "vqgan" if issubclass(cls, VQTokenizer) else ""
 
 # %% ../nbs/59_app.ipynb #10d58621
-MARKERS = ("last", "model_index.json", "config.json", "open_clip_config.json")
+MARKERS = ("last", "model_index.json", "config.json", "open_clip_config.json",
+           "adapter_config.json")
 
 def model_stamp(
     name:str,   # as for `load`

@@ -97,14 +97,18 @@ def model_summary(
         kind = "CLIP"
         resolution = config["model_cfg"]["vision_cfg"]["image_size"]
         parameters = sum(map(count_weights, files))
+    elif (folder/"adapter_config.json").is_file():
+        config = json.loads((folder/"adapter_config.json").read_text(encoding="utf-8"))
+        kind = "LoRA"
+        base = bundled_folder(config["base_model_name_or_path"])
+        resolution = model_summary(base)["resolution"]
+        parameters = sum(map(count_weights, files))
     else:
         about = describe(load_folder(folder))
         kind, own = kind_of(about)
         last = about.get("upscaler") or about["tokenizer"]
         resolution = last["resolution"]*last.get("scale", 1)
         parameters = sum(about[part]["parameters"] for part in own & about.keys())
-        if (folder/"adapter_config.json").is_file():
-            kind, parameters = "LoRA", sum(map(count_weights, files))
     scores = folder/"scores.json"
     return dict(
         name=folder.name, kind=kind, parameters=parameters, resolution=resolution,
