@@ -116,7 +116,7 @@ class Attention(nn.Module):
 
 # %% ../nbs/05_attention.ipynb #d51c5ccf
 class CrossAttention(nn.Module):
-    "Multi-head attention of a sequence to a condition"
+    "Multi-head attention of a sequence to the vectors of a condition, such as a caption"
     def __init__(self,
         width:int,      # d of the sequence
         heads:int,      # n

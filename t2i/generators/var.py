@@ -425,7 +425,7 @@ class ClassConditionalVAR(NextScaleModel):
         top_k:int=0,                # 0 is off
         top_p:float=0.,             # 0 or 1 is off
         guidance_schedule:str="ramp", # see `guidance_weights`
-        more_smooth:bool=False,     # see `stream_smooth`, whose sums it then yields
+        more_smooth:bool=False,     # see `stream_smooth` (lesson 38), whose sums it then yields
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per label, map after map"
         conditions = self.condition(labels), self.condition(unconditional)

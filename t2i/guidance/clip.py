@@ -241,7 +241,7 @@ class CLIPStep(Task):
     def dataset(self, split:str):
         return load_dataset(self.config.data, split)
 
-    def training_step(self, batch:dict)->tuple[Tensor,dict[str,Tensor]]:  # image, caption, u (b,)
+    def training_step(self, batch:dict)->tuple[Tensor,dict[str,Tensor]]:  # image, caption, u
         side, images = (self.config.model.image_size,)*2, batch["image"]
         if images.shape[-2:] != side:
             images = F.interpolate(images, side, mode="bicubic", antialias=True)

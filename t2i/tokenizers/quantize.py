@@ -126,7 +126,7 @@ def kmeans(
     count:int,                  # centres, v; with fewer vectors, some centres come twice
     generator:torch.Generator,  # picks the vectors to start from
     steps:int=10,
-    block:int|None=None,        # rows per process and micro-batch, see `gather_rows`
+    block:int|None=None,        # for several processes, see `gather_rows`
 )->Tensor:                      # (v,d)
     "Cluster centres of the vectors of all processes (Lloyd 1982)"
     total = len(vectors)*world_size()
