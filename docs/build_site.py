@@ -138,6 +138,17 @@ def write_interface(pages, about):
     (pages/"api"/"index.md").write_text(page, encoding="utf-8")
 
 
+def write_howto(pages):
+    "The how-to pages; what they link to in the repository is a page of the site here"
+    (pages/"howto").mkdir()
+    for path in (root/"docs"/"howto").glob("*.md"):
+        text = path.read_text(encoding="utf-8").replace("](../../nbs/", "](../lessons/")
+        for module in re.findall(r"\]\(\.\./\.\./t2i/([\w/]+)\.py\)", text):
+            page = f"../api/{module.replace('/', '.')}.md"
+            text = text.replace(f"../../t2i/{module}.py", page)
+        (pages/"howto"/path.name).write_text(text, encoding="utf-8")
+
+
 def toctree(caption, names):
     "A list of pages in the side bar"
     lines = "\n".join(names)
@@ -164,7 +175,7 @@ def assemble(pages):
     pages.mkdir(parents=True)
     about = write_lessons(pages)
     write_interface(pages, about)
-    shutil.copytree(root/"docs"/"howto", pages/"howto")
+    write_howto(pages)
     for image in (root/"docs").glob("*.png"):
         shutil.copy(image, pages/image.name)
     write_front(pages, about)

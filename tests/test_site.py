@@ -79,7 +79,7 @@ def test_links_of_the_pages(pages):
     assert not dead, "\n".join(dead)
 
 
-@pytest.mark.parametrize("path", [*TEXTS[:3], root/"CHANGELOG.md"], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [*TEXTS[:3], root/"CHANGELOG.md", *HOWTO], ids=lambda p: p.name)
 def test_links_of_the_repository(path):
     dead = list(dead_links(path, root))
     assert not dead, "\n".join(dead)

@@ -201,6 +201,8 @@ class MultiScaleVQVAE(MultiScaleAutoencoder, PyTorchModelHubMixin):
     @torch.no_grad()
     def decode(self, ids:list[Tensor])->Tensor:  # (b,p*p) per scale; a prefix will do
         "Tokens to images (b,3,h,w), clamped to [-1,1]"
+        if isinstance(ids, Tensor):
+            raise ValueError("ids is one tensor; a list of token maps, (b,p*p) each, is needed")
         sizes = [p*p for p in self.scales]
         shapes = [tuple(i.shape) for i in ids]
         if not ids or shapes != [(len(ids[0]), size) for size in sizes[:len(ids)]]:
