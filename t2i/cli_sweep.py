@@ -212,9 +212,6 @@ def report(output:Path, rows:list[dict], axes:dict[str,list], as_json:bool):
         say(f"the best {name} lies at the border of its values: try more")
     say(output)
 
-# %% ../nbs/58_sweep.ipynb #7a2b5021
-#| export
-
 # %% ../nbs/58_sweep.ipynb #70e32c77
 def sweep_command(
     model:Annotated[str, typer.Argument(help="A bundled name, a folder, a run, or a hub id.")],

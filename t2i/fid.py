@@ -32,7 +32,8 @@ def feature_statistics(
 )->tuple[Tensor,Tensor]: # mean (d,) and covariance (d,d), both float64
     "What the Fréchet distance needs of a set of vectors"
     if len(features) < 2:
-        raise T2IError(f"statistics need at least 2 images, got {len(features)}")
+        raise T2IError(f"statistics need at least 2 images, got {len(features)}; real ones come "
+                       "from --data FOLDER, and --count says how many are drawn")
     features = features.double()
     return features.mean(0), torch.atleast_2d(torch.cov(features.T))
 

@@ -44,8 +44,10 @@ def draw_losses(
         for name, style in (("loss", dict(lw=.8, alpha=.7)), ("val_loss", dict(lw=2, marker="o"))):
             if name in curves:
                 kind = "validation" if name == "val_loss" else "training"
+                if len(curves[name][0]) == 1:
+                    style["marker"] = "o"
                 axes.plot(*curves[name], color=f"C{i}", label=f"{run}, {kind}", ms=3, **style)
-    axes.set(title="loss", xlabel="step")
+    axes.set(title="loss", xlabel="step", ylabel="loss")
     axes.legend(fontsize=7)
 
 # %% ../nbs/58_plots.ipynb #6ab68dff
@@ -85,7 +87,7 @@ def plot_runs(
     runs = {Path(folder).resolve().name: read_curves(folder) for folder in folders}
     scales = {run: scale_curves(curves) for run, curves in runs.items()}
     panels = [run for run, curves in scales.items() if curves]
-    figure = Figure(figsize=(5*(1+len(panels)), 3.6), dpi=90, layout="constrained")
+    figure = Figure(figsize=(5*(1+len(panels)), 3.6), dpi=150, layout="constrained")
     axes = figure.subplots(1, 1+len(panels), squeeze=False)[0]
     draw_losses(axes[0], runs)
     for ax, run in zip(axes[1:], panels):

@@ -157,6 +157,8 @@ def read_prompts(
         text = sys.stdin.read() if str(file) == "-" else read_text(Path(file))
         lines = [line.strip() for line in text.replace("\ufeff", "").split("\n")]
         found += [line for line in lines if line and not line.startswith("#")]
+        if not found:
+            raise T2IError(f"no prompt in {file}: write one per line")
     if not found:
         raise T2IError('no prompt: give one in quotes, as "a red circle", or a file with --prompts')
     return found

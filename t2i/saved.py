@@ -56,7 +56,7 @@ from .requests import check_settings
 from .text import TextEncoder, TextEncoderConfig
 from .tokenizers.multiscale import MultiScaleVQVAE
 from .tokenizers.soft_codes import GumbelVQGAN
-from .tokenizers.training import TOKENIZERS, TokenizerTask
+from .tokenizers.training import TOKENIZERS
 from .tokenizers.vit_vqgan import ViTVQGAN
 from .tokenizers.vqgan import VQGAN
 from .training import Task, load_task
@@ -200,19 +200,19 @@ def task_pipeline(
 # %% ../nbs/51_saved.ipynb #9b5a0bad
 def load_run(
     folder:str|Path, # of a run
-)->nn.Module:        # a pipeline, a tokenizer, a CLIP or a network that enlarges
+)->nn.Module:        # of a generator a pipeline, of a CLIP the `CLIP`; else the model itself
     "The averaged model of a run's last checkpoint, ready for use"
     folder = Path(folder)
     task = load_task(folder)
-    if isinstance(task, (TokenizerTask, super_resolution.SuperResolutionTask)):
-        return task.model
     if isinstance(task, CLIPTask):
         return task.clip().eval().requires_grad_(False)
     if isinstance(task, LoRATask):
         pipe = task_pipeline(task.inner, folder)
         pipe.lora_base = task.config.base
         return pipe
-    return task_pipeline(task, folder)
+    if isinstance(task, FrozenParts):
+        return task_pipeline(task, folder)
+    return task.model
 
 # %% ../nbs/51_saved.ipynb #15fe9a48
 OFFICIAL_CLASSES = {

@@ -472,12 +472,12 @@ def test_a_class_of_ones_own(tmp_path, monkeypatch):
         load_dataset(DataConfig("nowhere.Data"))
 
 
-def test_found_and_held_out_are_logged(tmp_path, messages):
+def test_every_twentieth_is_held_out(tmp_path, messages):
     for i in range(40):
         image(tmp_path/f"{i:02}.png", str(i))
     parts = read(DataConfig(path=str(tmp_path), resolution=8))
     assert parts["val"] == ["19", "39"] and len(parts["train"]) == 38
-    assert messages[1:] == [f"40 images in {tmp_path}, 2 of them held out"]
+    assert messages == [f"data.path={tmp_path} means data.name=folder"]
 
 
 # ---- COCO, and the sample data of the repository

@@ -156,7 +156,8 @@ def read_image(
     image = image.reshape(-1, *image.shape[-3:]).float()
     if tuple(image.shape) != (1, 3, side, side):
         found = f"{image.shape[-1]}x{image.shape[-2]}"
-        raise T2IError(f"the image has {found} pixels; this model edits {side}x{side}")
+        needed = f"{side}x{side}"
+        raise T2IError(f"the image has {found} pixels; this model edits {needed}: resize it first")
     return image
 
 

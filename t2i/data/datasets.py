@@ -257,14 +257,13 @@ info_once = cache(log.info)  # a message is logged the first time that it comes
 def split_items(
     items:list,   # one per image
     split:str,    # "train" or "val"
-    folder:Path,  # for the log
+    folder:Path,  # for the error
 )->list:
     "Every twentieth item validates, or the last one of fewer; the others train"
     if len(items) < 2:
         raise ValueError(f"{folder} holds one image; training and validation need one each")
     step = min(20, len(items))
     held_out = range(step-1, len(items), step)
-    info_once(f"{len(items)} images in {folder}, {len(held_out)} of them held out")
     return [item for i, item in enumerate(items) if (i in held_out) == (split == "val")]
 
 # %% ../../nbs/03_datasets.ipynb #66f65e13
@@ -290,7 +289,8 @@ class FolderDataset(ImageFiles):
         items = folders.usable_images(paths, self.folder, captions, captioned)
         if not items and captioned:
             raise ValueError(f"no captioned image in {folder}: "
-                             "put name.txt beside name.png, or one captions.jsonl")
+                             "put name.txt beside name.png, or one captions.jsonl "
+                             "(a tokenizer needs no captions)")
         if not items:
             raise ValueError(f"no image that can be read in {folder}")
         if split and hold_out and "val" not in parts:

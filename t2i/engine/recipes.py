@@ -180,6 +180,7 @@ def load_recipe(
     "Read a recipe; an unknown field or a value of the wrong type is an error that names it"
     from omegaconf import OmegaConf
     path = find_recipe(path)
+    overrides = (overrides,) if isinstance(overrides, str) else tuple(overrides)
     given, overrides = take_over(read_yaml(path), overrides)
     name = given.pop("task", None)
     if not name:

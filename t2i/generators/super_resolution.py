@@ -299,11 +299,11 @@ def find_upscaler(
     "The network that enlarges"
     if isinstance(source, nn.Module):
         return source.to(device)
-    folder = bundled_folder(source)
+    folder, model = bundled_folder(source), None
     if (folder/"last").is_file():
         model = load_task(folder).model
-    else:
+    elif (folder/"config.json").is_file():
         model = load_part(dict(super_resolution=(SuperResolution, SuperResolutionConfig)), folder)
     if getattr(getattr(model, "config", None), "model_type", "") != "super_resolution":
-        raise T2IError(f"{source} does not enlarge images: it is a {type(model).__name__}")
+        raise T2IError(f"{source} does not enlarge images; shapes-sr4 does, for the shapes world")
     return model.to(device)
