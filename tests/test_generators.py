@@ -13,7 +13,7 @@ from t2i.engine.files import bundled_folder
 from t2i.generators.masked_var import (
     MaskedTextVAR,
     MaskedTextVARConfig,
-    random_order,
+    draw_gumbel,
     stream_masked,
 )
 from t2i.generators.text_training import TextVARTask
@@ -63,18 +63,20 @@ def masked_naive(net, quantizer, cond, null, generators, weights, num_steps, tem
     ids, known = [], []
     for i, size in enumerate(net.sizes):
         uniform = draw_uniform(generators, size)
-        order = torch.zeros_like(uniform)
+        noise = torch.zeros_like(uniform)
         if num_steps > 1:
-            order = random_order(generators, size)
+            noise = draw_gumbel(generators, size)
         ids.append(torch.zeros_like(uniform).long())
         known.append(torch.zeros_like(uniform).bool())
-        unmasked = known[i]
-        for count in unmasking_schedule(size, num_steps):
+        unmasked, counts = known[i], unmasking_schedule(size, num_steps)
+        for step, count in enumerate(counts, 1):
             known[i] = unmasked
             a, b = [net(c, quantizer, ids, known)[:, -size:] for c in (cond, null)]
             logits = classifier_free_guidance(a, b, weights[i])
             ids[i] = torch.where(unmasked, ids[i], sample_codes(logits, uniform, temperature))
-            unmasked = order < count
+            chances = logits.log_softmax(-1).gather(-1, ids[i][..., None])[..., 0]
+            chances = chances + noise*(1 - step/len(counts)) + unmasked*1e9
+            unmasked = chances >= chances.topk(count, 1).values[:, -1:]
     return ids
 
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import t2i
 import t2i.training as training
 import tiny
 from t2i.core import T2IError
@@ -294,6 +295,13 @@ class CollectingTask(TinyTask):
     def after_step(self, generator):
         if self.step == 2:
             gc.collect()
+
+
+def test_a_run_of_ones_own_task_loads_as_its_model(tmp_path):
+    run = train(recipe(steps=2), tmp_path/"run")
+    net = t2i.load(run, "cpu")
+    assert type(net) is tiny.Net and not net.training
+    assert same(net.state_dict(), weights(run, "ema"))
 
 
 def test_a_forgotten_state_moves_no_random_numbers(tmp_path):
