@@ -18,8 +18,8 @@ from safetensors import safe_open
 
 from .core import T2IError
 from .data.emoji import bare_words, emoji_names, emoji_number, nearest_names
-from .engine.checkpoints import REGISTRY, last_checkpoint, weights_file
-from .engine.files import bundled_folder, data_home
+from .engine.checkpoints import REGISTRY, last_checkpoint, place_of, weights_file
+from .engine.files import bundled_folder
 from .engine.recipes import load_recipe
 from .engine.runs import read_metrics
 from .generators.official import ClassNames
@@ -149,7 +149,7 @@ def local_path(
     if path.exists():
         return path
     if name in REGISTRY:
-        path = data_home()/"checkpoints"/REGISTRY[name].file
+        path = place_of(REGISTRY[name])
         return path if path.is_file() else None
     if not is_hub_id(name):
         return find_model(name)  # a bundled name, or an error
@@ -168,7 +168,7 @@ def describe_remote(
         hint = f"no folder {name} is here; as a hub id it is fetched when it is first loaded"
         return dict(source=f"https://huggingface.co/{name}", next=hint)
     published = REGISTRY[name]
-    place = data_home()/"checkpoints"/published.file
+    place = place_of(published)
     hint = f"not here yet; fetched to {place} when it is first loaded"
     if published.manual:
         hint = f"not here yet; find the link at the source and put the file at {place}"

@@ -25,6 +25,7 @@ from .core import from_pil, progress, to_uint8
 from .data.checker import check, shapes_bench
 from .data.datasets import DIGIT_NAMES, DigitsDataset, ShapesDataset
 from .data.shapes import BACKGROUNDS, COLORS, SHAPES, TASKS
+from .engine.checkpoints import REGISTRY, place_of
 from .guidance.clip import CLIP, recall_at, zero_shot
 from .guidance.vqgan_clip import VQGANCLIP
 from .tokenizers.losses import lpips_network, psnr, ssim
@@ -92,8 +93,9 @@ def reconstruction_scores(
     "What a tokenizer keeps of images that it has not seen"
     device, count = next(tokenizer.parameters()).device, min(count, len(dataset))
     lpips, scenes = None, None
-    with suppress(ImportError, OSError, ValueError):  # no package or weights: no such score
-        lpips = lpips_network().to(device)
+    if place_of(REGISTRY["vgg16"]).is_file():  # nothing is fetched for a score
+        with suppress(ImportError, OSError, ValueError):
+            lpips = lpips_network().to(device)
     counts, seconds, rows = torch.zeros(tokenizer.codebook_size), 0., []
     for start in progress(range(0, count, batch_size), desc="reconstructing"):
         indices = range(start, min(count, start+batch_size))

@@ -160,7 +160,7 @@ class InceptionNetwork(nn.Module):
         try:
             from torch_fidelity import feature_extractor_inceptionv3 as inception
         except ImportError:
-            raise ImportError("FID needs an extra package: pip install 't2i[train]', or name a "
+            raise ImportError("FID needs an extra package: pip install '.[train]', or name a "
                               "CLIP with --features") from None
         path = Path(path or fetch(INCEPTION))
         torch.load(path, map_location="cpu", weights_only=True)  # refuses all but tensors

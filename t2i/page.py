@@ -356,7 +356,7 @@ def open_page(
     "Start the page's server in the background"
     from t2i.core import T2IError
     if find_spec("gradio") is None:
-        raise T2IError("the page needs gradio: pip install 't2i[app]'")
+        raise T2IError("the page needs gradio: pip install '.[app]'")
     port = free_port(host, port)
     from t2i.app import OfferedModels
     models = OfferedModels(list(names), device)

@@ -130,7 +130,7 @@ def import_transformers():
     try:
         import transformers
     except ImportError:
-        raise ImportError("BLIP-2 needs transformers: pip install 't2i[train]'") from None
+        raise ImportError("BLIP-2 needs transformers: pip install '.[train]'") from None
     return transformers
 
 # %% ../../nbs/40_captioning.ipynb #a0405e87

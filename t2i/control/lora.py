@@ -81,7 +81,7 @@ def peft_config(
     try:
         from peft import LoraConfig
     except ImportError:
-        raise T2IError("LoRA needs peft: pip install 't2i[train]'") from None
+        raise T2IError("LoRA needs peft: pip install '.[train]'") from None
     return LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets),
                       base_model_name_or_path=base)
 

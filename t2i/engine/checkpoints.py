@@ -7,7 +7,7 @@ __all__ = ['WRAPPERS', 'FORMATS', 'TAMING', 'VAR_FILES', 'VQ_F8', 'VGG16', 'ENHA
            'unwrap_names', 'read_checkpoint', 'detect_format', 'rename_weights', 'misfits', 'load_state_dict_strict',
            'plain_state', 'last_checkpoint', 'weights_file', 'read_weights', 'load_weights', 'save_part', 'read_config',
            'upgrade_saved', 'load_model', 'load_part', 'part_weights', 'initial_weights', 'fingerprint', 'download',
-           'PublishedFile', 'download_file', 'unpack_member', 'fetch']
+           'PublishedFile', 'download_file', 'unpack_member', 'place_of', 'fetch']
 
 # %% ../../nbs/90_checkpoints.ipynb #b4d05b28
 import json
@@ -181,7 +181,8 @@ def weights_file(
     path = Path(path)
     if (path/"last").is_file():
         path = last_checkpoint(path)
-    for name in ("ema.safetensors", "model.safetensors", "open_clip_model.safetensors"):
+    for name in ("ema.safetensors", "model.safetensors", "open_clip_model.safetensors",
+                 "adapter_model.safetensors"):
         if (path/name).is_file():
             return path/name
     if path.is_file():
@@ -413,11 +414,18 @@ def unpack_member(
             shutil.copyfileobj(source, file)
 
 # %% ../../nbs/90_checkpoints.ipynb #4bcc6f3a
+def place_of(
+    published:PublishedFile,
+)->Path: # in `checkpoints` under `data_home()`; perhaps nothing is there yet
+    "Where a published file is kept"
+    return data_home()/"checkpoints"/published.file
+
+
 def fetch(
     published:PublishedFile,
-)->Path: # in `checkpoints` under `data_home()`
+)->Path: # see `place_of`
     "A published file, downloaded once, whole or not at all"
-    path = data_home()/"checkpoints"/published.file
+    path = place_of(published)
     put = f"put {published.archive_member or 'it'} at {path}"
     if path.is_file():
         try:

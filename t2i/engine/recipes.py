@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NULL', 'Recipe', 'find_recipe', 'import_task', 'TextLoader', 'read_yaml', 'takes_text', 'read_override',
-           'merge_fields', 'take_over', 'load_recipe', 'save_recipe']
+           'field_names', 'merge_fields', 'take_over', 'load_recipe', 'save_recipe']
 
 # %% ../../nbs/97_recipes.ipynb #c93a77a0
 import contextlib
@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass, is_dataclass
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import get_type_hints
@@ -129,6 +130,18 @@ def read_override(
         raise T2IError(f"{override!r} is not key=value: {first_line(e)}") from None
 
 # %% ../../nbs/97_recipes.ipynb #c56e54c9
+def field_names(
+    tree:dict, # nested
+)->list[str]:  # dotted
+    "The names of all fields"
+    names = []
+    for name, value in tree.items():
+        names.append(name)
+        if isinstance(value, dict):
+            names += [f"{name}.{inner}" for inner in field_names(value)]
+    return names
+
+
 def merge_fields(
     tree,       # an OmegaConf tree that knows names and types
     new,        # fields to lay over it
@@ -144,6 +157,12 @@ def merge_fields(
         where = f" (at {key})" if key else ""
         what = first_line(e).replace("'$VALUE' of type '$VALUE_TYPE'", "of another type")
         way = "t2i train RECIPE --show prints every field"
+        names = field_names(OmegaConf.to_container(tree))
+        last = str(key).rpartition(".")[2]
+        near = [name for name in names if name.rpartition(".")[2] == last]
+        near = near or get_close_matches(str(key), names, 1)
+        if key and key not in names and near:
+            way = f"did you mean {near[0]}? {way}"
         raise T2IError(f"{source}: {what}{where}; {way}") from None
 
 # %% ../../nbs/97_recipes.ipynb #2e269793

@@ -53,7 +53,7 @@ def lpips_network()->nn.Module:  # two batches (b,3,h,w) in [-1,1] -> distances 
     try:
         from lpips import LPIPS
     except ImportError:
-        raise ImportError("LPIPS needs an extra package: pip install 't2i[train]'") from None
+        raise ImportError("LPIPS needs an extra package: pip install '.[train]'") from None
     weights = torch.load(fetch(REGISTRY["vgg16"]), map_location="cpu", weights_only=True)
     with warnings.catch_warnings(action="ignore"):
         network = LPIPS(net="vgg", pnet_rand=True, verbose=False)

@@ -266,7 +266,8 @@ def check_side(
     "A ValueError for images of another size"
     h, w = images.shape[-2:]
     if (h, w) != (side, side):
-        raise ValueError(f"images have {w}x{h} pixels; this tokenizer needs {side}x{side}")
+        raise ValueError(f"images have {w}x{h} pixels; this tokenizer needs {side}x{side} "
+                         f"(data.resolution={side} in a recipe)")
 
 
 def check_sizes(
