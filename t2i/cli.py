@@ -302,7 +302,8 @@ app.command("sweep")(sweep_command)
 
 @app.command()
 def train(
-    recipe:Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled recipe.")],
+    recipe:Annotated[str, typer.Argument(
+        help="A YAML file, or the name of a bundled recipe; with --resume also a run folder.")],
     overrides:Annotated[list[str], typer.Argument(
         help="Any field of the recipe: train.steps=100 ...")] = None,
     output:option(Path, "run", "The run folder.", "--output", "-o", default="runs/RECIPE") = None,
@@ -322,6 +323,8 @@ def train(
     fields = tuple(overrides or ())
     if show:
         return print_yaml(load_recipe(recipe, fields).tree)
+    if resume and output is None and Path(recipe, "recipe.yaml").is_file():
+        output = Path(recipe)
     folder = t2i.training.train(recipe, output, fields, resume)
     if not is_main_process():  # other machines may not even have the folder
         return

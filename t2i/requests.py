@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'CHOICES', 'LIMITS', 'SENTENCE_WORDS', 'FLAG_VALUES', 'check_settings', 'prompt_list', 'choose_seed',
-           'warn_of_prompts', 'Call', 'check_call', 'read_prompts', 'check_quotes']
+           'with_near_word', 'warn_of_prompts', 'Call', 'check_call', 'read_prompts', 'check_quotes']
 
 # %% ../nbs/54_requests.ipynb #adc9a554
 import math
 import secrets
 import sys
 from dataclasses import dataclass
+from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -89,6 +90,16 @@ def choose_seed(
     return int(seed)
 
 # %% ../nbs/54_requests.ipynb #7bf5c163
+def with_near_word(
+    text_tokenizer:TextTokenizer,
+    word:str, # that it does not know
+)->str:       # quoted, with a similar word behind it if there is one
+    "An unknown word, and what may have been meant"
+    known = [text_tokenizer.tokenizer.id_to_token(i) for i in text_tokenizer.used]
+    near = get_close_matches(word.lower(), known, 1, .75)
+    return f"{word!r} ({near[0]}?)" if near else repr(word)
+
+
 def warn_of_prompts(
     text_tokenizer:TextTokenizer,
     prompts:list[str],
@@ -108,8 +119,9 @@ def warn_of_prompts(
             end = text_tokenizer.tokenizer.encode(p).offsets[length-1][0]
             log.warning("%s is longer than this model's %d tokens: the rest is cut, from %r on",
                         shown, length, p[end:end+30])
-        unknown = ", ".join(map(repr, text_tokenizer.unfamiliar(p)[:5]))
-        if unknown:
+        words = text_tokenizer.unfamiliar(p)[:5]
+        if words:
+            unknown = ", ".join(with_near_word(text_tokenizer, word) for word in words)
             log.warning("%s: %s never occurred in training; the image may lack it", shown, unknown)
 
 # %% ../nbs/54_requests.ipynb #8bf121bb

@@ -266,7 +266,9 @@ def is_hub_id(
     name:str,
 )->bool: # as in owner/model
     "Whether a name can only be an id on the Hugging Face hub: it has one slash and is no path"
-    return name.count("/") == 1 and name[0] not in "/.~" and not name.endswith(WEIGHT_SUFFIXES)
+    if name.count("/") != 1 or name[0] in "/.~" or name.startswith("runs/"):
+        return False
+    return not name.endswith(WEIGHT_SUFFIXES)
 
 # %% ../nbs/51_saved.ipynb #a003e32d
 def find_model(

@@ -284,8 +284,10 @@ def test_an_own_task_in_the_working_folder(t2i, monkeypatch):
     Path("my.yaml").write_text(recipe.replace(task, "task: owntask.Mine"))
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", os.getcwd())])
     code, _, err = t2i("train", "my.yaml", *FEW, "-o", "run")
-    sys.modules.pop("owntask", None)
     assert code == 0 and Path("run/last").exists(), err
+    code, out, err = t2i("train", "run", "--resume")  # a run knows its recipe
+    sys.modules.pop("owntask", None)
+    assert (code, out.split()) == (0, ["run"]) and "nothing to do" in err
 
 
 # ---- dream

@@ -230,6 +230,8 @@ def read_lora(
 )->tuple[LoRAConfig,str]: # and the name of the model that it belongs to
     "What adapter_config.json says"
     path = folder/"adapter_config.json"
+    if (folder/"last").is_file():
+        raise T2IError(f"{folder} is a run: load it as a model, or t2i convert {folder} NAME first")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         config = LoRAConfig(values["r"], values["lora_alpha"], values["target_modules"])

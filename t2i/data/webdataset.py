@@ -156,11 +156,13 @@ def write_shards(
 def split_shards(
     paths:list[Path],
     split:str, # "train" or "val"
-)->list[Path]: # [] if the names tell no split
+)->list[Path]: # [] if the names do not tell both splits
     "The shards of a split"
-    named = [path for path in paths if path.name.lower().startswith(split)]
-    both = [path for path in paths if path.name.lower().startswith(("train", "val"))]
-    return named if len(both) == len(paths) else []
+    parts = {}
+    for path in paths:
+        name = next((s for s in ("train", "val") if path.name.lower().startswith(s)), "")
+        parts.setdefault(name, []).append(path)
+    return parts[split] if parts.keys() == {"train", "val"} else []
 
 # %% ../../nbs/03_webdataset.ipynb #8775248d
 class ShardDataset(ImageFiles):
