@@ -7,6 +7,7 @@ __all__ = ['slug', 'unused_path', 'is_grid_path', 'check_writable', 'numbered', 
            'read_about']
 
 # %% ../nbs/55_outputs.ipynb #068b30c7
+import io
 import itertools
 import re
 import tempfile
@@ -131,9 +132,28 @@ class Output:
         path:str|Path, # a .png for a grid, or a folder for one file per image
     )->list[Path]:     # the files
         "Write PNGs with prompt, seed and settings in their metadata, see `save_images`"
-        images = to_pil(self.images) if isinstance(self.images, Tensor) else self.images
-        per_prompt = self.settings.get("num_images_per_prompt", 1)
-        return save_images(images, self.prompts, path, per_prompt, seed=self.seed, **self.settings)
+        return save_images(
+            self.pil, self.prompts, path, self.per_prompt, seed=self.seed, **self.settings)
+
+    def grid(self)->Image.Image:
+        "All images in one, as `save` writes them into a .png"
+        return output_grid(self.pil, self.per_prompt)
+
+    @property
+    def pil(self)->list[Image.Image]:
+        "The images for PIL, whatever they are"
+        return to_pil(self.images) if isinstance(self.images, Tensor) else self.images
+
+    @property
+    def per_prompt(self)->int:
+        "Images per prompt"
+        return self.settings.get("num_images_per_prompt", 1)
+
+    def _repr_png_(self)->bytes:
+        "The grid, for notebooks"
+        file = io.BytesIO()
+        self.grid().save(file, "png")
+        return file.getvalue()
 
 
 @dataclass

@@ -29,6 +29,7 @@ from t2i.engine.checkpoints import (
     read_config,
 )
 from .engine.files import bundled_folder
+from .engine.folders import IMAGE_SUFFIXES
 
 # %% ../nbs/51_saved.ipynb #312ef79b
 from .generators import super_resolution
@@ -268,7 +269,7 @@ def is_hub_id(
     "Whether a name can only be an id on the Hugging Face hub: it has one slash and is no path"
     if name.count("/") != 1 or name[0] in "/.~" or name.startswith("runs/"):
         return False
-    return not name.endswith(WEIGHT_SUFFIXES)
+    return not name.lower().endswith((*WEIGHT_SUFFIXES, *IMAGE_SUFFIXES))
 
 # %% ../nbs/51_saved.ipynb #a003e32d
 def find_model(
