@@ -46,6 +46,7 @@ from t2i.engine.resume import (
 )
 from .engine.runs import stop_signal
 from t2i.engine.sharding import (
+    DividedAdafactor,
     by_mesh,
     clip_gradients,
     data_share,
@@ -126,7 +127,8 @@ def build_optimizers(
     for part, decay in ((decayed, config.weight_decay), (plain, 0.)):
         groups += [dict(params=params, weight_decay=decay) for params in by_mesh(part)]
     if config.optimizer == "adafactor":
-        return [torch.optim.Adafactor(groups, lr=config.lr)]
+        names = {p: name for name, p in model.named_parameters()}
+        return [DividedAdafactor(groups, names, lr=config.lr)]
     betas = tuple(config.betas)
     optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)]
     if muon:

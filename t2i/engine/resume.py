@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'STATE_FORMAT', 'random_state', 'set_random_state', 'keep_random_state', 'agree_random_state',
-           'parameters_of', 'optimizer_states', 'load_optimizer_states', 'check_settings', 'check_batch', 'RunState',
-           'read_state', 'parameter_names', 'save_run', 'restore_run', 'restore_discriminator', 'size', 'begin', 'due',
-           'on_record', 'aside', 'held_out_losses', 'is_stale', 'keep_best', 'check_finite']
+           'parameters_of', 'optimizer_states', 'fits', 'load_optimizer_states', 'check_settings', 'check_batch',
+           'RunState', 'read_state', 'parameter_names', 'save_run', 'restore_run', 'restore_discriminator', 'size',
+           'begin', 'due', 'on_record', 'aside', 'held_out_losses', 'is_stale', 'keep_best', 'check_finite']
 
 # %% ../../nbs/98_resume.ipynb #fa067cfd
 import contextlib
@@ -30,7 +30,6 @@ from t2i.engine.sharding import (
     check_sharding,
     data_share,
     device_mesh,
-    fits,
     load_shards,
     shard_like,
     whole,
@@ -96,6 +95,14 @@ def optimizer_states(
     return states
 
 # %% ../../nbs/98_resume.ipynb #39cf864a
+def fits(
+    value:Tensor,
+    p:Tensor,
+)->bool:
+    "Has a tensor the shape of a parameter, or 1 in the place of some sizes?"
+    pairs = zip(value.shape, p.shape)
+    return value.ndim == p.ndim and all(a in (1, b) for a, b in pairs)
+
 def load_optimizer_states(
     optimizers:list[torch.optim.Optimizer], # of today
     names:dict[Tensor,str],                 # of every parameter
@@ -112,6 +119,8 @@ def load_optimizer_states(
             tensors = [v for v in values if isinstance(v, Tensor) and v.ndim]
             if state is None or not all(fits(v, p) for v in tensors):
                 fresh.append(names[p])
+            elif getattr(optimizer, "whole_states", False):
+                found[i] = state
             elif state:
                 found[i] = {k: shard_like(v, p, names[p]) for k, v in state.items()}
         groups = optimizer.state_dict()["param_groups"]  # today's rates, by the recipe
