@@ -147,8 +147,8 @@ def by_mesh(
 )->list[list[Tensor]]: # whole ones; those divided among some processes; among others, ...
     "Tensors that one operation can take together, as they are divided among the same processes"
     groups = {}
-    for tensor in tensors:
-        groups.setdefault(getattr(tensor, "device_mesh", None), []).append(tensor)
+    for value in tensors:
+        groups.setdefault(getattr(value, "device_mesh", None), []).append(value)
     return list(groups.values())
 
 def local(
