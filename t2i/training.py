@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .core import T2IError, fold_in, image_grid, log
 from .data.datasets import InfiniteDataset, stream_loader
+from .engine import sharding
 from t2i.engine.checkpoints import (
     initial_weights,
     load_state_dict_strict,
@@ -45,16 +46,6 @@ from t2i.engine.resume import (
     save_run,
 )
 from .engine.runs import stop_signal
-from t2i.engine.sharding import (
-    DividedAdafactor,
-    by_mesh,
-    clip_gradients,
-    data_share,
-    device_mesh,
-    gathered,
-    local,
-    shard_training,
-)
 from .recompute import checkpoint_blocks
 
 # %% ../nbs/04_training.ipynb #b5171732
@@ -125,10 +116,10 @@ def build_optimizers(
             plain.append(p)
     groups = []
     for part, decay in ((decayed, config.weight_decay), (plain, 0.)):
-        groups += [dict(params=params, weight_decay=decay) for params in by_mesh(part)]
+        groups += [dict(params=params, weight_decay=decay) for params in sharding.by_mesh(part)]
     if config.optimizer == "adafactor":
         names = {p: name for name, p in model.named_parameters()}
-        return [DividedAdafactor(groups, names, lr=config.lr)]
+        return [sharding.DividedAdafactor(groups, names, lr=config.lr)]
     betas = tuple(config.betas)
     optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)]
     if muon:
@@ -151,7 +142,7 @@ def ema_model(
     "A moving average of a model's weights; its buffers are copied"
     def update(averaged, current, updates):
         average = get_ema_multi_avg_fn(ema_decay(int(updates), decay))
-        average([local(p) for p in averaged], [local(p) for p in current], updates)
+        average([sharding.local(p) for p in averaged], [sharding.local(p) for p in current], updates)
     return AveragedModel(model, multi_avg_fn=update).eval().requires_grad_(False)
 
 # %% ../nbs/04_training.ipynb #bd2b30bb
@@ -203,7 +194,7 @@ def ema_scope(
 ):
     "Inside, the task's model is the averaged one, and no gradients are kept"
     live = task.model
-    with gathered(ema) as task.model:
+    with sharding.gathered(ema) as task.model:
         try:
             with torch.no_grad():
                 yield task
@@ -250,8 +241,8 @@ class TrainingState(RunState):
             self.task.prepare(fabric.device)
         self.model = self.task.model.to(fabric.device)  # bare; `task.model` becomes the wrapped one
         self.ema = ema_model(self.model, config.ema)
-        if device_mesh(fabric):
-            shard_training(self.task, self.ema, device_mesh(fabric))
+        if sharding.device_mesh(fabric):
+            sharding.shard_training(self.task, self.ema, sharding.device_mesh(fabric))
         self.optimizers = build_optimizers(self.model, config)
         self.scaler = getattr(fabric.strategy.precision, "scaler", None)  # with 16-mixed
         prepare_network(self.task, config)
@@ -273,7 +264,7 @@ def batches(
     fabric, config = state.fabric, state.config
     training = split == "train"
     loader = stream_loader(
-        state.streams[split], config.batch_size, steps, *data_share(fabric),
+        state.streams[split], config.batch_size, steps, *sharding.data_share(fabric),
         accumulate=config.accumulate if training else 1,
         workers=config.workers if training else 0,
         pin_memory=fabric.device.type == "cuda")
@@ -324,7 +315,7 @@ def optimizer_step(
             continue
         if state.scaler:
             state.scaler.unscale_(optimizer)
-        norms.append(clip_gradients(weights, limit))
+        norms.append(sharding.clip_gradients(weights, limit))
     norm = torch.stack(norms).amax().item()  # nan, if one of them is
     lowered = False
     if state.scaler:  # one scale for all: it is lowered where a gradient overflowed

@@ -24,6 +24,7 @@ def stacked_parts(
     module = name.split(".")[-2:][0]
     return STACKED.get(module, 1)
 
+# %% ../../nbs/93_tensor_parallel.ipynb #a3e477a6
 def by_process(
     value:Tensor, # of a parameter, or of an optimizer's memory of it
     parts:int,    # see `stacked_parts`
@@ -57,6 +58,7 @@ def forget_local(
     for name in PER_HEAD:
         vars(attention).pop(name, None)
 
+# %% ../../nbs/93_tensor_parallel.ipynb #4667a97c
 def divide_heads(
     attention:nn.Module, # with `heads`; changed in place
     mesh,                # the processes, a one-dimensional `DeviceMesh`
@@ -89,6 +91,7 @@ def check_division(
         what = f"the {module.out_features} numbers of {name}"
         raise T2IError(f"train.tensor_parallel={ranks} does not divide {what}")
 
+# %% ../../nbs/93_tensor_parallel.ipynb #9426d032
 def parallelize(
     model:nn.Module, # its blocks are in lists called `blocks`; changed in place
     mesh,            # the processes, a one-dimensional `DeviceMesh`
