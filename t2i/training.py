@@ -142,7 +142,8 @@ def ema_model(
     "A moving average of a model's weights; its buffers are copied"
     def update(averaged, current, updates):
         average = get_ema_multi_avg_fn(ema_decay(int(updates), decay))
-        average([sharding.local(p) for p in averaged], [sharding.local(p) for p in current], updates)
+        averaged, current = [list(map(sharding.local, part)) for part in (averaged, current)]
+        average(averaged, current, updates)
     return AveragedModel(model, multi_avg_fn=update).eval().requires_grad_(False)
 
 # %% ../nbs/04_training.ipynb #bd2b30bb

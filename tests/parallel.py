@@ -24,9 +24,10 @@ SMALL = """
 """.split()
 SETTINGS = dict(
     adamw=["model.dropout=0.1"],
-    adafactor=["model.dropout=0.1", "train.optimizer=adafactor", "condition_dropout=0.5"],
+    adafactor=["model.dropout=0.1", "train.optimizer=adafactor", "train.lr=0.1",
+               "condition_dropout=0.5"],
     still=["model.dropout=0"],  # groups draw masks of their own, so none are drawn
-    still_adafactor=["model.dropout=0", "train.optimizer=adafactor"],
+    still_adafactor=["model.dropout=0", "train.optimizer=adafactor", "train.lr=0.1"],
 )
 
 
