@@ -9,6 +9,7 @@ __all__ = ['SHARDINGS', 'shard_model', 'is_shard', 'whole', 'shard_like', 'load_
 
 # %% ../../nbs/93_sharding.ipynb #f28b4920
 import contextlib
+import logging
 import re
 import warnings
 from copy import deepcopy
@@ -232,6 +233,7 @@ def mesh_strategy(
     "Processes that divide a model among them; `shard_training` does it"
     from lightning.fabric.strategies import ModelParallelStrategy
     warnings.filterwarnings("ignore", message=".*returned a view tensor")  # we change none in place
+    logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)  # of two sums in a row
     return ModelParallelStrategy(
         lambda model, mesh: model, data_parallel_size=world//ranks, tensor_parallel_size=ranks)
 
