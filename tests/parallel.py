@@ -1,7 +1,7 @@
 """A tiny Parti trains in one process, in two that divide its layers, and in four of which two and
 two share its weights besides; runs that were stopped go on.
 
-python parallel.py FOLDER
+python parallel.py FOLDER two|table|table_adafactor
 """
 import os
 import shutil
@@ -26,8 +26,8 @@ SETTINGS = dict(
     adamw=["model.dropout=0.1"],
     adafactor=["model.dropout=0.1", "train.optimizer=adafactor", "train.lr=0.1",
                "condition_dropout=0.5"],
-    still=["model.dropout=0"],  # groups draw masks of their own, so none are drawn
-    still_adafactor=["model.dropout=0", "train.optimizer=adafactor", "train.lr=0.1"],
+    table=["model.dropout=0"],  # groups draw masks of their own, so none are drawn
+    table_adafactor=["model.dropout=0", "train.optimizer=adafactor", "train.lr=0.1"],
 )
 
 
@@ -84,15 +84,14 @@ def divided(folder, *names):
             raise AssertionError(f"{more} was not refused")
 
 
-def table(folder, *names):
+def table(folder, name):
     "Four processes: two groups share the weights, two processes of a group share the work"
     both = "train.tensor_parallel=2", "train.sharding=fsdp"
-    for name in names:
-        small(folder/f"four-{name}", name, *both)
+    small(folder/"four", name, *both)
     if int(os.environ["RANK"]) == 0:
-        rewind(folder/f"four-{names[0]}", folder/"four-again")
+        rewind(folder/"four", folder/"again")
     torch.distributed.barrier()
-    small(folder/"four-again", names[0], *both, resume=True)
+    small(folder/"again", name, *both, resume=True)
 
 
 def main(folder, which):
@@ -102,8 +101,8 @@ def main(folder, which):
         in_processes(2, divided, folder, *names)
         small(folder/"alone", names[0], "train.tensor_parallel=1", resume=True)
     else:
-        names = "still", "still_adafactor"
-        in_processes(4, table, folder, *names)
+        names = [which]
+        in_processes(4, table, folder, which)
     for name in names:
         small(folder/f"one-{name}", name)
 
