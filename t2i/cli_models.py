@@ -172,6 +172,7 @@ def info(
         help="Of a recipe: fields, train.batch_size=32 ...")] = None,
     tflops:option(
         float, "tflops", "Of a recipe: 10^12 FLOPs per second of one device in training.") = 40.,
+    memory:option(float, "memory", "Of a recipe: GiB of one device.") = 80.,
     names:option(
         str, "near_names(model, text)", "The names nearest to a word, of a model of emoji.") = None,
     as_json:Json = False,
@@ -184,7 +185,7 @@ def info(
     if names is not None:
         return print_names(model or "emoji-var", names, as_json)
     if overrides or (model and is_recipe(model)):
-        about = recipe_costs(model, tuple(overrides or ()), tflops)
+        about = recipe_costs(model, tuple(overrides or ()), tflops, memory=memory)
     else:
         about = list_models() if model is None else describe_name(model)
     if as_json:

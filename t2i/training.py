@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .core import T2IError, fold_in, image_grid, log
 from .data.datasets import InfiniteDataset, stream_loader
+from .engine import sharding
 from t2i.engine.checkpoints import (
     initial_weights,
     load_state_dict_strict,
@@ -45,7 +46,6 @@ from t2i.engine.resume import (
     save_run,
 )
 from .engine.runs import stop_signal
-from .engine.sharding import clip_gradients, device_mesh, gathered, shard_training
 from .recompute import checkpoint_blocks
 
 # %% ../nbs/04_training.ipynb #b5171732
@@ -56,8 +56,9 @@ class TrainConfig:
     batch_size:int=64       # images per step, over all processes and micro-batches
     accumulate:int=1        # micro-batches per step
     precision:str="auto"    # 32-true, bf16-mixed or 16-mixed; auto: the fastest of them here
-    optimizer:str="adamw"   # muon: Muon for the matrices of the blocks, AdamW for the rest
-    lr:float=1e-3           # of AdamW
+    optimizer:str="adamw"   # muon: Muon for the matrices of the blocks, AdamW for the rest;
+                            # adafactor: AdamW's steps from two numbers per row and column
+    lr:float=1e-3           # of AdamW; of Adafactor, as a share of a matrix's typical weight
     muon_lr:float=2e-2      # of Muon
     betas:tuple[float,float]=(.9,.95) # of AdamW
     weight_decay:float=.01  # of matrices; vectors and embeddings are not decayed
@@ -76,6 +77,7 @@ class TrainConfig:
     devices:int=1           # processes on this machine; torchrun overrides
     strategy:str="auto"     # how they work together: auto, ddp, ddp_find_unused_parameters_true
     sharding:str="none"     # fsdp: processes share the weights, see lesson 93_sharding
+    tensor_parallel:int=1   # processes that share each image's work, see 93_tensor_parallel
     workers:int=0           # data loader processes
     checkpointing:bool=False # less memory, a third more time, see lesson 05_recompute
     compile:bool=False      # torch.compile the model
@@ -112,9 +114,12 @@ def build_optimizers(
             decayed.append(p)
         else:
             plain.append(p)
-    groups = [dict(params=decayed, weight_decay=config.weight_decay)]
-    groups += [dict(params=plain, weight_decay=0.)]
-    groups = [group for group in groups if group["params"]]
+    groups = []
+    for part, decay in ((decayed, config.weight_decay), (plain, 0.)):
+        groups += [dict(params=params, weight_decay=decay) for params in sharding.by_mesh(part)]
+    if config.optimizer == "adafactor":
+        names = {p: name for name, p in model.named_parameters()}
+        return [sharding.DividedAdafactor(groups, names, lr=config.lr)]
     betas = tuple(config.betas)
     optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)]
     if muon:
@@ -137,6 +142,7 @@ def ema_model(
     "A moving average of a model's weights; its buffers are copied"
     def update(averaged, current, updates):
         average = get_ema_multi_avg_fn(ema_decay(int(updates), decay))
+        averaged, current = [list(map(sharding.local, part)) for part in (averaged, current)]
         average(averaged, current, updates)
     return AveragedModel(model, multi_avg_fn=update).eval().requires_grad_(False)
 
@@ -189,7 +195,7 @@ def ema_scope(
 ):
     "Inside, the task's model is the averaged one, and no gradients are kept"
     live = task.model
-    with gathered(ema) as task.model:
+    with sharding.gathered(ema) as task.model:
         try:
             with torch.no_grad():
                 yield task
@@ -236,8 +242,8 @@ class TrainingState(RunState):
             self.task.prepare(fabric.device)
         self.model = self.task.model.to(fabric.device)  # bare; `task.model` becomes the wrapped one
         self.ema = ema_model(self.model, config.ema)
-        if device_mesh(fabric):
-            shard_training(self.task, self.ema, device_mesh(fabric))
+        if sharding.device_mesh(fabric):
+            sharding.shard_training(self.task, self.ema, sharding.device_mesh(fabric))
         self.optimizers = build_optimizers(self.model, config)
         self.scaler = getattr(fabric.strategy.precision, "scaler", None)  # with 16-mixed
         prepare_network(self.task, config)
@@ -259,7 +265,7 @@ def batches(
     fabric, config = state.fabric, state.config
     training = split == "train"
     loader = stream_loader(
-        state.streams[split], config.batch_size, steps, fabric.global_rank, fabric.world_size,
+        state.streams[split], config.batch_size, steps, *sharding.data_share(fabric),
         accumulate=config.accumulate if training else 1,
         workers=config.workers if training else 0,
         pin_memory=fabric.device.type == "cuda")
@@ -310,7 +316,7 @@ def optimizer_step(
             continue
         if state.scaler:
             state.scaler.unscale_(optimizer)
-        norms.append(clip_gradients(weights, limit))
+        norms.append(sharding.clip_gradients(weights, limit))
     norm = torch.stack(norms).amax().item()  # nan, if one of them is
     lowered = False
     if state.scaler:  # one scale for all: it is lowered where a gradient overflowed

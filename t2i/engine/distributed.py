@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..core import T2IError, best_device, half_dtype, warn_once
 from .sharding import mesh_strategy
+from .tensor_parallel import check_processes
 
 # %% ../../nbs/93_distributed.ipynb #e68feb05
 def world_size()->int:
@@ -99,7 +100,7 @@ def destroy_process_group():
         dist.destroy_process_group()
 
 def make_fabric(
-    config, # with precision, devices, strategy and sharding: a `TrainConfig`
+    config, # a `TrainConfig`: precision, devices, strategy, sharding and tensor_parallel
 ):          # lightning.fabric.Fabric
     "The engine of a training: device, precision, processes"
     warnings.filterwarnings("ignore", module="lightning")
@@ -113,8 +114,9 @@ def make_fabric(
     world = max(world, devices)
     if strategy == "auto" and world > 1:
         strategy = "ddp"
-    if config.sharding == "fsdp" and world > 1:
-        strategy = mesh_strategy(world)
+    check_processes(config.tensor_parallel, world, config.sharding)
+    if world > 1 and (config.sharding == "fsdp" or config.tensor_parallel > 1):
+        strategy = mesh_strategy(world, config.tensor_parallel)
     atexit.unregister(destroy_process_group)
     atexit.register(destroy_process_group)
     try:

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['SHARDINGS', 'shard_model', 'is_shard', 'whole', 'shard_like', 'load_shards', 'release', 'shard_training', 'gathered',
-           'clip_gradients', 'check_sharding', 'mesh_strategy', 'device_mesh']
+           'by_mesh', 'local', 'clip_gradients', 'DividedAdafactor', 'check_sharding', 'mesh_strategy', 'device_mesh',
+           'data_share']
 
 # %% ../../nbs/93_sharding.ipynb #f28b4920
 import contextlib
+import logging
 import re
 import warnings
 from copy import deepcopy
@@ -20,6 +22,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..core import T2IError
 from .checkpoints import CheckpointError, load_weights, misfits, read_weights
+from t2i.engine.tensor_parallel import (
+    by_process,
+    joined,
+    parallelize,
+    stacked_parts,
+    tensor_ranks,
+)
 
 # %% ../../nbs/93_sharding.ipynb #2dacee90
 def shard_model(
@@ -47,24 +56,28 @@ def is_shard(
 def whole(
     value,          # a tensor, or dictionaries of such; other values stay as they are
     keep:bool=True, # False: take part, but forget the result
+    name:str="",    # of the parameter that the tensor belongs to; in dictionaries it is the key
 ):                  # the same; what was divided is on the CPU
     "Put shards together; all processes must call it"
     if isinstance(value, dict):
-        return {k: whole(v, keep) for k, v in value.items()}
+        names = {k: k if "." in k else name for k in value}
+        return {k: whole(v, keep, names[k]) for k, v in value.items()}
     if not is_shard(value):
         return value
-    full = value.detach().full_tensor()
+    full = joined(value, name)
     return full.cpu() if keep else None
 
 # %% ../../nbs/93_sharding.ipynb #3cbaaa61
 def shard_like(
     value:Tensor, # whole, the same on all processes
     like:Tensor,  # a tensor that may be divided
+    name:str="",  # of its parameter, see `by_process`
 )->Tensor:        # `value` itself, if `like` is whole or has another shape
-    "The rows of a whole tensor that belong to this process"
+    "The part of a whole tensor that belongs to this process"
     if not is_shard(like) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
+    value = by_process(value, stacked_parts(name), tensor_ranks(like))
     value = value.to(like.device, like.dtype)
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
@@ -82,7 +95,7 @@ def load_shards(
     wrong = misfits(own, weights)
     if wrong:
         raise CheckpointError(f"{path} does not fit the model; {'; '.join(wrong)}")
-    model.load_state_dict({k: shard_like(w, own[k].detach()) for k, w in weights.items()})
+    model.load_state_dict({k: shard_like(w, own[k].detach(), k) for k, w in weights.items()})
 
 # %% ../../nbs/93_sharding.ipynb #0191c560
 def release(
@@ -96,15 +109,18 @@ def release(
 def shard_training(
     task,              # a `Task`, whose model is changed in place
     ema:AveragedModel, # of the model; changed in place
-    mesh,              # the processes
+    mesh,              # the processes, a `DeviceMesh` of data_parallel times tensor_parallel
 ):
     "Divide a model and its average; optimizers must be made afterwards"
     if task.discriminator is not None:
-        raise T2IError("train.sharding=fsdp: a task with a discriminator trains with none")
+        raise T2IError("a task with a discriminator is not divided: train.sharding=none")
     ema.whole = deepcopy(ema.module)
     release(ema.whole)
     for model in (task.model, ema.module):
-        shard_model(model, mesh)
+        if mesh["tensor_parallel"].size() > 1:
+            parallelize(model, mesh["tensor_parallel"])
+        if mesh["data_parallel"].size() > 1:
+            shard_model(model, mesh["data_parallel"])
 
 # %% ../../nbs/93_sharding.ipynb #4f9a5783
 @contextlib.contextmanager
@@ -116,8 +132,9 @@ def gathered(
     if model is ema.module:
         yield model
         return
-    for own, shard in zip(model.parameters(), ema.module.parameters(), strict=True):
-        own.data = shard.detach().full_tensor()
+    shards = dict(ema.module.named_parameters())
+    for name, own in model.named_parameters():
+        own.data = joined(shards[name], name)
     for own, buffer in zip(model.buffers(), ema.module.buffers(), strict=True):
         own.copy_(buffer)
     try:
@@ -126,6 +143,21 @@ def gathered(
         release(model)
 
 # %% ../../nbs/93_sharding.ipynb #bc0fffab
+def by_mesh(
+    tensors:list[Tensor],
+)->list[list[Tensor]]: # whole ones; those divided among some processes; among others, ...
+    "Tensors that one operation can take together, as they are divided among the same processes"
+    groups = {}
+    for value in tensors:
+        groups.setdefault(getattr(value, "device_mesh", None), []).append(value)
+    return list(groups.values())
+
+def local(
+    tensor:Tensor,
+)->Tensor:
+    "The part of a tensor that this process has"
+    return tensor.to_local() if is_shard(tensor) else tensor
+
 def clip_gradients(
     weights:list[nn.Parameter], # with gradients
     limit:float,                # of the norm
@@ -134,10 +166,45 @@ def clip_gradients(
     grads = [p.grad for p in weights]
     if not any(map(is_shard, grads)):
         return nn.utils.clip_grad_norm_(weights, limit)
-    norm = nn.utils.get_total_norm(grads).full_tensor()
+    norms = [nn.utils.get_total_norm(group) for group in by_mesh(grads)]
+    norm = torch.stack([joined(part) for part in norms]).norm()
     scale = (limit/(norm + 1e-6)).clamp(max=1.)
-    torch._foreach_mul_([grad.to_local() for grad in grads], scale)
+    torch._foreach_mul_([local(grad) for grad in grads], scale)
     return norm
+
+# %% ../../nbs/93_sharding.ipynb #fba12995
+class DividedAdafactor(torch.optim.Adafactor):
+    "Adafactor, also for divided parameters: one at a time is whole while it is moved"
+    whole_states = True # what it remembers is whole, on every process
+
+    def __init__(self,
+        groups:list[dict],       # as of any optimizer
+        names:dict[Tensor,str],  # of every parameter
+        **settings,              # lr, ...
+    ):
+        super().__init__(groups, **settings)
+        self.names = names
+
+    @torch.no_grad()
+    def step(self):
+        groups = self.param_groups
+        try:
+            for group in groups:
+                for p in [p for p in group["params"] if p.grad is not None]:
+                    self.move(p, group)
+        finally:
+            self.param_groups = groups
+
+    def move(self, p:Tensor, group:dict):
+        "A step of one parameter"
+        whole = nn.Parameter(joined(p, self.names[p]))  # if p is whole: the same memory
+        whole.grad = joined(p.grad, self.names[p])
+        self.param_groups = [group | dict(params=[whole])]
+        self.state[whole] = self.state.pop(p, {})
+        super().step()
+        self.state[p] = self.state.pop(whole)
+        if is_shard(p):
+            local(p).copy_(local(shard_like(whole.detach(), p, self.names[p])))
 
 # %% ../../nbs/93_sharding.ipynb #84aa139a
 SHARDINGS = ("none", "fsdp")
@@ -145,32 +212,44 @@ SHARDINGS = ("none", "fsdp")
 def check_sharding(
     config, # a `TrainConfig`
 ):
-    "Refuse what sharding cannot be combined with"
-    if config.sharding == "none":
+    "Refuse what a divided model cannot be combined with"
+    if config.sharding == "none" and config.tensor_parallel == 1:
         return
+    name = "train.tensor_parallel" if config.tensor_parallel > 1 else "train.sharding=fsdp"
+    if config.tensor_parallel > 1 and config.optimizer == "muon":
+        raise T2IError(f"{name} cuts the matrices that muon takes whole: use adamw or adafactor")
     if config.precision == "16-mixed":
-        raise T2IError("train.sharding=fsdp has no loss scale: use bf16-mixed or 32-true")
+        raise T2IError(f"{name} has no loss scale: use bf16-mixed or 32-true")
     if config.strategy != "auto":
-        raise T2IError("train.sharding=fsdp is a strategy itself: leave out train.strategy")
+        raise T2IError(f"{name} is a strategy itself: leave out train.strategy")
     if config.compile:
-        raise T2IError("train.sharding=fsdp is not compiled: set train.compile=false")
+        raise T2IError(f"{name} is not compiled: set train.compile=false")
 
 # %% ../../nbs/93_sharding.ipynb #7ffb3acc
 def mesh_strategy(
-    world:int, # processes
-):             # a strategy for Fabric
-    "Processes that divide a model among them; `shard_model` does it"
+    world:int,   # processes
+    ranks:int=1, # `train.tensor_parallel`: so many of them compute the same images
+):               # a strategy for Fabric
+    "Processes that divide a model among them; `shard_training` does it"
     from lightning.fabric.strategies import ModelParallelStrategy
     warnings.filterwarnings("ignore", message=".*returned a view tensor")  # we change none in place
+    logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)  # of two sums in a row
     return ModelParallelStrategy(
-        lambda model, mesh: model, data_parallel_size=world, tensor_parallel_size=1)
+        lambda model, mesh: model, data_parallel_size=world//ranks, tensor_parallel_size=ranks)
 
 # %% ../../nbs/93_sharding.ipynb #31a157c0
 def device_mesh(
     fabric, # launched
-):          # a `DeviceMesh`, or None
+):          # a `DeviceMesh` of data_parallel times tensor_parallel, or None
     "The processes that divide a model, if they do"
     strategy = fabric.strategy
-    if not hasattr(type(strategy), "device_mesh"):
-        return None
-    return strategy.device_mesh["data_parallel"]
+    return strategy.device_mesh if hasattr(type(strategy), "device_mesh") else None
+
+def data_share(
+    fabric, # launched
+)->tuple[int,int]: # its number, how many there are
+    "Which part of every batch this process computes"
+    mesh = device_mesh(fabric)
+    if mesh is None:
+        return fabric.global_rank, fabric.world_size
+    return mesh["data_parallel"].get_local_rank(), mesh["data_parallel"].size()

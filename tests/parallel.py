@@ -1,0 +1,111 @@
+"""A tiny Parti trains in one process, in two that divide its layers, and in four of which two and
+two share its weights besides; runs that were stopped go on.
+
+python parallel.py FOLDER two|table|table_adafactor
+"""
+import os
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+import torch
+
+from t2i.core import T2IError
+from t2i.engine.distributed import destroy_process_group
+from t2i.training import train
+
+SMALL = """
+    clip=null contrast.weight=0 vocabulary_captions=50 reading_pairs=0 model.depth=1 model.width=32
+    model.heads=2 text.depth=1 text.width=32 text.heads=2 train.steps=4 train.batch_size=8
+    train.precision=32-true train.optimizer=adamw train.lr=0.01 train.warmup=1 train.log_every=1
+    train.val_every=0 train.val_batches=1 train.sample_every=0 train.save_every=2 train.workers=0
+    train.compile=false train.checkpointing=true
+""".split()
+SETTINGS = dict(
+    adamw=["model.dropout=0.1"],
+    adafactor=["model.dropout=0.1", "train.optimizer=adafactor", "train.lr=0.1",
+               "condition_dropout=0.5"],
+    table=["model.dropout=0"],  # groups draw masks of their own, so none are drawn
+    table_adafactor=["model.dropout=0", "train.optimizer=adafactor", "train.lr=0.1"],
+)
+
+
+def small(folder, name, *more, resume=False):
+    "A short training"
+    train("shapes-parti", folder, (*SMALL, *SETTINGS[name], *more), resume)
+
+
+def rewind(run, to):
+    "A copy of a run as it was after two steps"
+    shutil.copytree(run, to)
+    shutil.rmtree(to/"checkpoints"/"step-4")
+    (to/"last").write_text("step-2")
+
+
+def in_processes(world, work, *arguments):
+    "Run a function in several processes, as torchrun starts them"
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    os.environ |= dict(
+        WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), MASTER_ADDR="localhost",
+        MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test", GROUP_RANK="0")
+    start = torch.multiprocessing.start_processes
+    start(as_rank, (work, *arguments), world, start_method="fork")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        del os.environ[name]
+
+
+def as_rank(rank, work, *arguments):
+    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank))
+    torch.set_num_threads(1)
+    work(*arguments)
+    destroy_process_group()
+
+
+def divided(folder, *names):
+    "Two processes that compute the same images"
+    two = "train.tensor_parallel=2"
+    for name in names:
+        small(folder/f"two-{name}", name, two)
+    if int(os.environ["RANK"]) == 0:
+        for copy in ("again", "alone"):
+            rewind(folder/f"two-{names[0]}", folder/copy)
+    torch.distributed.barrier()
+    small(folder/"again", names[0], two, resume=True)
+    for more, says in (("model.heads=1", "does not divide the 1 heads"),
+                       ("train.tensor_parallel=3", "does not divide the number of processes")):
+        try:
+            small(folder/"refused", names[0], two, more)
+        except T2IError as e:
+            assert says in str(e), e
+        else:
+            raise AssertionError(f"{more} was not refused")
+
+
+def table(folder, name):
+    "Four processes: two groups share the weights, two processes of a group share the work"
+    both = "train.tensor_parallel=2", "train.sharding=fsdp"
+    small(folder/"four", name, *both)
+    if int(os.environ["RANK"]) == 0:
+        rewind(folder/"four", folder/"again")
+    torch.distributed.barrier()
+    small(folder/"again", name, *both, resume=True)
+
+
+def main(folder, which):
+    "First the processes, then the trainings of this one: a process that computed is not forked"
+    if which == "two":
+        names = "adamw", "adafactor"
+        in_processes(2, divided, folder, *names)
+        small(folder/"alone", names[0], "train.tensor_parallel=1", resume=True)
+    else:
+        names = [which]
+        in_processes(4, table, folder, which)
+    for name in names:
+        small(folder/f"one-{name}", name)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
