@@ -256,17 +256,18 @@ def test_the_command(t2i, mirror, capsys):
 
 @contextlib.contextmanager
 def started(command, log):
-    "A command that heads a group of processes; none of them is left at the end"
+    """A command with the processes that it starts; none of them is left at the end. Its output
+    ends when all of them have ended"""
     env = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
-    options = dict(stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True)
+    options = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
     with open(log, "w") as file:
-        process = subprocess.Popen(command, stdout=file, env=env, **options)
+        process = subprocess.Popen(command, stderr=file, env=env, **options)
     try:
         yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
 
 
 def wait_for(line, process, log, seconds=900):
@@ -290,10 +291,12 @@ def test_the_recipe_from_cache_to_gallery(t2i, tmp_path, capsys):
     command, log = [sys.executable, "-m", "t2i", "train", name, "-o", "run"], tmp_path/"log.txt"
     with started([*command, *cached, *two, "train.steps=1000"], log) as process:
         wait_for("step 3 of", process, log)
-    assert process.returncode == -signal.SIGKILL
+        process.kill()
+        process.communicate(timeout=900)  # the other process does not wait for a dead one
     assert Path("run/last").read_text() == "step-2"
     with started([*command, "--resume", "train.steps=4"], log) as process:
-        assert process.wait(timeout=900) == 0, log.read_text()
+        process.communicate(timeout=900)
+        assert process.returncode == 0, log.read_text()
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path/"kept").rglob("*.safetensors")}
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
