@@ -19,6 +19,7 @@ from safetensors import safe_open
 from .core import T2IError
 from .data.emoji import bare_words, emoji_names, emoji_number, nearest_names
 from .engine.checkpoints import REGISTRY, last_checkpoint, place_of, weights_file
+from .engine.distributed_checkpoints import METADATA
 from .engine.files import bundled_folder
 from .engine.recipes import load_recipe
 from .engine.runs import read_metrics
@@ -183,7 +184,7 @@ def checkpoint_name(
     if path is None:
         return ""
     file = weights_file(path/"generator" if (path/"generator").is_dir() else path)
-    with open(file, "rb") as f:
+    with open(file/METADATA if file.is_dir() else file, "rb") as f:  # that of shards has an id
         digest = hashlib.file_digest(f, "sha256").hexdigest()[:12]
     step = file.parent.name
     return f"{step} {digest}" if step.startswith("step-") else digest

@@ -28,6 +28,7 @@ from t2i.engine.checkpoints import (
     read_checkpoint,
     read_config,
 )
+from .engine.distributed_checkpoints import is_distributed
 from .engine.files import bundled_folder
 from .engine.folders import IMAGE_SUFFIXES
 
@@ -318,6 +319,8 @@ def load_folder(
         return load_part(MODEL_CLASSES, folder)
     if (folder/"open_clip_config.json").is_file():
         return load_clip(folder, "cpu")
+    if is_distributed(folder):
+        return load_official(folder)
     raise T2IError(
         f"{folder} is neither a saved model (with model_index.json, config.json or "
         "open_clip_config.json) nor a run with a checkpoint (recipe.yaml and last)")

@@ -11,9 +11,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 import torch.nn as nn
 from safetensors.torch import load_file, save_file
 
+import t2i
 from t2i import T2IError
 from t2i.engine.checkpoints import (
     REGISTRY,
@@ -275,6 +277,95 @@ def test_safetensors_under_another_name(tmp_path):
     torch.save(WEIGHTS, tmp_path/"x.safetensors")
     for name in ("x.ckpt", "x.safetensors"):
         assert sorted(read_checkpoint(tmp_path/name)) == ["b", "w"]
+
+
+# ---- Folders of torch.distributed.checkpoint
+
+
+@pytest.fixture
+def shards(tmp_path):
+    "A folder as a process writes it; what is no tensor is in a pickle of its own"
+    step = Call(os.system, f"touch {tmp_path/'marker'}")
+    content = dict(app=dict(model=dict(WEIGHTS), step=step))
+    with pytest.warns(UserWarning, match="single process"):
+        dcp.save(content, checkpoint_id=tmp_path/"shards", no_dist=True)
+    return tmp_path/"shards"
+
+
+def spoil(folder, change):
+    "Change the metadata of a folder"
+    metadata = dcp.FileSystemReader(folder).read_metadata()
+    change(metadata)
+    (folder/".metadata").write_bytes(pickle.dumps(metadata))
+
+
+def test_a_folder_of_shards_is_read_and_nothing_runs(shards, tmp_path):
+    found = read_checkpoint(shards)
+    assert list(found) == ["w", "b"]
+    assert all(torch.equal(found[k], WEIGHTS[k]) for k in found)
+    assert found["b"].dtype == torch.float16
+    assert not (tmp_path/"marker").exists()
+
+
+@pytest.mark.parametrize("name", list(payloads("x")))
+def test_payloads_in_metadata_do_nothing(shards, tmp_path, name):
+    marker = tmp_path/"marker"
+    spoil(shards, lambda metadata: vars(metadata).update(planner_data=payloads(marker)[name]))
+    with pytest.raises(CheckpointError, match="which it never needs") as e:
+        read_checkpoint(shards)
+    assert str(shards) in one_line(e) and not marker.exists()
+
+
+def test_a_payload_in_the_place_of_a_tensor(shards, tmp_path):
+    torch.save(Call(os.system, f"touch {tmp_path/'marker'}"), shards/"__9_0.distcp")
+
+    def change(metadata):
+        place, = [place for at, place in metadata.storage_data.items() if at.fqn == "app.model.w"]
+        size = (shards/"__9_0.distcp").stat().st_size
+        vars(place).update(relative_path="__9_0.distcp", offset=0, length=size)
+
+    spoil(shards, change)
+    with pytest.raises(CheckpointError, match="is damaged") as e:
+        read_checkpoint(shards)
+    assert one_line(e) and not (tmp_path/"marker").exists()
+
+
+@pytest.mark.parametrize("size, says", [
+    ((2, 4), "6 numbers are stored of a tensor of 8"), ((10**9, 10**9), "6 numbers are stored"),
+    (("a",), "cannot read"), (None, "cannot read"),
+])  # fmt: skip
+def test_a_shape_that_is_not_stored(shards, size, says):
+    def change(metadata):
+        metadata.state_dict_metadata["app.model.w"].size = size
+
+    spoil(shards, change)
+    with pytest.raises(CheckpointError, match=says) as e:
+        read_checkpoint(shards)
+    assert one_line(e)
+
+
+def test_a_shard_outside_of_the_folder(shards):
+    def change(metadata):
+        for place in metadata.storage_data.values():
+            place.relative_path = f"../shards/{place.relative_path}"
+
+    spoil(shards, change)
+    with pytest.raises(CheckpointError, match="is not a file of this folder"):
+        read_checkpoint(shards)
+
+
+def test_shards_beside_a_config_are_a_model(tmp_path):
+    line = Line(LineConfig())
+    save_part(line, tmp_path/"line")
+    (tmp_path/"line"/"model.safetensors").unlink()
+    with pytest.warns(UserWarning, match="single process"):
+        dcp.save(line.state_dict(), checkpoint_id=tmp_path/"line", no_dist=True)
+    found = load_part(dict(line=(Line, LineConfig)), tmp_path/"line")
+    assert torch.equal(found.slope.weight, line.slope.weight) and found.count == 2**40
+    assert initial_weights(tmp_path/"line").keys() == line.state_dict().keys()
+    with pytest.raises(T2IError, match="looks like no model known here"):
+        (tmp_path/"line"/"config.json").unlink()
+        t2i.load(tmp_path/"line")
 
 
 # ---- Saved models

@@ -1,11 +1,15 @@
 """COCO 2017 from the archives to a trained generator. A server on this machine publishes the
 sample of the repository in archives that are named and laid out like COCO's; nothing is fetched
 from elsewhere."""
+import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -250,29 +254,69 @@ def test_the_command(t2i, mirror, capsys):
     assert capsys.readouterr().err.count("cannot fetch") == 1
 
 
-def test_the_recipe_from_cache_to_curves(t2i, tmp_path, capsys):
-    "The sample takes the path of COCO: cache, train, resume, plot, draw"
+@contextlib.contextmanager
+def started(command, log):
+    """A command with the processes that it starts; none of them is left at the end. Its output
+    ends when all of them have ended"""
+    env = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    options = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, stderr=file, env=env, **options)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for(line, process, log, seconds=900):
+    "Until a command has logged a line; one that ends before, or hangs, is an error with its log"
+    end = time.monotonic() + seconds
+    while line not in log.read_text():
+        assert process.poll() is None and time.monotonic() < end, log.read_text()
+        time.sleep(.1)
+
+
+def test_the_recipe_from_cache_to_gallery(t2i, tmp_path, capsys):
+    "The sample takes the path of COCO: check, cache, train sharded, kill, resume, score, draw"
     name = "text-var-coco-d20"
+    assert t2i("data", "coco", "--root", SAMPLE, "--check", "--decode") == 0
     assert t2i("data", "cache", "kept", *FIELDS, "--recipe", name) == 0
     before = {p: p.stat().st_mtime_ns for p in (tmp_path/"kept").rglob("*.safetensors")}
     assert {p.parent.name for p in before} == {"tokens", "text"}
     cached = [*FIELDS, "data.cache_dir=kept"]
-    assert t2i("train", name, *cached, "train.steps=2", "-o", "run") == 0
-    assert t2i("train", name, "train.steps=4", "--resume", "-o", "run") == 0
+    two = ["train.devices=2", "train.save_every=2", "train.log_every=1", "train.sample_every=4"]
+    # not torchrun: the processes that it starts have groups of their own and outlive a kill
+    command, log = [sys.executable, "-m", "t2i", "train", name, "-o", "run"], tmp_path/"log.txt"
+    with started([*command, *cached, *two, "train.steps=1000"], log) as process:
+        wait_for("step 3 of", process, log)
+        process.kill()
+        process.communicate(timeout=900)  # the other process does not wait for a dead one
+    done = int(Path("run/last").read_text().removeprefix("step-"))
+    with started([*command, "--resume", f"train.steps={done+2}"], log) as process:
+        process.communicate(timeout=900)
+        assert process.returncode == 0, log.read_text()
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path/"kept").rglob("*.safetensors")}
-    lines = (tmp_path/"run"/"metrics.jsonl").read_text().splitlines()
-    logged = {key for line in lines for key in json.loads(line)}
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [*range(1, done+3)]
+    logged = {key for line in lines for key in line}
     assert {"val_loss", "val_accuracy_1", "val_accuracy_6"} <= logged
-    assert t2i("plot", "run", "-o", "curves.png") == 0
-    assert (tmp_path/"curves.png").read_bytes()[1:4] == b"PNG"
-    (tmp_path/"prompts.txt").write_text("a red circle\na blue star\n")
-    command = ["generate", "--prompts", "prompts.txt", "--seed", 1103, "--guidance-scale", 4.5]
-    assert t2i(*command, "-m", "run", "-o", "gallery.png") == 0
-    with Image.open("gallery.png") as image:
-        assert image.size == (2*130-2, 128)                      # one numbered image per prompt
+    assert "sharding: fsdp" in Path("run/recipe.yaml").read_text()
+    state = torch.load(f"run/checkpoints/step-{done+2}/state.pt", weights_only=True)
+    assert len(state["random"]) == 2                             # processes that trained
     capsys.readouterr()
-    other = [field for field in cached if not field.startswith("data.fraction")]
-    assert t2i("train", name, *other, "data.fraction=0.5", "-o", "half") == 1
+    assert t2i("evaluate", "run", "--benchmark", "captions", "--count", 4, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 4
+    gallery = ["--prompts", root/"docs"/"gallery.txt", "--seed", 1103, "--guidance-scale", 4.5]
+    assert t2i("generate", *gallery, "-m", "run", "-o", "gallery.png") == 0
+    with Image.open("gallery.png") as image:
+        assert image.size == (8*130-2, 2*130-2)                  # 16 prompts, numbered
+        assert image.text["seed"] == "1103"
+    assert t2i("plot", "run", "-o", "curves.png") == 0
+    assert Path("curves.png").read_bytes()[1:4] == b"PNG"
+    capsys.readouterr()
+    assert t2i("train", name, *cached, "data.fraction=0.5", "-o", "half") == 1
     assert "is stale: it was made with another" in capsys.readouterr().err
 
 

@@ -27,11 +27,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..core import log, progress
+from .distributed_checkpoints import is_distributed, read_distributed
 from .files import atomic_path, bundled_folder, config_from_dict, data_home, hash_of
 from .unpickling import CheckpointError, check_archive, file_format, first_line, read_any
 
 # %% ../../nbs/90_checkpoints.ipynb #d256156b
-WRAPPERS = ("state_dict", "model", "module", "trainer", "var_wo_ddp")
+WRAPPERS = ("state_dict", "model", "module", "app", "trainer", "var_wo_ddp")
 
 def find_weights(
     found,       # what a file holds
@@ -67,14 +68,16 @@ def unwrap_names(
 
 # %% ../../nbs/90_checkpoints.ipynb #272f6c47
 def read_checkpoint(
-    path:str|Path, # as published: .safetensors, or written by `torch.save`
+    path:str|Path, # as published: .safetensors, written by `torch.save`, or a folder of shards
 )->dict[str,Tensor]: # name -> tensor, on the CPU, whatever the weights were wrapped in
     "The weights in a file from elsewhere; nothing in it is executed"
     path = Path(path)
-    if not path.is_file():
+    shards = is_distributed(path)
+    if not shards and not path.is_file():
         raise CheckpointError(f"no file {path}")
     try:
-        weights = unwrap_names(find_weights(read_any(path)))
+        found = read_distributed(path, find_weights) if shards else find_weights(read_any(path))
+        weights = unwrap_names(found)
         room = {k: w.untyped_storage().nbytes() for k, w in weights.items()}
         huge = [k for k, w in weights.items() if w.numel()*w.element_size() > room[k]]
     except CheckpointError:
@@ -176,7 +179,7 @@ def last_checkpoint(
 
 def weights_file(
     path:str|Path, # a run, a checkpoint, a saved model's folder, or a .safetensors file
-)->Path:
+)->Path:           # or a folder of shards itself
     "The file with the weights, the averaged ones where there are any"
     path = Path(path)
     if (path/"last").is_file():
@@ -185,15 +188,17 @@ def weights_file(
                  "adapter_model.safetensors"):
         if (path/name).is_file():
             return path/name
-    if path.is_file():
+    if path.is_file() or is_distributed(path):
         return path
     raise CheckpointError(f"no weights in {path}")
 
 # %% ../../nbs/90_checkpoints.ipynb #23af8d78
 def read_weights(
-    path:Path, # a .safetensors file
+    path:Path, # a .safetensors file, or a folder of shards
 )->dict[str,Tensor]:
     "The tensors of one of our own files"
+    if is_distributed(path):
+        return read_checkpoint(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as e:
@@ -265,7 +270,7 @@ def load_model(
 )->nn.Module:        # in evaluation mode, without gradients
     "Read a saved model; an unknown field and a tensor that does not fit are errors that name it"
     path = Path(folder)/"config.json"
-    file = Path(folder)/"model.safetensors"
+    file = weights_file(folder) if is_distributed(folder) else Path(folder)/"model.safetensors"
     values = read_config(folder)
     try:
         values, state = upgrade_saved(cls, config, values, read_weights(file))
