@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_BOXES', 'SMALLEST', 'check_box', 'read_box', 'read_boxes', 'is_box', 'boxes_per_image', 'cell_shares',
            'cell_offsets', 'BoxedText', 'BoxConfig', 'fourier', 'BoxEmbedding', 'SideBlock', 'BoxCondition',
-           'SideBranch', 'BranchedNet', 'BoxedVAR', 'check_boxed_base', 'boxed_config', 'PhraseReader', 'boxed_text']
+           'SideBranch', 'BranchedNet', 'check_boxed_base', 'boxed_config', 'FrozenAndBranch', 'BoxedVAR',
+           'PhraseReader', 'boxed_text']
 
 # %% ../../nbs/43_boxes.ipynb #b2ae1d55
 import math
@@ -60,7 +61,7 @@ def read_box(
         raise T2IError(f"{text!r} is no box: write PHRASE:LEFT,TOP,RIGHT,BOTTOM")
     return check_box(phrase, numbers.split(","))
 
-
+# %% ../../nbs/43_boxes.ipynb #5c5f364c
 def read_boxes(
     boxes, # texts as for `read_box`, or pairs of a phrase and four numbers
 )->list[tuple[str,tuple[float,...]]]:
@@ -94,6 +95,8 @@ def boxes_per_image(
     number:int=1, # images per prompt
 )->list[list]:    # per image, of `read_boxes`
     "Whose boxes are whose"
+    if not isinstance(boxes, (str, list, tuple)):
+        raise T2IError(f"boxes must be a list, as ['red circle:0.1,0.1,0.4,0.4'], not {boxes!r}")
     if isinstance(boxes, str) or not boxes or all(is_box(box) for box in boxes):
         rows = [read_boxes(boxes)]*prompts
     elif len(boxes) == prompts:
@@ -115,7 +118,7 @@ def cell_shares(
     down = (bottom.minimum(first+1/side) - top.maximum(first)).clamp(min=0)*side   # (b,n,p)
     return (down[...,None]*across[...,None,:]).flatten(-2)
 
-
+# %% ../../nbs/43_boxes.ipynb #69d1db08
 def cell_offsets(
     edges:Tensor, # (b,n,4)
     side:int,     # p
@@ -161,7 +164,7 @@ class BoxConfig:
     def __post_init__(self):
         self.scales = self.scales and tuple(self.scales)
 
-
+# %% ../../nbs/43_boxes.ipynb #bfb10759
 def fourier(
     x:Tensor,        # (...,c) in [0,1]
     frequencies:int,
@@ -233,7 +236,7 @@ class BoxCondition(TextCondition):
     cells:Tensor # (b,l,hidden), per token of all maps
     real:Tensor  # (b,n) bool
 
-
+# %% ../../nbs/43_boxes.ipynb #b7252415
 class SideBranch(nn.Module):
     "The trainable branch beside a frozen transformer"
     def __init__(self, config:BoxConfig):
@@ -286,8 +289,36 @@ class BranchedNet:
             x = block(x, blocks[i], mask, caches and caches[i])
         return self.net.head(modulate(x, *head)).float()
 
+# %% ../../nbs/43_boxes.ipynb #73387c91
+def check_boxed_base(
+    config:BoxConfig,
+    base:TextVAR,
+):
+    "Refuse a model that a branch was not made for"
+    own = dict(width=base.config.width, depth=base.config.depth, scales=base.config.scales,
+               text_width=base.config.text_width)
+    for name, value in own.items():
+        if getattr(config, name) != value:
+            raise T2IError(f"the branch is for a model with {name} {getattr(config, name)}, this "
+                           f"one has {value}: load the model it was trained on, {config.base}")
+    found = base_fingerprint(base)
+    if config.base_fingerprint not in ("", found):
+        raise T2IError(f"the branch was trained beside another model than this (fingerprint "
+                       f"{config.base_fingerprint}, not {found}): load {config.base}")
+
+# %% ../../nbs/43_boxes.ipynb #86996e90
+def boxed_config(
+    config:BoxConfig, # of a recipe
+    base:TextVAR,
+    name:str,         # where the base is found again
+)->BoxConfig:
+    "A branch's config with what the base decides"
+    c = base.config
+    return replace(config, base=name, base_fingerprint=base_fingerprint(base), depth=c.depth,
+                   width=c.width, text_width=c.text_width, scales=c.scales)
+
 # %% ../../nbs/43_boxes.ipynb #6645364f
-class BoxedVAR(nn.Module):
+class FrozenAndBranch(nn.Module):
     "A frozen text-conditioned VAR and a side branch, which alone is trained and saved"
     stream_conditions = NextScaleModel.stream_conditions
 
@@ -318,6 +349,9 @@ class BoxedVAR(nn.Module):
         own = self.base.condition(text.features)
         return BoxCondition(own.vector, own.tokens, own.mask, *self.branch(text))
 
+# %% ../../nbs/43_boxes.ipynb #e6dc3f9e
+class BoxedVAR(FrozenAndBranch):
+    "A frozen VAR that keeps to boxes, in training and in sampling"
     def forward(self,
         text:BoxedText,
         tokens:list[Tensor],  # (b,p*p) int64 per scale; the first few scales will do
@@ -349,34 +383,6 @@ class BoxedVAR(nn.Module):
         "The last that `stream` yields"
         return list(self.stream(*inputs, **settings))[-1]
 
-# %% ../../nbs/43_boxes.ipynb #73387c91
-def check_boxed_base(
-    config:BoxConfig,
-    base:TextVAR,
-):
-    "Refuse a model that a branch was not made for"
-    own = dict(width=base.config.width, depth=base.config.depth, scales=base.config.scales,
-               text_width=base.config.text_width)
-    for name, value in own.items():
-        if getattr(config, name) != value:
-            raise T2IError(f"the branch is for a model with {name} {getattr(config, name)}, this "
-                           f"one has {value}: load the model it was trained on, {config.base}")
-    found = base_fingerprint(base)
-    if config.base_fingerprint not in ("", found):
-        raise T2IError(f"the branch was trained beside another model than this (fingerprint "
-                       f"{config.base_fingerprint}, not {found}): load {config.base}")
-
-
-def boxed_config(
-    config:BoxConfig, # of a recipe
-    base:TextVAR,
-    name:str,         # where the base is found again
-)->BoxConfig:
-    "A branch's config with what the base decides"
-    c = base.config
-    return replace(config, base=name, base_fingerprint=base_fingerprint(base), depth=c.depth,
-                   width=c.width, text_width=c.text_width, scales=c.scales)
-
 # %% ../../nbs/43_boxes.ipynb #81ffffe5
 class PhraseReader:
     "Vectors of phrases by the base's own text encoder; each phrase is read once"
@@ -393,7 +399,7 @@ class PhraseReader:
             self.known |= dict(zip(new, self.encode(new).pooled.float()))
         return torch.stack([self.known[phrase] for phrase in phrases])
 
-
+# %% ../../nbs/43_boxes.ipynb #af8df491
 def boxed_text(
     features:TextFeatures, # of b captions
     boxes:list[list],      # per image, of `read_boxes`
