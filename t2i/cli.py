@@ -155,11 +155,11 @@ def read_request(
     file:Path|None,         # with prompts
     model:str,
 )->tuple[list[str],str]:    # prompts, and the model
-    "Boxes need no prompt; shapes-var keeps to them with its branch shapes-boxes"
+    "Without a prompt, the phrases of boxes are one; shapes-var takes its branch shapes-boxes"
     from t2i.requests import check_quotes, read_prompts
     check_quotes(prompts or [])
     if boxes and not prompts and file is None:
-        prompts = [""]
+        prompts = [" and ".join(box.rpartition(":")[0] for box in boxes)]
     if boxes and model == "shapes-var":
         model = "shapes-boxes"
     return read_prompts(prompts, file), model
@@ -177,8 +177,8 @@ Alpha = option(
 Beta = option(str, "beta", "Weight of an adapter's text, likewise.", default=OWN, callback=per_map)
 Boxes = option(
     list[str], "boxes", "What goes where: PHRASE:LEFT,TOP,RIGHT,BOTTOM, from 0 to 1; may be "
-    "repeated; the prompt may then be left out. shapes-var takes its branch shapes-boxes.", "--box",
-    default="none")
+    "repeated. Without a prompt, the phrases are it. shapes-var takes its branch shapes-boxes.",
+    "--box", default="none")
 Lora = option(
     list[str], "load_lora(folder, scale)", "A LoRA to switch on: a folder or a bundled name, with "
     ":FACTOR if it is not 1; may be repeated.", "--lora", default="none")
