@@ -17,6 +17,7 @@ _modules = {
     "generators.parti": ["Parti", "PartiConfig"],
     "generators.masked_var": ["MaskedTextVAR", "MaskedTextVARConfig"],
     "generators.super_resolution": ["SuperResolution", "SuperResolutionConfig"],
+    "control.boxes": ["BoxedVAR", "BoxConfig"],
     "saved": ["load"],
     "catalog": ["list_models"],
 }

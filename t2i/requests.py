@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'CHOICES', 'LIMITS', 'SENTENCE_WORDS', 'FLAG_VALUES', 'check_settings', 'prompt_list', 'choose_seed',
-           'with_near_word', 'warn_of_prompts', 'Call', 'check_call', 'read_prompts', 'check_quotes']
+           'with_near_word', 'warn_of_prompts', 'Call', 'read_call_boxes', 'check_call', 'read_prompts', 'check_quotes']
 
 # %% ../nbs/54_requests.ipynb #adc9a554
 import math
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from .control.adapter import weight_list
+from .control.boxes import boxes_per_image
 from .core import T2IError, log
 from .engine.folders import read_text
 from .sampling import split_generator
@@ -132,8 +133,32 @@ class Call:
     generators:list[torch.Generator]
     seed:int|None        # None: generators were given
     settings:dict        # negative_prompt, and those of `DEFAULTS` that the model knows
+    boxes:list|None=None # per image, of `read_boxes`; None: the call had none
+    given:list|None=None # the same as they were given
+
+    @property
+    def about(self)->dict:
+        "The settings and the boxes, for the metadata of images"
+        return self.settings | (dict(boxes=self.given) if self.given else {})
+
+    def part(self, rows:slice)->dict:
+        "The settings of some of the images, with their boxes"
+        return self.settings | ({} if self.boxes is None else dict(boxes=self.boxes[rows]))
 
 # %% ../nbs/54_requests.ipynb #789d8561
+def read_call_boxes(
+    parts,       # of a pipeline
+    boxes:list,  # see `boxes_per_image`
+    prompts:int,
+    number:int,  # images per prompt
+)->list[list]:   # per image
+    "The boxes of a call; a model without a branch for them is refused"
+    if not hasattr(parts, "phrases"):
+        raise T2IError("this model takes no boxes: load shapes-boxes, or leave them out")
+    return boxes_per_image(boxes, prompts, number)
+
+
+# %% ../nbs/54_requests.ipynb #e28038ee
 def check_call(
     parts, # of a pipeline: `defaults` and `text_tokenizer`
     prompt:str|list[str],
@@ -141,6 +166,7 @@ def check_call(
     seed:int|None=None,
     generator:torch.Generator|list[torch.Generator]|None=None,
     negative_prompt:str="",
+    boxes:list|None=None, # of all images, or a list per prompt; see lesson 43
     **settings, # names of `DEFAULTS`; None means the model's own
 )->Call:
     "Check and complete the arguments of a call"
@@ -154,10 +180,14 @@ def check_call(
             raise T2IError(f"this model has no setting {name}: leave it out")
     seed = choose_seed(seed, generator)
     generators = split_generator(seed, generator, len(prompts), num_images_per_prompt)
-    warn_of_prompts(parts.text_tokenizer, prompts + [negative_prompt]*bool(negative_prompt))
+    texts, given_boxes = prompts + [negative_prompt]*bool(negative_prompt), boxes
+    if boxes is not None:
+        boxes = read_call_boxes(parts, boxes, len(prompts), num_images_per_prompt)
+        texts = [p for p in texts if p] + sorted({phrase for own in boxes for phrase, _ in own})
+    warn_of_prompts(parts.text_tokenizer, texts)
     settings = dict(negative_prompt=negative_prompt) | parts.defaults | given
     each = [p for p in prompts for _ in range(num_images_per_prompt)]
-    return Call(each, generators, seed, settings)
+    return Call(each, generators, seed, settings, boxes, given_boxes)
 
 # %% ../nbs/54_requests.ipynb #eee3607e
 def read_prompts(

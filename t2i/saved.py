@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODEL_CLASSES', 'OFFICIAL_CLASSES', 'WEIGHT_SUFFIXES', 'read_model_index', 'load_pipeline', 'load_generator',
-           'check_fingerprint', 'load_adapter', 'task_tokenizer', 'task_pipeline', 'load_run', 'published_var',
-           'load_official', 'is_hub_id', 'find_model', 'load_with_lora', 'load_folder', 'load']
+           'check_fingerprint', 'load_adapter', 'load_boxes', 'task_tokenizer', 'task_pipeline', 'load_run',
+           'published_var', 'load_official', 'is_hub_id', 'find_model', 'load_with_lora', 'load_folder', 'load']
 
 # %% ../nbs/51_saved.ipynb #3a50d943
 import json
@@ -15,6 +15,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from .control.adapter import AdaptedVAR, AdapterConfig, AdapterTask, load_base
+from .control.boxes import BoxConfig, BoxedVAR
+from .control.boxes_training import BoxTask
 from .control.lora import LoRATask, read_lora
 from .core import T2IError, best_device
 from t2i.engine.checkpoints import (
@@ -46,10 +48,12 @@ from .guidance.clip import CLIPTask, load_clip
 from .guidance.clip_cache import FrozenCLIPConfig, FrozenCLIPEncoder, read_words
 from .guidance.clip_text import CLIPTextEncoder, CLIPTextEncoderConfig, attach_clip
 from t2i.pipeline import (
+    BOX_PARTS,
     CLASS_PARTS,
     INDEX_FORMAT,
     PARTS,
     AdapterPipeline,
+    BoxPipeline,
     Pipeline,
     VARPipeline,
     make_pipeline,
@@ -88,8 +92,8 @@ def read_model_index(
     except (OSError, ValueError) as e:
         raise T2IError(f"cannot read {path}: {str(e).splitlines()[0]}") from None
     parts = index.get("parts") if isinstance(index, dict) else None
-    by_class = parts and index.get("model_type") in ("var", "adapter")
-    needed = CLASS_PARTS if by_class else PARTS
+    kinds = dict(var=CLASS_PARTS, adapter=CLASS_PARTS, boxes=BOX_PARTS)
+    needed = kinds.get(parts and index.get("model_type"), PARTS)
     if not isinstance(parts, dict) or not all(isinstance(parts.get(p), str) for p in needed):
         raise T2IError(f"{path} must name these parts: {', '.join(needed)}")
     if index.get("format", 1) > INDEX_FORMAT:
@@ -109,6 +113,8 @@ def load_pipeline(
     index = read_model_index(folder)
     if index["model_type"] == "adapter":
         return load_adapter(folder, index)
+    if index["model_type"] == "boxes":
+        return load_boxes(folder, index)
     parts = {}
     for part, value in index["parts"].items():
         own = (folder/value).is_dir()
@@ -173,6 +179,18 @@ def load_adapter(
     names = ClassNames.from_pretrained(folder/index["parts"]["text_tokenizer"]).names
     return AdapterPipeline(generator, None, names, folder.name, source, index["defaults"])
 
+# %% ../nbs/51_saved.ipynb #ccd03621
+def load_boxes(
+    folder:Path,
+    index:dict, # see `read_model_index`
+)->BoxPipeline:
+    "A saved branch for boxes with the frozen model that it names"
+    part = folder/index["parts"]["generator"]
+    base = load_folder(find_model(read_config(part).get("base") or ""))
+    generator = load_model(BoxedVAR, BoxConfig, part, base=base.generator)
+    parts = base.tokenizer, base.text_encoder, base.text_tokenizer
+    return BoxPipeline(generator, *parts, folder.name, base.tokenizer_name, index["defaults"])
+
 # %% ../nbs/51_saved.ipynb #2b943a0b
 def task_tokenizer(task:FrozenParts)->str:
     "The name under which a saved pipeline refers to its tokenizer; empty: it keeps its own"
@@ -208,6 +226,11 @@ def load_run(
     task = load_task(folder)
     if isinstance(task, CLIPTask):
         return task.clip().eval().requires_grad_(False)
+    if isinstance(task, BoxTask):
+        inner = task.inner
+        return BoxPipeline(task.model, inner.tokenizer, task.frozen.text_encoder,
+                           inner.text_tokenizer, folder.name, task_tokenizer(inner),
+                           inner.config.settings())
     if isinstance(task, LoRATask):
         pipe = task_pipeline(task.inner, folder)
         pipe.lora_base = task.config.base
