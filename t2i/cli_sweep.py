@@ -135,7 +135,10 @@ def sweep_grid(
     scale = max(1, 128//drawn[0][0].height)
     cells = [image_grid(images[:each], min(2, each), scale) for images in drawn]
     lines = list(itertools.product(*[axes[name] for name in down]))
-    (w, h), left, top = cells[0].size, 150 if down else 8, 28
+    left, top = 8, 28
+    if down:
+        left = 150
+    w, h = cells[0].size
     sheet = Image.new("RGB", (left + (w+8)*len(axes[across]), top + (h+8)*len(lines)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for column, value in enumerate(axes[across]):

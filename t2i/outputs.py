@@ -155,7 +155,7 @@ class Output:
         self.grid().save(file, "png")
         return file.getvalue()
 
-
+# %% ../nbs/55_outputs.ipynb #42fb1ef1
 @dataclass
 class Frame:
     "The images after some of the steps"
