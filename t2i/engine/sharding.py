@@ -60,7 +60,10 @@ def whole(
 ):                  # the same; what was divided is on the CPU
     "Put shards together; all processes must call it"
     if isinstance(value, dict):
-        return {k: whole(v, keep, k if "." in k else name) for k, v in value.items()}
+        parts = {}
+        for key, inner in value.items():
+            parts[key] = whole(inner, keep, key if "." in key else name)
+        return parts
     if not is_shard(value):
         return value
     full = joined(value, name)
