@@ -152,6 +152,7 @@ def parti_sizes(
     fields = raster_sizes(config.tokenizer) | dict(text_width=config.text.width) | given
     return PartiConfig(**fields), config.text
 
+# %% ../nbs/56_costs.ipynb #81ce6892
 def images_per_device(
     train, # a `TrainConfig`
 )->int:    # at a time
@@ -272,6 +273,7 @@ def device_memory(
         return parti_memory(config)["device_gib"]
     return var_recipe_costs(config, 1., text_tokens)["memory"]["device_gib"]
 
+# %% ../nbs/56_costs.ipynb #d9c9823d
 def memory_savers(
     config, # a `PartiTaskConfig` or a `TextVARTaskConfig`
 )->list[tuple[str,object]]: # fields of `train` and their values
@@ -310,6 +312,7 @@ def what_would_fit(
                 return f"Parti-{size} needs {needed:.1f}, with the same changes: {changes}"
     return "more or larger devices, or a smaller model"
 
+# %% ../nbs/56_costs.ipynb #87c85fa1
 def smaller_parti(
     config:PartiTaskConfig,
     size:str,     # of `PRESETS`

@@ -60,8 +60,11 @@ def whole(
 ):                  # the same; what was divided is on the CPU
     "Put shards together; all processes must call it"
     if isinstance(value, dict):
-        names = {k: k if "." in k else name for k in value}
-        return {k: whole(v, keep, names[k]) for k, v in value.items()}
+        found = {}
+        for k, v in value.items():
+            inner = k if "." in k else name
+            found[k] = whole(v, keep, inner)
+        return found
     if not is_shard(value):
         return value
     full = joined(value, name)
