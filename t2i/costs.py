@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['SAMPLES', 'tokenizer_sizes', 'recipe_generator', 'forward_pass', 'step_flops', 'activation_bytes', 'memory_rows',
-           'parti_sizes', 'images_per_device', 'parti_memory', 'var_recipe_costs', 'parti_recipe_costs',
+           'parti_sizes', 'images_per_device', 'parti_counts', 'parti_memory', 'var_recipe_costs', 'parti_recipe_costs',
            'device_memory', 'memory_savers', 'what_would_fit', 'smaller_parti', 'recipe_costs', 'is_recipe']
 
 # %% ../nbs/56_costs.ipynb #cca447dc
-from dataclasses import replace
+from dataclasses import astuple, replace
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from .core import T2IError
 from .engine.checkpoints import REGISTRY, read_config
 from .engine.files import bundled_folder
 from .engine.recipes import find_recipe, load_recipe
+from .engine.resume import OPTIMIZERS
 from .engine.tensor_parallel import check_processes
 from .generators.parti import PRESETS, PartiConfig, find_preset
 from t2i.generators.parti_costs import (
@@ -34,7 +37,7 @@ from .generators.parti_training import PartiTaskConfig, raster_sizes
 from .generators.text_training import TextVARTaskConfig
 from .generators.text_var import TextVAR, TextVARConfig
 from .recompute import checkpoint_blocks, saved_bytes
-from .text import TextFeatures
+from .text import TextEncoderConfig, TextFeatures
 
 # %% ../nbs/56_costs.ipynb #cdece9b5
 def tokenizer_sizes(
@@ -149,12 +152,33 @@ def parti_sizes(
     fields = raster_sizes(config.tokenizer) | dict(text_width=config.text.width) | given
     return PartiConfig(**fields), config.text
 
+# %% ../nbs/56_costs.ipynb #81ce6892
 def images_per_device(
     train, # a `TrainConfig`
 )->int:    # at a time
     "The images of a micro-batch on one device"
     groups = train.devices//train.tensor_parallel
     return max(1, train.batch_size//(groups*train.accumulate))
+
+# %% ../nbs/56_costs.ipynb #88e07e88
+@cache
+def parti_counts(
+    sizes:tuple,        # fields of a `PartiConfig`
+    words:tuple,        # fields of a `TextEncoderConfig`
+    ranks:int,          # `train.tensor_parallel`
+    checkpointing:bool,
+)->SimpleNamespace:     # parameters: whole, own, block; bytes: optimizers, caches, kept
+    "What is counted of a Parti; the arithmetic of recipes uses it again and again"
+    config, text = PartiConfig(*sizes), TextEncoderConfig(*words)
+    model, inputs = meta_parti(config, text)
+    found = SimpleNamespace(caches=cache_bytes(model, inputs))
+    found.whole = sum(p.numel() for p in model.parameters())
+    found.optimizers = {name: optimizer_bytes(model, name) for name in OPTIMIZERS}
+    take_part(model, ranks)
+    found.own = sum(p.numel() for p in model.parameters())
+    found.block = sum(p.numel() for p in model.generator.blocks[0].parameters())
+    found.kept = step_bytes(config, text, ranks, checkpointing)  # of an image, float32
+    return found
 
 # %% ../nbs/56_costs.ipynb #78a41bda
 SAMPLES = 16 # images that a validation draws at a time
@@ -163,29 +187,24 @@ def parti_memory(
     config:PartiTaskConfig,
 )->dict[str,float]: # GiB
     "The memory of one device in the training of a Parti"
-    train, (sizes, text) = config.train, parti_sizes(config)
+    train, parts = config.train, [astuple(part) for part in parti_sizes(config)]
     check_processes(train.tensor_parallel, train.devices, train.sharding)
     half, sharded = train.precision != "32-true", train.sharding == "fsdp"
     groups = train.devices//train.tensor_parallel if sharded else 1
-    model, inputs = meta_parti(sizes, text)
-    whole = sum(p.numel() for p in model.parameters())
-    remembered = optimizer_bytes(model, train.optimizer)
-    caches = SAMPLES*cache_bytes(model, inputs)//(2 if half else 1)
-    take_part(model, train.tensor_parallel)
-    own = sum(p.numel() for p in model.parameters())
-    block = sum(p.numel() for p in model.generator.blocks[0].parameters())
+    n = parti_counts(*parts, train.tensor_parallel, train.checkpointing)
+    remembered = n.optimizers[train.optimizer]
     if train.optimizer != "adafactor":
-        remembered *= own/whole/groups
-    kept = step_bytes(sizes, text, train.tensor_parallel, train.checkpointing, half)
-    activations = kept*images_per_device(train)
+        remembered *= n.own/n.whole/groups
+    activations = n.kept*images_per_device(train)*(.8 if half else 1)
+    caches = SAMPLES*n.caches/(2 if half else 1)
     rows = dict(
-        weights=4*own/groups, weights_16_bits=2*own*half, optimizer=remembered,
-        gradients=4*own/(1 if train.accumulate > 1 else groups), average=4*own/groups)
+        weights=4*n.own/groups, weights_16_bits=2*n.own*half, optimizer=remembered,
+        gradients=4*n.own/(1 if train.accumulate > 1 else groups), average=4*n.own/groups)
     state = sum(rows.values())
     divided = sharded or train.tensor_parallel > 1
-    validation = state + 4*whole*divided + caches
+    validation = state + 4*n.whole*divided + caches
     rows |= dict(activations=activations, caches=caches, validation=validation)
-    rows["device"] = max(state + activations + 4*block*sharded, validation, 8*whole)
+    rows["device"] = max(state + activations + 4*n.block*sharded, validation, 8*n.whole)
     return {f"{name}_gib": size/2**30 for name, size in rows.items()}
 
 # %% ../nbs/56_costs.ipynb #3e09c2b4
@@ -254,6 +273,7 @@ def device_memory(
         return parti_memory(config)["device_gib"]
     return var_recipe_costs(config, 1., text_tokens)["memory"]["device_gib"]
 
+# %% ../nbs/56_costs.ipynb #d9c9823d
 def memory_savers(
     config, # a `PartiTaskConfig` or a `TextVARTaskConfig`
 )->list[tuple[str,object]]: # fields of `train` and their values
@@ -292,6 +312,7 @@ def what_would_fit(
                 return f"Parti-{size} needs {needed:.1f}, with the same changes: {changes}"
     return "more or larger devices, or a smaller model"
 
+# %% ../nbs/56_costs.ipynb #87c85fa1
 def smaller_parti(
     config:PartiTaskConfig,
     size:str,     # of `PRESETS`

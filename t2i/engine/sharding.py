@@ -60,10 +60,11 @@ def whole(
 ):                  # the same; what was divided is on the CPU
     "Put shards together; all processes must call it"
     if isinstance(value, dict):
-        parts = {}
-        for key, inner in value.items():
-            parts[key] = whole(inner, keep, key if "." in key else name)
-        return parts
+        found = {}
+        for k, v in value.items():
+            inner = k if "." in k else name
+            found[k] = whole(v, keep, inner)
+        return found
     if not is_shard(value):
         return value
     full = joined(value, name)
