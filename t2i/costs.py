@@ -297,20 +297,25 @@ def what_would_fit(
 )->str:                  # overrides and what they need, or what else there is
     "Changes of a recipe with which it fits"
     best, changes = device_memory(config, text_tokens), {}
+
+    def settings():
+        return " ".join(f"train.{k}={str(v).lower()}" for k, v in changes.items())
+
     for name, value in memory_savers(config):
         trial = replace(config, train=replace(config.train, **changes | {name: value}))
         needed = device_memory(trial, text_tokens)
         if needed < best:
             best, changes = needed, changes | {name: value}
         if best <= memory:
-            words = [f"train.{k}={str(v).lower()}" for k, v in changes.items()]
-            return f"{' '.join(words)} needs {best:.1f}"
+            return f"{settings()} needs {best:.1f}"
+    found = "more or larger devices, or a smaller model"
     if isinstance(config, PartiTaskConfig):
-        for size in reversed(PRESETS):
+        for size in PRESETS:  # from the smallest
             needed = device_memory(smaller_parti(config, size, changes))
-            if needed <= memory:
-                return f"Parti-{size} needs {needed:.1f}, with the same changes: {changes}"
-    return "more or larger devices, or a smaller model"
+            if needed > memory:
+                break
+            found = f"Parti-{size} with {settings()} needs {needed:.1f}"
+    return found
 
 # %% ../nbs/56_costs.ipynb #87c85fa1
 def smaller_parti(

@@ -103,8 +103,8 @@ def test_what_the_recipes_of_parti_cost(monkeypatch, capsys):
     assert large["model"]["parameters"] > 3e9 and large["fit"]["fits"] == "yes"
     assert large["memory"]["optimizer_gib"] < .1
     one = "train.devices=1", "train.tensor_parallel=1", "train.sharding=none"
-    alone = info(monkeypatch, capsys, "parti-coco-350m", *one, "--memory", "24")
+    alone = info(monkeypatch, capsys, "parti-coco-350m", *one, "--memory", "16")
     assert alone["fit"]["fits"] == "no"
     settings = [word for word in alone["fit"]["would_fit"].split() if "=" in word]
-    changed = info(monkeypatch, capsys, "parti-coco-350m", *one, *settings, "--memory", "24")
+    changed = info(monkeypatch, capsys, "parti-coco-350m", *one, *settings, "--memory", "16")
     assert settings and changed["fit"]["fits"] == "yes"
