@@ -14,6 +14,7 @@ _modules = {
     "guidance.vqgan_clip": ["VQGANCLIP", "VQGANCLIPConfig"],
     "generators.var": ["VAR", "VARConfig"],
     "generators.text_var": ["TextVAR", "TextVARConfig"],
+    "generators.clip_var": ["AddedTextVAR", "AddedTextVARConfig"],
     "generators.parti": ["Parti", "PartiConfig"],
     "generators.masked_var": ["MaskedTextVAR", "MaskedTextVARConfig"],
     "generators.super_resolution": ["SuperResolution", "SuperResolutionConfig"],

@@ -36,6 +36,7 @@ from .engine.folders import IMAGE_SUFFIXES
 
 # %% ../nbs/51_saved.ipynb #312ef79b
 from .generators import super_resolution
+from .generators.clip_var import AddedTextVAR, AddedTextVARConfig
 from .generators.finetuning import FinetuningTask
 from .generators.masked_var import MaskedTextVAR, MaskedTextVARConfig
 from .generators.official import VAR_SETTINGS, ClassNames, default_names, transformer_fields
@@ -72,6 +73,7 @@ MODEL_CLASSES = TOKENIZERS | dict(
     var=(VAR, VARConfig),
     text_var=(TextVAR, TextVARConfig),
     pooled_text_var=(PooledTextVAR, PooledTextVARConfig),
+    added_text_var=(AddedTextVAR, AddedTextVARConfig),
     masked_text_var=(MaskedTextVAR, MaskedTextVARConfig),
     parti=(Parti, PartiConfig),
     super_resolution=(

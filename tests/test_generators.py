@@ -8,7 +8,7 @@ import torch
 
 import t2i
 from t2i.core import T2IError
-from t2i.engine.checkpoints import load_model
+from t2i.engine.checkpoints import load_model, read_weights
 from t2i.engine.files import bundled_folder
 from t2i.generators.masked_var import (
     MaskedTextVAR,
@@ -225,3 +225,21 @@ def test_training_starts_from_bundled_weights(tmp_path):
     a = t2i.load(run, "cpu").generator.state_dict()
     b = t2i.load("digits-var", "cpu").generator.state_dict()
     assert all(torch.allclose(a[name], b[name], atol=1e-3) for name in b)
+
+
+# ---- Cross-attention beside a frozen VAR
+
+
+def test_what_is_added_is_saved_without_its_base(tmp_path):
+    pipe = t2i.load("shapes-clip-var", "cpu")
+    pipe.save_pretrained(tmp_path/"m")
+    saved = read_weights(tmp_path/"m"/"generator"/"model.safetensors")
+    assert not [name for name in saved if "cross" not in name and "cond_proj" not in name]
+    again = t2i.load(tmp_path/"m", "cpu")
+    a, b = [p(PROMPTS, seed=0, output_type="pt").images for p in (pipe, again)]
+    assert torch.equal(a, b)
+    path = tmp_path/"m"/"generator"/"config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_fingerprint": "0"*16}))
+    with pytest.raises(T2IError, match="beside other weights than those of shapes-class-var"):
+        t2i.load(tmp_path/"m", "cpu")
+

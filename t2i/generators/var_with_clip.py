@@ -26,7 +26,7 @@ from t2i.generators.text_training import (
     bundled_name,
     held_out_samples,
 )
-from .text_var import TextVAR, drop_captions
+from .text_var import PooledTextVAR, TextVAR, drop_captions
 from .var import VAR, VARConfig
 from t2i.guidance.clip_cache import (
     FrozenCLIPEncoder,
@@ -72,7 +72,7 @@ def started_generator(
 )->TextVAR:         # to be trained
     "A text-conditioned VAR with every weight of a class-conditional one that fits"
     check_same_sizes(var.config, wanted.config)
-    generator, kept, new = TextVAR.from_class_conditional(var, wanted.config.text_width)
+    generator, kept, new = type(wanted).from_class_conditional(var, wanted.config.text_width)
     info_once(f"{len(kept)} of {len(kept+new)} weights start from {name}")
     return generator.requires_grad_(True).train()
 
@@ -119,6 +119,7 @@ class ClipVARTaskConfig(TextVARTaskConfig):
     "A recipe for a text-conditioned VAR on a frozen CLIP"
     clip:str|None="shapes-clip" # frozen; a bundled name, a folder, or NAME/TAG of OpenCLIP
     start:str|None=None         # a class-conditional VAR whose weights it starts from
+    conditioning:str="tokens"   # or "pooled": one vector per caption, and no cross-attention
     read_ahead:bool=True        # keep the features of all captions, see lesson 23_text_cache
     gallery:str|None=None       # a file of prompts that every validation draws
     reading_pairs:int=0         # see `TextVARTaskConfig`
@@ -126,11 +127,19 @@ class ClipVARTaskConfig(TextVARTaskConfig):
     def __post_init__(self):
         if not self.clip:
             raise ValueError("this task reads a frozen CLIP: give its name as clip")
+        if self.conditioning not in ("tokens", "pooled"):
+            raise ValueError(f"conditioning is {self.conditioning!r}; it must be tokens or pooled")
 
 # %% ../../nbs/36_var_with_clip.ipynb #1c00a90d
 class CaptionLookup(TextVARTask):
     "Reads captions from a cache, and those that are not in it with the CLIP"
     text_cache = None
+
+    def build_text_encoder(self, text:TextEncoderConfig)->FrozenCLIPEncoder:
+        _, source, _ = self.parts["clip"]
+        name = bundled_name(source) or str(source)
+        self.text_tokenizer = clip_words(self.clip, name)
+        return frozen_clip_encoder(self.clip, name, text.width)
 
     def prepare(self, device:torch.device):
         super().prepare(device)
@@ -157,14 +166,11 @@ class ClipVARTask(CaptionLookup):
     "A text-conditioned VAR on a frozen CLIP, perhaps from class-conditional weights"
     Config = ClipVARTaskConfig
 
-    def build_text_encoder(self, text:TextEncoderConfig)->FrozenCLIPEncoder:
-        _, source, _ = self.parts["clip"]
-        name = bundled_name(source) or str(source)
-        self.text_tokenizer = clip_words(self.clip, name)
-        return frozen_clip_encoder(self.clip, name, text.width)
-
     def build_model(self, encoder:FrozenCLIPEncoder)->nn.Module:
+        if self.config.conditioning == "pooled":
+            self.Generator = PooledTextVAR
         model = super().build_model(encoder)
+        model.generator.config.model_type = self.Generator.Config.model_type
         resumed = self.folder and (self.folder/"last").is_file()
         if self.config.start and not resumed:
             var = class_conditional(self.config.start, self.tokenizer)
