@@ -98,6 +98,7 @@ class ScoreOptions:
     top_k:int|None=None        # None: the model's own
     top_p:float|None=None      # None: the model's own
     features:str="inception"   # fid: or a CLIP
+    samples:str|None=None      # shapes: a .png for the first image of every task
 
     def __post_init__(self):
         for name in ("per_task", "num_images_per_prompt", "count", "rerank"):
