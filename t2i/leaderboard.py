@@ -23,6 +23,7 @@ from .data.shapes import TASKS
 from .engine.checkpoints import weights_file
 from .engine.files import atomic_path, bundled_folder
 from .engine.runs import read_metrics
+from .requests import DEFAULTS
 from .scoring import ScoreOptions, evaluate_model
 from .subjects import SETTINGS
 
@@ -85,7 +86,7 @@ def own_settings(model:str|Path)->dict:
     "The drawing settings that a saved model has by itself; of a VQGAN, those of the command"
     index = bundled_folder(model)/"model_index.json"
     if index.is_file():
-        return json.loads(index.read_text(encoding="utf-8")).get("defaults", {})
+        return DEFAULTS | json.loads(index.read_text(encoding="utf-8")).get("defaults", {})
     return dict(clip="shapes-clip", quality="draft")
 
 
