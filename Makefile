@@ -10,7 +10,10 @@ PROMPTS := "a large red circle left of a small blue star" "two black triangles" 
 	"a yellow ring and a black diamond on a pink background" "a blue cross below a red circle"
 export PROMPT
 
-.PHONY: demo speedrun test test-slow lessons notebooks site style clean help
+# Bundled models whose own scores.json, of many images, is on the leaderboard.
+SCORED := shapes-var shapes-var-bag shapes-parti
+
+.PHONY: demo leaderboard speedrun test test-slow lessons notebooks site style clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -21,6 +24,10 @@ demo: .venv/.runtime  ## a grid of images, four per prompt, from the bundled mod
 
 speedrun: .venv/.runtime  ## hours: from nothing to a scored generator, in runs/speedrun (goes on after a stop)
 	$(BIN)/t2i bench speedrun -o runs/speedrun
+
+leaderboard: .venv/.runtime  ## minutes: score what docs/leaderboard lacks, write table and samples
+	$(QUIET) $(BIN)/t2i leaderboard $(SCORED) --measure docs/leaderboard --brief -o README.md \
+		--images docs/leaderboard/board.png
 
 test: .venv/.dev  ## every notebook and every test
 	$(BIN)/python tests/run.py

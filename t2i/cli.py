@@ -41,6 +41,7 @@ from t2i.cli_models import (
     convert,
     evaluate,
     info,
+    leaderboard,
     plot,
     reconstruct,
 )
@@ -314,7 +315,7 @@ def edit(
         say(path)
 
 # %% ../nbs/53_cli.ipynb #7416dc92
-for command in (dream, evaluate, info, plot, convert, reconstruct, open_app):
+for command in (dream, evaluate, info, plot, leaderboard, convert, reconstruct, open_app):
     app.command(command.__name__)(command)
 app.command("sweep")(sweep_command)
 

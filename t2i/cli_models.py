@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OWN', 'Number', 'Guidance', 'Steps', 'Rerank', 'Schedule', 'Temperature', 'TopK', 'TopP', 'Json', 'Benchmark',
-           'PerTask', 'Count', 'PerPrompt', 'EvalCLIP', 'Features', 'Markdown', 'score_table', 'print_evaluation',
-           'evaluate', 'model_rows', 'short_number', 'print_names', 'print_models', 'info', 'plot', 'convert',
-           'reconstruct', 'folder_report', 'data_check']
+           'PerTask', 'Count', 'PerPrompt', 'EvalCLIP', 'Features', 'Samples', 'Markdown', 'score_table',
+           'print_evaluation', 'evaluate', 'model_rows', 'short_number', 'print_names', 'print_models', 'info', 'plot',
+           'leaderboard', 'convert', 'reconstruct', 'folder_report', 'data_check']
 
 # %% ../nbs/58_cli_models.ipynb #46e071a8
 from pathlib import Path
@@ -55,6 +55,8 @@ EvalCLIP = option(
     "For dream, captions, fid, partiprompts and reconstruction: another CLIP, which measures.")
 Features = option(
     str, "features", "For fid: whose features are compared, inception or a CLIP.")
+Samples = option(
+    str, "samples", "For shapes: a .png for the first image of every task.")
 Markdown = option(bool, "", "Print a table of one row in Markdown.", "--markdown")
 
 # %% ../nbs/58_cli_models.ipynb #fad25277
@@ -111,6 +113,7 @@ def evaluate(
     quality:option(
         str, "quality", "For dream, and shapes of a VQGAN: draft, normal or best.") = "draft",
     features:Features = "inception",
+    samples:Samples = None,
     as_json:Json = False,
     markdown:Markdown = False,
     device:Device = None,
@@ -119,7 +122,8 @@ def evaluate(
     from t2i.scoring import ScoreOptions, evaluate_model
     options = ScoreOptions(
         seed, count, per_task, num_images_per_prompt, guidance_scale, num_steps, data, clip,
-        eval_clip, quality, device, rerank, guidance_schedule, temperature, top_k, top_p, features)
+        eval_clip, quality, device, rerank, guidance_schedule, temperature, top_k, top_p, features,
+        samples)
     print_evaluation(evaluate_model(model, benchmark, options), as_json, markdown)
 
 # %% ../nbs/58_cli_models.ipynb #24de8d8e
@@ -206,6 +210,46 @@ def plot(
     "Draw the curves of runs: losses, and the accuracy of each map."
     from t2i.plots import plot_runs
     say(plot_runs(runs, output))
+
+# %% ../nbs/58_cli_models.ipynb #b0a2d011
+def leaderboard(
+    sources:Annotated[list[str], typer.Argument(
+        help="Files of t2i evaluate --benchmark shapes --json, models or runs with such a "
+             "scores.json.")] = None,
+    measure:option(
+        Path, "measure_board(folder)",
+        "First score every way of drawing with the bundled models, minutes each, into this folder; "
+        "what is there is not done again.") = None,
+    output:option(
+        Path, "write_board(text, path)",
+        "A new .md, or a page with a place for the table.", "--output", "-o",
+        default="standard output") = None,
+    images:option(Path, "board_images(rows)", "A .png: a row of samples per model.") = None,
+    brief:option(bool, "board_table(rows, brief)", "The means alone.", "--brief") = False,
+    as_json:Json = False,
+    device:Device = None,
+):
+    "Compare models: scores with their noise, what they cost, and the command of each row."
+    import json
+
+    from t2i import leaderboard as board
+    from t2i.core import T2IError
+    from t2i.engine.files import save_png
+    names = list(sources or [])
+    if measure:
+        names += board.measure_board(measure, device=device)
+    if not names:
+        raise T2IError("nothing to compare: name files of scores or models, or --measure FOLDER")
+    rows = board.leaderboard(names)
+    if images:
+        save_png(board.board_images(rows), images)
+    if as_json:
+        return say(json.dumps(rows))
+    table = board.board_table(rows, brief)
+    if output is None:
+        return say(table.rstrip())
+    board.write_board(table, output)
+    say(output)
 
 # %% ../nbs/58_cli_models.ipynb #68aacd35
 def convert(

@@ -39,6 +39,7 @@ from t2i.subjects import (
     SETTINGS,
     ScoreOptions,
     Subject,
+    TimedDrawing,
     draw_each,
     draw_prompts,
     drawing_settings,
@@ -102,10 +103,11 @@ def score_shapes(subject:Subject, options:ScoreOptions)->dict[str,float]:
     if subject.kind == "generator" and not reads_shapes(subject.model):
         hint = "score it on its own captions, with --benchmark captions"
         raise T2IError(f"{subject.name} never learned the words of the shapes world: {hint}")
-    options = options.settle(4, "shapes-clip")
-    scores = shapes_scores(
-        lambda prompts: draw_prompts(subject, prompts, options), options.seed, options.per_task)
-    return scores | drawing_settings(subject, options)
+    drawing = TimedDrawing(subject, options.settle(4, "shapes-clip"))
+    scores = shapes_scores(drawing, options.seed, options.per_task)
+    if options.samples:
+        drawing.save_samples(options.samples)
+    return scores | drawing.costs() | drawing_settings(subject, drawing.options)
 
 
 def score_digits(subject:Subject, options:ScoreOptions)->dict[str,float]:

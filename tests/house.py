@@ -159,6 +159,8 @@ def wrong_imports(name, imports, number):
 def goes_down(name, other, number):
     "May module `name` import module `other`? (`python -m t2i` stands for the command line)"
     name = "cli" if name == "__main__" else name
+    if name == "cli" or name.startswith("cli_"):
+        return True  # commands stand above all rooms
     if is_engine(name, number):
         return other == "core" or is_engine(other, number)
     return is_engine(other, number) or number[other]//10 <= number.get(name, 0)//10
