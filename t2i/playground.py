@@ -194,15 +194,15 @@ def explore_codes(
 )->Live:               # with the controls level, code and other
     "See where a code stands in an image, and exchange it with another one"
     maps = encode_maps(tokenizer, image)
-    codes, counts = maps[-1].unique(return_counts=True)
-    start = codes[counts.argsort(descending=True)].tolist()[:2]
+    level = min(2, len(maps))                                    # a coarse map
+    ids = maps[level-1][0].tolist()
     number = partial(widgets.BoundedIntText, min=0, max=tokenizer.codebook_size-1,
                      style=dict(description_width="8em"))
     live = Live(
         partial(draw_codes, tokenizer, maps, side=side),
-        level=slider("map", len(maps), 1, len(maps), 1),
-        code=number(start[0], description="code"),
-        other=number(start[-1], description="exchange with"))
+        level=slider("map", level, 1, len(maps), 1),
+        code=number(ids[0], description="code"),
+        other=number(ids[-1], description="exchange with"))
     colors = code_colors(tokenizer.codebook)
     tokens = widgets.GridBox()
 

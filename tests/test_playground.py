@@ -157,10 +157,10 @@ class Cell:
 def test_codes(tab):
     cell = Cell(tab, CODES)
     assert cell.image.evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"
-    cell.drag("map", .2)  # of 1 to 6: map 2
+    cell.drag("map", .4)  # of 1 to 6: map 3
     cell.changed()
     buttons = cell.at.locator(".jupyter-button")
-    expect(buttons).to_have_count(4)
+    expect(buttons).to_have_count(9)
     code = cell.at.locator("input[type=number]").first
     other = next(b for b in buttons.all() if b.inner_text() != code.input_value())
     other.click()
