@@ -21,6 +21,9 @@ _modules = {
     "control.boxes": ["BoxedVAR", "BoxConfig"],
     "saved": ["load"],
     "catalog": ["list_models"],
+    "playground": ["explore_codes", "play_scales", "guidance_sliders", "adapter_sliders",
+                   "prompt_box"],
+    "words_and_places": ["word_attention"],
 }
 _module_of = {name: module for module, names in _modules.items() for name in names}
 __all__ = [*_module_of, "__version__"]
