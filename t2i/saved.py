@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODEL_CLASSES', 'OFFICIAL_CLASSES', 'WEIGHT_SUFFIXES', 'read_model_index', 'load_pipeline', 'load_generator',
-           'check_fingerprint', 'load_adapter', 'load_boxes', 'task_tokenizer', 'task_pipeline', 'load_run',
-           'published_var', 'load_official', 'is_hub_id', 'find_model', 'load_with_lora', 'load_folder', 'load']
+           'check_fingerprint', 'load_adapter', 'task_tokenizer', 'task_pipeline', 'load_run', 'published_var',
+           'load_official', 'is_hub_id', 'find_model', 'load_with_lora', 'load_folder', 'load', 'load_boxes']
 
 # %% ../nbs/51_saved.ipynb #3a50d943
 import json
@@ -181,18 +181,6 @@ def load_adapter(
     names = ClassNames.from_pretrained(folder/index["parts"]["text_tokenizer"]).names
     return AdapterPipeline(generator, None, names, folder.name, source, index["defaults"])
 
-# %% ../nbs/51_saved.ipynb #ccd03621
-def load_boxes(
-    folder:Path,
-    index:dict, # see `read_model_index`
-)->BoxPipeline:
-    "A saved branch for boxes with the frozen model that it names"
-    part = folder/index["parts"]["generator"]
-    base = load_folder(find_model(read_config(part).get("base") or ""))
-    generator = load_model(BoxedVAR, BoxConfig, part, base=base.generator)
-    parts = base.tokenizer, base.text_encoder, base.text_tokenizer
-    return BoxPipeline(generator, *parts, folder.name, base.tokenizer_name, index["defaults"])
-
 # %% ../nbs/51_saved.ipynb #2b943a0b
 def task_tokenizer(task:FrozenParts)->str:
     "The name under which a saved pipeline refers to its tokenizer; empty: it keeps its own"
@@ -364,3 +352,15 @@ def load(
     if isinstance(model, Pipeline):
         model.name = str(name)
     return model.to(best_device(device))
+
+# %% ../nbs/51_saved.ipynb #ccd03621
+def load_boxes(
+    folder:Path,
+    index:dict, # see `read_model_index`
+)->BoxPipeline:
+    "A saved branch for boxes with the frozen model that it names"
+    part = folder/index["parts"]["generator"]
+    base = load_folder(find_model(read_config(part).get("base") or ""))
+    generator = load_model(BoxedVAR, BoxConfig, part, base=base.generator)
+    parts = base.tokenizer, base.text_encoder, base.text_tokenizer
+    return BoxPipeline(generator, *parts, folder.name, base.tokenizer_name, index["defaults"])

@@ -137,6 +137,8 @@ class BoxedFolder(WithBoxes, FolderDataset):
     def __init__(self, config:DataConfig, split:str="train"):
         refuse_augment(config)
         super().__init__(config.path, config.resolution, split=split)
+        for path, _ in self.items:                               # a mistake shows before training
+            read_bbox_file(path.with_suffix(".bbox"))
 
     def boxes(self, i:int)->list: # (phrase, edges) each
         "The boxes of item i in its middle square"
@@ -241,7 +243,10 @@ class BoxTask(BoxTaskParts):
         self.frozen.eval()
         losses = inner.token_losses(self.model(text, maps, *masks), target)
         weights = inner.weights(losses, masks)
-        return (weights*losses).mean(), {}
+        loss = (weights*losses).mean()
+        if training and not loss.requires_grad:                  # no image of the batch has boxes
+            loss = loss + 0*sum(w.sum() for w in self.model.parameters())
+        return loss, {}
 
 # %% ../../nbs/43_boxes_training.ipynb #ee65a6a5
 def found_boxes(
