@@ -97,7 +97,7 @@ def with_near_word(
 )->str:       # quoted, with a similar word behind it if there is one
     "An unknown word, and what may have been meant"
     known = [text_tokenizer.tokenizer.id_to_token(i) for i in text_tokenizer.used]
-    near = get_close_matches(word.lower(), known, 1, .75)
+    near = get_close_matches(word.lower(), known, 1, .75) if len(word) > 3 else []
     return f"{word!r} ({near[0]}?)" if near else repr(word)
 
 
