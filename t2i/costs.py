@@ -314,7 +314,7 @@ def what_would_fit(
             needed = device_memory(smaller_parti(config, size, changes))
             if needed > memory:
                 break
-            found = f"Parti-{size} with {settings()} needs {needed:.1f}"
+            found = f"Parti-{size}{' with '*bool(changes)}{settings()} needs {needed:.1f}"
     return found
 
 # %% ../nbs/56_costs.ipynb #87c85fa1
