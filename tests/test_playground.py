@@ -28,6 +28,8 @@ if find_spec("jupyterlab") is None:
 
 from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
+pytestmark = pytest.mark.slow  # a JupyterLab, a kernel and six widgets: `make test-slow`
+
 CELLS = """
 import t2i
 pipe = t2i.load("shapes-var", "cpu")
@@ -52,6 +54,10 @@ SETTINGS = {
     "notebook-extension/tracker": dict(windowingMode="none"),  # cells out of sight are drawn, too
     "apputils-extension/notification": dict(fetchNews="false", checkForUpdates=False),
 }
+IDLE = """() => {
+    const widget = window.jupyterapp?.shell.currentWidget
+    return widget?.sessionContext?.session?.kernel?.status === "idle"
+}"""
 PIXELS = """image => {
     const canvas = document.createElement("canvas")
     canvas.width = image.naturalWidth
@@ -113,7 +119,7 @@ def tab(url):
         tab.asked = []
         tab.on("request", lambda request: tab.asked.append(request.url))
         tab.goto(url)
-        tab.locator(".jp-NotebookPanel [data-status=idle]").first.wait_for()
+        tab.wait_for_function(IDLE)
         tab.evaluate("jupyterapp.commands.execute('notebook:run-all-cells').then(() => 0)")
         yield tab
         browser.close()
