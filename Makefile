@@ -11,7 +11,7 @@ PROMPTS := "a large red circle left of a small blue star" "two black triangles" 
 export PROMPT
 
 # Bundled models whose own scores.json, of many images, is on the leaderboard.
-SCORED := shapes-var shapes-var-bag shapes-parti
+SCORED := shapes-var shapes-var-bag shapes-parti shapes-clip-var
 
 .PHONY: demo leaderboard speedrun test test-slow lessons notebooks site style clean help
 

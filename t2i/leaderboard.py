@@ -101,7 +101,7 @@ def family(scores:dict)->str:
     "How a model draws, in words"
     training = read_training(scores["model"])
     known = dict(VQGANTask="VQGAN+CLIP", PartiTask="Parti", AdapterTask="adapter VAR",
-                 ClassVARTask="class VAR")
+                 ClassVARTask="class VAR", AddedVARTask="words beside a frozen class VAR")
     if training["task"] in known:
         return known[training["task"]]
     reads = f"CLIP {training['conditioning']}" if training["clip"] else "own text encoder"
