@@ -437,7 +437,7 @@ def draw_ranked(
              for image, score in zip(out.images, best)]
     return image_grid(shown, keep), f"the best {keep} of {candidates} candidates, seed {seed}"
 
-
+# %% ../nbs/60_playground.ipynb #dbdf1e39
 def prompt_box(
     pipe:Pipeline,
     prompt:str="a large red circle", # at first
