@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'png_bytes', 'slider', 'Live', 'encode_maps', 'decode_maps', 'swap_codes', 'mark_places', 'nearest_codes',
-           'draw_codes', 'token_buttons', 'explore_codes', 'ScaleDrawing', 'draw_with', 'draw_scales', 'resample_scale',
-           'ScalePlayer', 'play_scales', 'draw_prompt', 'guidance_sliders', 'times_own', 'draw_adapted',
-           'adapter_sliders', 'captioned', 'draw_ranked', 'prompt_box']
+           'draw_codes', 'token_buttons', 'add_tokens', 'explore_codes', 'ScaleDrawing', 'draw_with', 'draw_scales',
+           'resample_scale', 'ScalePlayer', 'play_scales', 'draw_prompt', 'guidance_sliders', 'times_own',
+           'draw_adapted', 'adapter_sliders', 'captioned', 'draw_ranked', 'prompt_box']
 
 # %% ../nbs/60_playground.ipynb #0a007935
 import html
@@ -91,7 +91,7 @@ class Live(widgets.VBox):
         names = ", ".join(self.controls)
         return f"Run this cell in Jupyter or Colab to move: {names}"
 
-# %% ../nbs/60_playground.ipynb #aa696c15
+# %% ../nbs/60_playground.ipynb #6ce6cb7f
 def encode_maps(
     tokenizer:nn.Module,
     image:Image.Image, # of any size; its middle square is taken
@@ -121,7 +121,7 @@ def swap_codes(
     swapped[ids == other] = code
     return swapped
 
-# %% ../nbs/60_playground.ipynb #a34eb7fc
+# %% ../nbs/60_playground.ipynb #d8d390d2
 def mark_places(
     image:Image.Image,
     places:Tensor, # (p*p,) bool
@@ -149,7 +149,7 @@ def nearest_codes(
     distances[code] = math.inf
     return distances.argsort()[:count].tolist()
 
-# %% ../nbs/60_playground.ipynb #d8d390d2
+# %% ../nbs/60_playground.ipynb #ef6b0fd7
 def draw_codes(
     tokenizer:nn.Module,
     maps:list[Tensor], # see `encode_maps`
@@ -168,7 +168,7 @@ def draw_codes(
             f"the codes nearest to it: {near}")
     return image_grid([mark_places(before, here, side), enlarge(after, side)], 2), line
 
-# %% ../nbs/60_playground.ipynb #4e5abb23
+# %% ../nbs/60_playground.ipynb #f7a503ea
 def token_buttons(
     ids:Tensor,      # (p*p,)
     colors:Tensor,   # (v,3) uint8, see `code_colors`
@@ -186,7 +186,30 @@ def token_buttons(
         buttons.append(button)
     return buttons
 
-# %% ../nbs/60_playground.ipynb #46fd114a
+# %% ../nbs/60_playground.ipynb #3b9a5b32
+def add_tokens(
+    live:Live,         # with the controls level and code
+    maps:list[Tensor], # see `encode_maps`
+    colors:Tensor,     # (v,3) uint8, see `code_colors`
+):
+    "Put the tokens of the chosen map above a widget; a click chooses a code"
+    level, code = live.controls["level"], live.controls["code"]
+    live.tokens = widgets.GridBox()
+
+    def choose(chosen):
+        code.value = chosen
+
+    def show_tokens(change=None):
+        ids = maps[level.value-1][0].cpu()
+        columns = f"repeat({math.isqrt(len(ids))}, 2.6em)"
+        live.tokens.layout = widgets.Layout(grid_template_columns=columns)
+        live.tokens.children = token_buttons(ids, colors, choose)
+
+    level.observe(show_tokens, "value")
+    show_tokens()
+    live.children = [live.tokens, *live.children]
+
+# %% ../nbs/60_playground.ipynb #d715ee97
 def explore_codes(
     tokenizer:nn.Module,
     image:Image.Image, # of any size; its middle square is taken
@@ -203,25 +226,10 @@ def explore_codes(
         level=slider("map", level, 1, len(maps), 1),
         code=number(ids[0], description="code"),
         other=number(ids[-1], description="exchange with"))
-    colors = code_colors(tokenizer.codebook)
-    tokens = widgets.GridBox()
-
-    def show_tokens(change=None):
-        ids = maps[live.controls["level"].value-1][0].cpu()
-        columns = f"repeat({math.isqrt(len(ids))}, 2.6em)"
-        tokens.layout = widgets.Layout(grid_template_columns=columns)
-        tokens.children = token_buttons(ids, colors, choose)
-
-    def choose(code):
-        live.controls["code"].value = code
-
-    live.controls["level"].observe(show_tokens, "value")
-    show_tokens()
-    live.tokens = tokens
-    live.children = [tokens, *live.children]
+    add_tokens(live, maps, code_colors(tokenizer.codebook))
     return live
 
-# %% ../nbs/60_playground.ipynb #3b9a5b32
+# %% ../nbs/60_playground.ipynb #6be59e02
 @dataclass
 class ScaleDrawing:
     "Token maps after each step, and the states of the random numbers before each"
@@ -245,7 +253,7 @@ def draw_with(
         steps.append(next(stream))
     return steps
 
-# %% ../nbs/60_playground.ipynb #d715ee97
+# %% ../nbs/60_playground.ipynb #f8214b88
 def draw_scales(
     pipe:Pipeline,
     prompt:str,
@@ -277,7 +285,7 @@ def resample_scale(
     states[scale-1] = [fold_in(other, scale, j).get_state() for j in range(count)]
     return draw_with(pipe, drawing.call, states)
 
-# %% ../nbs/60_playground.ipynb #20a4e91c
+# %% ../nbs/60_playground.ipynb #28cfe248
 class ScalePlayer:
     "An image after some maps, beside the same with one map resampled"
     def __init__(self,
@@ -314,7 +322,7 @@ class ScalePlayer:
         line = f"after map {step} of {self.pipe.steps}; tokens that differ, per map: {counts}"
         return image_grid([enlarge(image, self.side) for image in shown], 3), line
 
-# %% ../nbs/60_playground.ipynb #6be59e02
+# %% ../nbs/60_playground.ipynb #44a43c35
 def play_scales(
     pipe:Pipeline, # of a VAR
     prompt:str,
@@ -329,7 +337,7 @@ def play_scales(
         scale=slider("resample map", 0, 0, pipe.steps, 1),
         other=slider("with seed", 1, 1, 20, 1))
 
-# %% ../nbs/60_playground.ipynb #44a43c35
+# %% ../nbs/60_playground.ipynb #59ad8e22
 def draw_prompt(
     pipe:Pipeline,
     prompt:str,
@@ -359,7 +367,7 @@ def guidance_sliders(
         temperature=slider("temperature", own["temperature"], 0., 2., .05),
         seed=slider("seed", 0, 0, 100, 1))
 
-# %% ../nbs/60_playground.ipynb #63d41a89
+# %% ../nbs/60_playground.ipynb #7dc146f5
 def times_own(
     own,          # a number, or a list with one per map
     factor:float,
@@ -383,7 +391,7 @@ def draw_adapted(
     weights = dict(alpha=times_own(own["alpha"], alpha), beta=times_own(own["beta"], beta))
     return draw_prompt(pipe, prompt, images, side, **weights, **settings)
 
-
+# %% ../nbs/60_playground.ipynb #f6f9940d
 def adapter_sliders(
     pipe:Pipeline, # of an adapter
     prompt:str,
@@ -400,7 +408,7 @@ def adapter_sliders(
         beta=slider("beta, times own", 1., 0., 2., .1),
         seed=slider("seed", 0, 0, 100, 1))
 
-# %% ../nbs/60_playground.ipynb #546ff2ec
+# %% ../nbs/60_playground.ipynb #efd58ffb
 def captioned(
     image:Image.Image,
     text:str,
@@ -429,7 +437,7 @@ def draw_ranked(
              for image, score in zip(out.images, best)]
     return image_grid(shown, keep), f"the best {keep} of {candidates} candidates, seed {seed}"
 
-
+# %% ../nbs/60_playground.ipynb #dbdf1e39
 def prompt_box(
     pipe:Pipeline,
     prompt:str="a large red circle", # at first

@@ -50,7 +50,7 @@ def recorded_attention(
         for hook in hooks:
             hook.remove()
 
-# %% ../nbs/60_words_and_places.ipynb #3b86a8f7
+# %% ../nbs/60_words_and_places.ipynb #e885fc17
 def caption_words(
     tokenizer:PaddedTokenizer,
     prompt:str,
@@ -85,7 +85,7 @@ def attend_words(
     belongs = F.one_hot(torch.tensor(owners)).float()            # (tokens,words)
     return words, torch.cat(shares).float().cpu()[...,:len(owners)]@belongs
 
-# %% ../nbs/60_words_and_places.ipynb #818c6e6c
+# %% ../nbs/60_words_and_places.ipynb #0aafcb98
 def shade(
     image:Image.Image,
     values:Tensor, # (p*p,), not negative
@@ -110,7 +110,7 @@ def map_shares(
     chosen = shares.mean(0) if block == 0 else shares[block-1]
     return chosen.split(sizes)[level-1]
 
-# %% ../nbs/60_words_and_places.ipynb #ca0737df
+# %% ../nbs/60_words_and_places.ipynb #ead1b685
 def draw_attention(
     pipe:Pipeline,
     image:Image.Image,
