@@ -173,6 +173,7 @@ def check_call(
     prompts = prompt_list(prompt)
     if not isinstance(negative_prompt, str):
         raise T2IError("negative_prompt is one text, for all images")
+    prompt_list(negative_prompt)
     given = {k: v for k, v in settings.items() if v is not None}
     check_settings(num_images_per_prompt=num_images_per_prompt, **given)
     for name in given.keys() - parts.defaults.keys():

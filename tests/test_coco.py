@@ -190,6 +190,7 @@ def test_boxes_lie_where_the_shapes_are():
 def test_shards_give_the_same_items(tmp_path):
     source = load_dataset(DataConfig(path=str(SAMPLE)))
     write_shards(source, tmp_path, per_shard=3)
+    write_shards(load_dataset(DataConfig(path=str(SAMPLE)), "val"), tmp_path, "val")
     data = load_dataset(DataConfig(path=str(tmp_path)))
     assert len(data) == len(source) == 40
     assert all(torch.equal(data[i]["image"], source[i]["image"]) for i in range(8))

@@ -219,7 +219,7 @@ def test_missing_extras_are_one_line(t2i, monkeypatch, package, command):
     monkeypatch.setitem(sys.modules, package, None)
     code, _, err = t2i(*command)
     said = err.splitlines()[-1]
-    assert code == 1 and said.startswith("t2i: ") and "pip install 't2i[lessons]'" in said
+    assert code == 1 and said.startswith("t2i: ") and "pip install '.[lessons]'" in said
 
 
 def test_missing_renderer_is_one_line(t2i, monkeypatch, tmp_path):
@@ -231,7 +231,7 @@ def test_missing_renderer_is_one_line(t2i, monkeypatch, tmp_path):
     finally:
         emoji.drawings.cache_clear()
     said = err.splitlines()[-1]
-    assert code == 1 and said == "t2i: the emoji need resvg-py: pip install 't2i[lessons]'"
+    assert code == 1 and said == "t2i: the emoji need resvg-py: pip install '.[lessons]'"
     assert not list((tmp_path/"home").rglob("*.npy"))
 
 

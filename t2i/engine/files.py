@@ -242,7 +242,7 @@ def bundled_folder(
     if os.path.isfile(name) and not only_bundled:
         raise T2IError(f"{name} is a file, not a folder: t2i convert {name} FOLDER makes one")
     kind = "bundled model" if only_bundled else "model"
-    if (pretrained.parent/"recipes"/f"{name}.yaml").is_file():
+    if str(name) in {p.stem for p in (pretrained.parent/"recipes").glob("*.yaml")}:
         raise T2IError(f"no {kind} {str(name)!r} yet: t2i train {name} makes runs/{name}")
     raise T2IError(f"no {kind} {str(name)!r}: neither a folder nor bundled ({', '.join(known)}); "
                    "t2i info lists the published ones too")

@@ -96,12 +96,19 @@ def optimizer_states(
 
 # %% ../../nbs/98_resume.ipynb #39cf864a
 def fits(
-    value:Tensor,
-    p:Tensor,
+    name:str, # of what an optimizer remembers
+    value,
+    p:Tensor, # of this parameter
 )->bool:
-    "Has a tensor the shape of a parameter, or 1 in the place of some sizes?"
-    pairs = zip(value.shape, p.shape)
-    return value.ndim == p.ndim and all(a in (1, b) for a, b in pairs)
+    "Has it the parameter's shape? Adafactor keeps a mean per row, and one per column"
+    if not isinstance(value, Tensor) or not value.ndim:
+        return True
+    shape = list(p.shape)
+    if name == "row_var":
+        shape[-1] = 1
+    if name == "col_var":
+        shape[-2] = 1
+    return list(value.shape) == shape
 
 def load_optimizer_states(
     optimizers:list[torch.optim.Optimizer], # of today
@@ -115,9 +122,7 @@ def load_optimizer_states(
         found = {}
         for i, p in enumerate(parameters_of(optimizer)):
             state = saved.get(names[p])
-            values = (state or {}).values()
-            tensors = [v for v in values if isinstance(v, Tensor) and v.ndim]
-            if state is None or not all(fits(v, p) for v in tensors):
+            if state is None or not all(fits(k, v, p) for k, v in state.items()):
                 fresh.append(names[p])
             elif getattr(optimizer, "whole_states", False):
                 found[i] = state
