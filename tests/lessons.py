@@ -84,7 +84,8 @@ def bundled_files(text, root=root):
     while texts:
         text = texts.pop()
         for name in names - found:
-            if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text):
+            word = rf"(?<![\w-]){re.escape(name)}(?![\w-])"
+            if name in text and re.search(word, text):
                 found.add(name)
                 texts += [p.read_text() for p in (folder/name).glob("*index.json")]
     files = [root/"t2i"/"recipes"/f"{name}.yaml" for name in found]

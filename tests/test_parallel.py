@@ -75,8 +75,8 @@ def test_two_processes_that_share_the_work_equal_one(tmp_path):
     assert image.size == (64, 64)
 
 
-@pytest.mark.parametrize("name", [
-    "table", pytest.param("table_adafactor", marks=pytest.mark.slow)])
+@pytest.mark.slow  # four processes; two are tested above
+@pytest.mark.parametrize("name", ["table", "table_adafactor"])
 def test_a_table_of_two_by_two_processes(tmp_path, name):
     "Groups of two share the work, two groups the batch and the weights"
     run(tmp_path, name)
