@@ -30,6 +30,7 @@ from t2i.cli_data import (
 from .cli_dream import dream
 from t2i.cli_models import (
     OWN,
+    Cooling,
     Guidance,
     Number,
     Rerank,
@@ -253,6 +254,7 @@ def generate(
     negative_prompt:Negative = "",
     top_k:TopK = None, top_p:TopP = None,
     temperature:Temperature = None,
+    temperature_schedule:Cooling = None,
     num_steps:Steps = None,
     alpha:Alpha = None, beta:Beta = None, lora:Lora = None, box:Boxes = None,
     rerank:Rerank = None,
@@ -271,8 +273,9 @@ def generate(
     check_process(process, rerank=rerank, upscale=upscale)
     settings = dict(
         guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
-        top_p=top_p, temperature=temperature, num_steps=num_steps, alpha=alpha, beta=beta,
-        negative_prompt=negative_prompt, boxes=box or None)
+        top_p=top_p, temperature=temperature, temperature_schedule=temperature_schedule,
+        num_steps=num_steps, alpha=alpha, beta=beta, boxes=box or None,
+        negative_prompt=negative_prompt)
     pipe = add_loras(load_pipe(model, device), lora)
     if process:
         out = draw_process(pipe, texts, number, seed, settings)

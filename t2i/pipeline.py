@@ -191,6 +191,7 @@ class Pipeline(StreamingParts):
         num_steps:int|None=None,        # decoding steps per map, of a model trained for several
         negative_prompt:str="",         # what to avoid; it acts only where guidance acts, see below
         guidance_schedule:str|None=None, # "ramp": from 1 at the first map to w; "constant": w
+        temperature_schedule:str|None=None, # "ramp": from 1 at the first map; "constant"
         more_smooth:bool|None=None,     # mix codes, of a model of classes; see lesson 38
         alpha:float|list[float]|None=None, # of an adapter: weight of the class; see lesson 41
         beta:float|list[float]|None=None,  # weight of its text; a list has one number per map
@@ -208,7 +209,7 @@ class Pipeline(StreamingParts):
             self, prompt, rerank or num_images_per_prompt, seed, generator, negative_prompt, boxes,
             alpha=alpha, beta=beta, guidance_scale=guidance_scale, num_steps=num_steps, top_k=top_k,
             guidance_schedule=guidance_schedule, top_p=top_p, temperature=temperature,
-            more_smooth=more_smooth)
+            temperature_schedule=temperature_schedule, more_smooth=more_smooth)
         about = self.about | dict(num_images_per_prompt=num_images_per_prompt) | call.about
         if upscale is not None:
             network = find_upscaler(upscale, self.device)  # before the drawing: it may be refused

@@ -27,9 +27,11 @@ from .text import TextTokenizer
 # %% ../nbs/54_requests.ipynb #c4313113
 DEFAULTS = dict(
     guidance_scale=3.0, guidance_schedule="ramp", temperature=1.0, top_k=0, top_p=0.0, num_steps=1,
-    more_smooth=False, alpha=1.0, beta=1.0,
+    temperature_schedule="constant", more_smooth=False, alpha=1.0, beta=1.0,
 )  # of a model that has no settings of its own
-CHOICES = dict(guidance_schedule=("ramp", "constant"), more_smooth=(False, True))
+CHOICES = dict(
+    guidance_schedule=("ramp", "constant"), temperature_schedule=("ramp", "constant"),
+    more_smooth=(False, True))
 LIMITS = dict(
     num_images_per_prompt=(Integral, 1, math.inf, "a whole number from 1"),
     batch_size=(Integral, 1, math.inf, "a whole number from 1"),

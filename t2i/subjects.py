@@ -104,6 +104,7 @@ class ScoreOptions:
     top_p:float|None=None      # None: the model's own
     features:str="inception"   # fid: or a CLIP
     samples:str|None=None      # shapes: a .png for the first image of every task
+    temperature_schedule:str|None=None # "ramp" or "constant"; None: the model's own
 
     def __post_init__(self):
         for name in ("per_task", "num_images_per_prompt", "count", "rerank"):
@@ -118,7 +119,8 @@ class ScoreOptions:
         return replace(self, num_images_per_prompt=images, clip=self.clip or clip)
 
 # %% ../nbs/56_subjects.ipynb #5221837d
-SETTINGS = ("guidance_scale", "guidance_schedule", "num_steps", "temperature", "top_k", "top_p")
+SETTINGS = ("guidance_scale", "guidance_schedule", "num_steps", "temperature",
+            "temperature_schedule", "top_k", "top_p")
 
 
 def draw_candidates(

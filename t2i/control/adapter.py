@@ -250,12 +250,14 @@ class AdaptedVAR(SteeredCondition):
         guidance_schedule:str="ramp", # see `guidance_weights`
         alpha=None,                 # a number, or one per map; None: the adapter's own
         beta=None,
+        temperature_schedule:str="constant", # see `map_temperatures`
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per caption, map after map"
         both = [self.vectors(each, alpha, beta) for each in (text, unconditional)]
         weights = guidance_weights(guidance_scale, len(self.base.net.sizes), guidance_schedule)
         maps = ScalePredictor(self.base.net, self.base.tokenizer.quantizer, *both, weights)
-        return stream_maps(maps, generators, temperature, top_k, top_p)
+        return stream_maps(maps, generators, temperature, top_k, top_p,
+                           temperature_schedule=temperature_schedule)
 
     @torch.no_grad()
     def generate(self, *inputs, **settings)->list[Tensor]: # (b,p*p) int64 per scale

@@ -370,13 +370,14 @@ class BoxedVAR(FrozenAndBranch):
         top_p:float=0.,             # 0 or 1 is off
         num_steps:int=1,            # steps per map, of a base that samples in several
         guidance_schedule:str="ramp", # see `guidance_weights`
+        temperature_schedule:str="constant", # see `map_temperatures`
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per caption, map after map, as the base does"
         masked = isinstance(self.base, MaskedTextVAR)
         steps = dict(num_steps=num_steps) if masked else {}
         return type(self.base).stream(
             self, text, unconditional, generators, guidance_scale, temperature, top_k, top_p,
-            guidance_schedule=guidance_schedule, **steps)
+            guidance_schedule=guidance_schedule, temperature_schedule=temperature_schedule, **steps)
 
     @torch.no_grad()
     def generate(self, *inputs, **settings)->list[Tensor]: # (b,p*p) int64 per scale

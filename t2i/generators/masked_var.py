@@ -30,6 +30,7 @@ from t2i.generators.var import (
 from t2i.sampling import (
     classifier_free_guidance,
     draw_uniform,
+    map_temperatures,
     sample_codes,
     seeded_uniform,
     unmasking_schedule,
@@ -121,7 +122,9 @@ def stream_masked(
     generators:list[torch.Generator], # one per image
     weights:list[float], # guidance per scale, see `guidance_weights`
     num_steps:int=1,     # steps per map
-    **sampling,          # temperature, top_k, top_p: see `sample_codes`
+    temperature:float=1.,
+    temperature_schedule:str="constant", # see `map_temperatures`
+    **sampling,          # top_k, top_p: see `sample_codes`
 )->Iterator[list[Tensor]]: # after each scale: all ids so far, (b,p*p) each
     "`stream_scales` with several steps per map"
     guided = any(w != 1 for w in weights)
@@ -129,6 +132,7 @@ def stream_masked(
     settings = net.condition(both)
     x = net.embed.start(both.vector)                             # (b or 2b,1,d)
     caches, ids, total = new_caches(net, x), [], 0.
+    temperatures = map_temperatures(temperature, len(net.sizes), temperature_schedule)
 
     def predict(tokens, unmasked):                               # (b,size) each -> (b,size,v)
         for cache in caches:
@@ -144,7 +148,8 @@ def stream_masked(
         noise = torch.zeros_like(uniform)
         if num_steps > 1:
             noise = draw_gumbel(generators, size, x.device)
-        ids.append(unmask_map(predict, uniform, noise, num_steps, **sampling))
+        ids.append(unmask_map(
+            predict, uniform, noise, num_steps, temperature=temperatures[i], **sampling))
         yield list(ids)
         if i+1 < len(net.sizes):
             total = total + quantizer.contribution(ids[i], i)    # (b,code_dim,h,w)
@@ -217,13 +222,14 @@ class MaskedTextVAR(TextVAR):
         top_p:float=0.,             # 0 or 1 is off
         num_steps:int=1,            # steps per map
         guidance_schedule:str="ramp", # see `guidance_weights`
+        temperature_schedule:str="constant", # see `map_temperatures`
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per caption, map after map"
         weights = guidance_weights(guidance_scale, len(self.net.sizes), guidance_schedule)
         return stream_masked(
             self.net, self.tokenizer.quantizer, self.condition(features),
             self.condition(unconditional), generators, weights, num_steps,
-            temperature=temperature, top_k=top_k, top_p=top_p)
+            temperature, temperature_schedule, top_k=top_k, top_p=top_p)
 
 # %% ../../nbs/33_masked_var.ipynb #10c059df
 def unset_config()->MaskedTextVARConfig:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core import T2IError
 from ..engine.checkpoints import CheckpointError, rename_weights
 from ..engine.files import atomic_path
-from ..sampling import draw_uniform, top_k_filter, top_p_filter
+from ..sampling import draw_uniform, map_temperatures, top_k_filter, top_p_filter
 from ..tokenizers.official import last_index, open_official, require
 
 # %% ../../nbs/38_official_var.ipynb #9bde4fce
@@ -241,16 +241,20 @@ def smooth_weights(
 def stream_smooth(
     maps, # a `MapPredictor`
     generators:list[torch.Generator], # one per image
-    **sampling, # temperature, top_k, top_p: see `smooth_weights`
+    temperature:float=1.,
+    temperature_schedule:str="constant", # see `map_temperatures`
+    **sampling, # top_k, top_p: see `smooth_weights`
 )->Iterator[Tensor]: # after each scale: the sum of the maps so far, (b,code_dim,h,w)
     "`stream_scales` with a mixture of codes per token; `decode_features` makes images of the sums"
     codes = maps.quantizer.codebook.codes                        # (v,code_dim)
     sizes = maps.net.sizes
+    temperatures = map_temperatures(temperature, len(sizes), temperature_schedule)
     for i, size in enumerate(sizes):
         uniform = draw_uniform(generators, size*len(codes), maps.x.device)
         uniform = uniform.unflatten(1, (size,-1))                # (b,size,v)
         progress = i/max(1, len(sizes)-1)
-        weights = smooth_weights(maps.logits(), uniform, progress, **sampling)
+        weights = smooth_weights(
+            maps.logits(), uniform, progress, temperatures[i], **sampling)
         maps.add(weights.to(codes.dtype)@codes)
         yield maps.total
 

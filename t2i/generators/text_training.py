@@ -86,13 +86,15 @@ class TextVARTaskConfig:
     sample_guidance:float=3.      # settings of sampled images; they become the model's own
     sample_guidance_schedule:str="ramp" # or "constant"
     sample_temperature:float=1.
+    sample_temperature_schedule:str="constant" # or "ramp": from 1 at the first map to it
     sample_top_p:float=0.
     train:TrainConfig=field(default_factory=TrainConfig)
 
     def settings(self)->dict:
         "Of sampled images; they become the model's own"
         return dict(guidance_scale=self.sample_guidance, temperature=self.sample_temperature,
-                    top_p=self.sample_top_p, guidance_schedule=self.sample_guidance_schedule)
+                    top_p=self.sample_top_p, guidance_schedule=self.sample_guidance_schedule,
+                    temperature_schedule=self.sample_temperature_schedule)
 
 # %% ../../nbs/36_text_training.ipynb #117a40a2
 def load_frozen_tokenizer(

@@ -112,12 +112,14 @@ class TextConditionedVAR(NextScaleModel):
         top_k:int=0,                # 0 is off
         top_p:float=0.,             # 0 or 1 is off
         guidance_schedule:str="ramp", # see `guidance_weights`
+        temperature_schedule:str="constant", # see `map_temperatures`
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per caption, map after map"
         conditions = self.condition(features), self.condition(unconditional)
         return self.stream_conditions(
             *conditions, generators, guidance_scale, guidance_schedule,
-            temperature=temperature, top_k=top_k, top_p=top_p)
+            temperature=temperature, top_k=top_k, top_p=top_p,
+            temperature_schedule=temperature_schedule)
 
 # %% ../../nbs/32_text_var.ipynb #f1641478
 class TextVAR(TextConditionedVAR, PyTorchModelHubMixin):

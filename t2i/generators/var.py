@@ -23,6 +23,7 @@ from t2i.sampling import (
     cfg_schedule,
     classifier_free_guidance,
     draw_uniform,
+    map_temperatures,
     sample_codes,
     split_generator,
 )
@@ -324,12 +325,14 @@ def stream_maps(
     generators:list[torch.Generator], # one per image
     temperature:float=1., top_k:int=0, top_p:float=0.,
     prefix:tuple|list=(),  # (b,p*p) per scale: the first maps, where they are given
+    temperature_schedule:str="constant", # see `map_temperatures`
 )->Iterator[list[Tensor]]: # after each scale: all ids so far, (b,p*p) each
     "Sample one map per pass; the keys and values of the coarser maps are kept"
-    ids = []
-    for i, size in enumerate(maps.net.sizes):
+    ids, sizes = [], maps.net.sizes
+    temperatures = map_temperatures(temperature, len(sizes), temperature_schedule)
+    for i, size in enumerate(sizes):
         uniform = draw_uniform(generators, size, maps.x.device)  # (b,size)
-        sampled = sample_codes(maps.logits(), uniform, temperature, top_k, top_p)
+        sampled = sample_codes(maps.logits(), uniform, temperatures[i], top_k, top_p)
         ids.append(prefix[i] if i < len(prefix) else sampled)
         yield list(ids)
         maps.add(maps.quantizer.codebook.decode(ids[i]))
@@ -426,10 +429,12 @@ class ClassConditionalVAR(NextScaleModel):
         top_p:float=0.,             # 0 or 1 is off
         guidance_schedule:str="ramp", # see `guidance_weights`
         more_smooth:bool=False,     # see `stream_smooth` (lesson 38), whose sums it then yields
+        temperature_schedule:str="constant", # see `map_temperatures`
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per label, map after map"
         conditions = self.condition(labels), self.condition(unconditional)
-        sampling = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+        sampling = dict(temperature=temperature, top_k=top_k, top_p=top_p,
+                        temperature_schedule=temperature_schedule)
         if not more_smooth:
             return self.stream_conditions(
                 *conditions, generators, guidance_scale, guidance_schedule, **sampling)
