@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+# %% ../nbs/57_scoring.ipynb #5c0e1a7b
 from .catalog import checkpoint_name
 from .core import T2IError, best_device, fold_in, from_pil, image_grid, progress
 from .data.datasets import COMPUTED, FolderDataset, load_dataset
