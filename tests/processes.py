@@ -120,9 +120,12 @@ def ranks(count, *words, **options):
 
 def torchrun(count, *words, **options):
     "`torchrun --nproc-per-node=COUNT WORDS`: an error if one of the processes fails"
-    with ranks(count, *words, **options) as waiting:
-        while waiting:
-            ended = connection.wait([process.sentinel for process in waiting])
-            codes = [process.exitcode for process in waiting if process.sentinel in ended]
-            assert not any(codes), f"{words} failed"
-            waiting = [process for process in waiting if process.sentinel not in ended]
+    with TemporaryDirectory() as files:
+        log = Path(options.setdefault("stderr", Path(files)/"stderr"))
+        log.touch()
+        with ranks(count, *words, **options) as waiting:
+            while waiting:
+                ended = connection.wait([process.sentinel for process in waiting])
+                codes = [process.exitcode for process in waiting if process.sentinel in ended]
+                assert not any(codes), f"{words} failed:\n{log.read_text()[-3000:]}"
+                waiting = [process for process in waiting if process.sentinel not in ended]
