@@ -346,8 +346,6 @@ def train(
     fields = tuple(overrides or ())
     if show:
         return print_yaml(load_recipe(recipe, fields).tree)
-    if resume and output is None and Path(recipe, "recipe.yaml").is_file():
-        output = Path(recipe)
     folder = t2i.training.train(recipe, output, fields, resume)
     if not is_main_process():  # other machines may not even have the folder
         return

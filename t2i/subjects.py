@@ -4,24 +4,19 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'Subject', 'load_subject', 'held_out_images', 'ScoreOptions', 'draw_candidates', 'draw_prompts',
-           'draw_each', 'drawing_settings', 'TimedDrawing']
+           'draw_each', 'drawing_settings']
 
 # %% ../nbs/56_subjects.ipynb #60757494
-import json
-import os
-import time
 from collections import Counter
 from dataclasses import dataclass, replace
 
-import torch
 import torch.nn as nn
 from PIL import Image
 from torch.utils.data import Dataset
 
 from .catalog import local_path
-from .core import T2IError, best_device, image_grid
+from .core import T2IError
 from .data.datasets import COMPUTED, DataConfig, FolderDataset, load_dataset
-from .engine.files import save_png
 from .engine.recipes import load_recipe
 from .generators.reranking import best_of, find_judge, rank_images
 from .generators.super_resolution import SuperResolution
@@ -187,34 +182,3 @@ def drawing_settings(
         clip = options.clip or getattr(own, "clip", None)
         settings |= dict(rerank=options.rerank, clip=clip)
     return dict(settings=settings)
-
-# %% ../nbs/56_subjects.ipynb #b0a2d002
-class TimedDrawing:
-    "Draws with a subject, measures the time, and keeps the first image of every call"
-    def __init__(self, subject:Subject, options:ScoreOptions):
-        self.subject = subject
-        self.options = options
-        self.images, self.wall, self.cpu, self.first = 0, 0., 0., []
-
-    def __call__(self, prompts:list[str])->list[list[Image.Image]]: # images of each prompt
-        wall, cpu = time.perf_counter(), time.process_time()
-        drawn = draw_prompts(self.subject, prompts, self.options)
-        self.wall += time.perf_counter()-wall
-        self.cpu += time.process_time()-cpu
-        self.images += sum(map(len, drawn))
-        self.first.append((prompts[0], drawn[0][0]))
-        return drawn
-
-    def costs(self)->dict: # seconds per image; seconds of CPU cores per image; machine
-        "What an image costs here; loading the model does not count"
-        gpu = best_device(self.options.device).type == "cuda"
-        machine = torch.cuda.get_device_name() if gpu else f"{os.cpu_count()} CPU cores"
-        return dict(per_task=self.options.per_task, machine=machine,
-                    seconds_per_image=self.wall/self.images,
-                    cpu_seconds_per_image=self.cpu/self.images)
-
-    def save_samples(self, path:str):
-        "The first images of all calls in a row, their prompts in the file"
-        prompts, images = zip(*self.first)
-        about = dict(model=self.subject.name, prompts=json.dumps(prompts))
-        save_png(image_grid(images, len(images), gap=0), path, **about)

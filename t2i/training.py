@@ -421,11 +421,13 @@ def train(
     recipe:str|Path|Recipe,      # a file, a bundled name, or loaded
     run:str|Path|None=None,      # the run folder; runs/NAME by default
     overrides:tuple[str,...]=(), # "train.steps=100", …
-    resume:bool=False,           # go on from the run's last checkpoint, by the run's own recipe;
-                                 # overrides still count
+    resume:bool=False,           # go on from the run's last checkpoint, by the run's own recipe,
+                                 # which its folder names, too; overrides still count
 )->Path:                         # the run folder
     "Train by a recipe"
     if not isinstance(recipe, Recipe):
+        if resume and run is None and Path(recipe, "recipe.yaml").is_file():
+            run = recipe
         run = Path(run or Path("runs")/Path(recipe).stem)
         own = run/"recipe.yaml"
         recipe = load_recipe(own if resume and own.is_file() else recipe, overrides)

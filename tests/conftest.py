@@ -1,6 +1,6 @@
 "Order of the tests."
 
-LONG = ("test_training", "test_runs")  # minutes: they start processes that train
+LONG = ("test_training", "test_runs", "test_parallel", "test_coco")  # they start processes
 
 
 def pytest_collection_modifyitems(items):

@@ -5,12 +5,12 @@ python parallel.py FOLDER two|table|table_adafactor
 """
 import os
 import shutil
-import socket
 import sys
 from pathlib import Path
 
 import torch
 
+import processes
 from t2i.core import T2IError
 from t2i.engine.distributed import destroy_process_group
 from t2i.training import train
@@ -45,15 +45,12 @@ def rewind(run, to):
 
 def in_processes(world, work, *arguments):
     "Run a function in several processes, as torchrun starts them"
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    os.environ |= dict(
-        WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), MASTER_ADDR="localhost",
-        MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test", GROUP_RANK="0")
+    store, shared = processes.meeting(world)
+    os.environ |= shared
     start = torch.multiprocessing.start_processes
     start(as_rank, (work, *arguments), world, start_method="fork")
-    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+    del store
+    for name in shared:
         del os.environ[name]
 
 

@@ -58,7 +58,7 @@ def test_only_the_adapter_is_saved(run, tmp_path):
 
 @pytest.mark.parametrize("field, value, says", [
     ("clip_fingerprint", "0"*16, "another CLIP"),
-    ("base_fingerprint", "0"*16, "another VAR"),
+    ("base_fingerprint", "0"*16, "another model"),
     ("width", 64, "width 64"),
 ])
 def test_other_parts_are_refused(tmp_path, field, value, says):

@@ -1,11 +1,8 @@
 """COCO 2017 from the archives to a trained generator. A server on this machine publishes the
 sample of the repository in archives that are named and laid out like COCO's; nothing is fetched
 from elsewhere."""
-import contextlib
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import processes
 from house import root
 from t2i import cli
 from t2i.core import T2IError
@@ -255,27 +253,11 @@ def test_the_command(t2i, mirror, capsys):
     assert capsys.readouterr().err.count("cannot fetch") == 1
 
 
-@contextlib.contextmanager
-def started(command, log):
-    """A command with the processes that it starts; none of them is left at the end. Its output
-    ends when all of them have ended"""
-    env = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
-    options = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
-    with open(log, "w") as file:
-        process = subprocess.Popen(command, stderr=file, env=env, **options)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
 def wait_for(line, process, log, seconds=900):
-    "Until a command has logged a line; one that ends before, or hangs, is an error with its log"
+    "Until a process has logged a line; one that ends before, or hangs, is an error with its log"
     end = time.monotonic() + seconds
     while line not in log.read_text():
-        assert process.poll() is None and time.monotonic() < end, log.read_text()
+        assert process.is_alive() and time.monotonic() < end, log.read_text()
         time.sleep(.1)
 
 
@@ -287,17 +269,16 @@ def test_the_recipe_from_cache_to_gallery(t2i, tmp_path, capsys):
     before = {p: p.stat().st_mtime_ns for p in (tmp_path/"kept").rglob("*.safetensors")}
     assert {p.parent.name for p in before} == {"tokens", "text"}
     cached = [*FIELDS, "data.cache_dir=kept"]
-    two = ["train.devices=2", "train.save_every=2", "train.log_every=1", "train.sample_every=4"]
-    # not torchrun: the processes that it starts have groups of their own and outlive a kill
-    command, log = [sys.executable, "-m", "t2i", "train", name, "-o", "run"], tmp_path/"log.txt"
-    with started([*command, *cached, *two, "train.steps=1000"], log) as process:
-        wait_for("step 3 of", process, log)
-        process.kill()
-        process.communicate(timeout=900)  # the other process does not wait for a dead one
+    often = ["train.save_every=2", "train.log_every=1", "train.sample_every=4"]
+    command, log = ["-m", "t2i", "train", name, "-o", "run"], tmp_path/"log.txt"
+    log.touch()
+    with processes.ranks(2, *command, *cached, *often, "train.steps=1000", stderr=log) as two:
+        wait_for("step 3 of", two[0], log)
+        two[0].kill()
+        two[1].join(900)             # the other process does not wait for a dead one
+        assert two[1].exitcode
     done = int(Path("run/last").read_text().removeprefix("step-"))
-    with started([*command, "--resume", f"train.steps={done+2}"], log) as process:
-        process.communicate(timeout=900)
-        assert process.returncode == 0, log.read_text()
+    processes.torchrun(2, *command, "--resume", f"train.steps={done+2}", stderr=log)
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path/"kept").rglob("*.safetensors")}
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [*range(1, done+3)]

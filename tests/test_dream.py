@@ -1,13 +1,12 @@
 "VQGAN+CLIP: one seed, one image, also when it is stopped anywhere, in parts, or resumed."
 import json
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 from PIL import Image
 
+import processes
 from t2i.guidance.clip import load_clip
 from t2i.guidance.dream import dream, open_image, parse_prompt, play, read_run, read_story
 from t2i.guidance.vqgan_clip import VQGANCLIP, VQGANCLIPConfig, make_config
@@ -113,8 +112,8 @@ dream(run, Path(sys.argv[1]), {}, every=2)
 
 
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, models):
-    p = subprocess.run([sys.executable, "-c", KILLED, tmp_path/"run"], capture_output=True)
-    assert p.returncode == -signal.SIGKILL, p.stderr.decode()
+    p = processes.run("-c", KILLED, tmp_path/"run")
+    assert p.returncode == -signal.SIGKILL, p.stderr
     whole = VQGANCLIP("a red circle", "blue", **models, **SMALL, ema=.5)
     rest = VQGANCLIP("a red circle", "blue", **models, **SMALL, ema=.5)
     rest.restore(tmp_path/"run"/"state.pt")

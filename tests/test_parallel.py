@@ -1,7 +1,5 @@
 "Work and weights divided among processes: the numbers of one process, and files that one can load."
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import processes
 import t2i
 from t2i import cli
 from t2i.engine.checkpoints import last_checkpoint
@@ -19,9 +18,8 @@ here = Path(__file__).resolve().parent
 
 def run(folder, which):
     "The trainings of parallel.py"
-    env = os.environ | dict(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
-    command = [sys.executable, here/"parallel.py", folder, which]
-    subprocess.run(command, check=True, env=env, stdin=subprocess.DEVNULL)
+    ended = processes.run(here/"parallel.py", folder, which)
+    assert ended.returncode == 0, ended.stderr
 
 
 def losses(run):

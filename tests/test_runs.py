@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import processes
 import t2i
 import t2i.training as training
 import tiny
@@ -33,10 +34,10 @@ ADVERSARIAL = TinyConfig(adversarial=True)
 SILENT = dict(stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
-def environment(**more):
+def environment():
     "For processes: the task of tests/tiny.py can be imported, and there is no GPU"
     path = os.pathsep.join([str(here), *sys.path])
-    return os.environ | dict(PYTHONPATH=path, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="") | more
+    return os.environ | dict(PYTHONPATH=path, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
 
 
 def weights(run, name="model"):
@@ -326,12 +327,14 @@ def torchrun(folder, run, *overrides):
 
 def test_each_process_resumes_its_own_random_numbers(tmp_path):
     torchrun(tmp_path, "whole", "train.steps=6")
-    torchrun(tmp_path, "parts", "train.steps=6", "train.warmup=2", "train.save_every=3")
+    command = "-m", "t2i.cli", "train", tmp_path/"dropout.yaml", "-o", tmp_path/"parts"
+    steps = "train.steps=6", "train.warmup=2", "train.save_every=3"
+    processes.torchrun(2, *command, *steps)
     state = torch.load(tmp_path/"parts"/"checkpoints"/"step-3"/"state.pt", weights_only=True)
     one, two = [random["cpu"] for random in state["random"]]
     assert not torch.equal(one, two)
     (tmp_path/"parts"/"last").write_text("step-3")
-    torchrun(tmp_path, "parts", "--resume")
+    processes.torchrun(2, *command, "--resume")
     assert same(weights(tmp_path/"whole"), weights(tmp_path/"parts"))
 
 
@@ -490,10 +493,10 @@ def test_a_folder_is_held_by_one_training(tmp_path):
 def test_a_tensorboard_that_cannot_be_imported(tmp_path, error):
     (tmp_path/"fake"/"tensorboard").mkdir(parents=True)
     (tmp_path/"fake"/"tensorboard"/"__init__.py").write_text(f"raise {error}")
-    path = os.pathsep.join([str(tmp_path/"fake"), str(here), *sys.path])
+    code = f"import sys; sys.path.insert(0, {str(tmp_path/'fake')!r}); "
+    code += "from t2i.cli import main; main()"
     (tmp_path/"tiny.yaml").write_text("task: tiny.TinyTask\n")
-    command = [sys.executable, "-m", "t2i.cli", "train", tmp_path/"tiny.yaml", "-o", tmp_path/"run"]
-    p = subprocess.run(command, env=environment(PYTHONPATH=path), **SILENT)
+    p = processes.run("-c", code, "train", tmp_path/"tiny.yaml", "-o", tmp_path/"run")
     assert p.returncode == 0, p.stderr
     assert p.stderr.count("TensorBoard fails and is left out") == 1
 

@@ -2,7 +2,6 @@
 import json
 import math
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch.optim import _muon
 
+import processes
 import t2i
 import tiny
 from t2i.core import T2IError, fold_in
@@ -24,8 +24,6 @@ from t2i.training import train
 here = Path(__file__).resolve().parent
 QUIET = dict(stdin=subprocess.DEVNULL)
 ONE_THREAD = os.environ | dict(OMP_NUM_THREADS="1")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0",
-            "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
 RECIPE = """
 task: t2i.tokenizers.training.TokenizerTask
 model:
@@ -84,8 +82,8 @@ def assert_same_state(a, b):
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    command = [sys.executable, here/"faults.py", tmp_path]
-    subprocess.run(command, check=True, env=ONE_THREAD, **QUIET)
+    ended = processes.run(here/"faults.py", tmp_path)
+    assert ended.returncode == 0, ended.stderr
     a, b = (last_checkpoint(tmp_path/run) for run in ("whole", "killed"))
     assert a.name == b.name == "step-12"
     for name in ("model.safetensors", "ema.safetensors"):
@@ -128,7 +126,7 @@ CLIP = """
     train.save_every=0 train.workers=0
 """.split()
 GENERATOR = """
-    train.steps=50 train.batch_size=8 train.warmup=3 train.precision=32-true train.log_every=1
+    train.steps=24 train.batch_size=8 train.warmup=3 train.precision=32-true train.log_every=1
     train.val_batches=1 train.sample_every=0 data.cache=0
 """.split()
 MASKED = """
@@ -170,7 +168,7 @@ GROUPS = [list(CASES)[:5], list(CASES)[5:]]  # each starts its processes once
 @pytest.mark.parametrize("names", GROUPS, ids=" ".join)
 def test_two_processes_equal_one(recipe, tmp_path, names):
     script = here/"float64_muon.py"  # in bfloat16 a difference in the last bit would grow to 1e-3
-    for side, prefix in (("one", [sys.executable]), ("two", TORCHRUN)):
+    for side in ("one", "two"):
         trainings = []
         for name in names:
             source, accumulate, overrides = CASES[name]
@@ -178,19 +176,23 @@ def test_two_processes_equal_one(recipe, tmp_path, names):
             split = [f"train.accumulate={accumulate if side == 'two' else 1}"]
             trainings.append((source, str(tmp_path/side/name), [*overrides, *split]))
         (tmp_path/f"{side}.json").write_text(json.dumps(trainings))
-        env = ONE_THREAD | dict(CUDA_VISIBLE_DEVICES="", T2I_HOME=str(tmp_path/f"home-{side}"))
-        subprocess.run([*prefix, script, tmp_path/f"{side}.json"], check=True, env=env, **QUIET)
+        options = dict(T2I_HOME=str(tmp_path/f"home-{side}"))
+        if side == "two":
+            processes.torchrun(2, script, tmp_path/"two.json", **options)
+            continue
+        ended = processes.run(script, tmp_path/"one.json", **options)
+        assert ended.returncode == 0, ended.stderr
     for name in names:
         one, two = (logged_losses(tmp_path/side/name) for side in ("one", "two"))
-        assert len(one) == len(two) == (12 if "train.steps=12" in CASES[name][2] else 50)
+        steps = [word for word in CASES[name][2] if word.startswith("train.steps=")] or ["=50"]
+        assert len(one) == len(two) == int(steps[-1].partition("=")[2])
         off = [abs(a-b) for a, b in zip(one, two)]
         assert max(off) < 5e-4, (name, off)  # rounding alone
 
 
 def test_shards_of_two_processes(tmp_path, monkeypatch):
     "Sharded equals whole; stopped and resumed in two processes or in one, it ends the same"
-    env = ONE_THREAD | dict(CUDA_VISIBLE_DEVICES="")
-    subprocess.run([*TORCHRUN, here/"sharded.py", tmp_path], check=True, env=env, **QUIET)
+    processes.torchrun(2, here/"sharded.py", tmp_path)
     monkeypatch.setattr(_muon, "_zeropower_via_newtonschulz", _muon._zeropower_via_newtonschulz)
     import float64_muon  # noqa: F401, undone after this test
     train(tiny.recipe(optimizer="muon", sharding="fsdp"), tmp_path/"alone", resume=True)
@@ -248,7 +250,8 @@ def start_one(rank, world, folder):
 
 def test_gumbel_codes_start_alike_on_two_processes(tmp_path):
     for world in (1, 2):
-        torch.multiprocessing.spawn(start_one, (world, tmp_path), world)
+        start = torch.multiprocessing.start_processes
+        start(start_one, (world, tmp_path), world, start_method="forkserver")
     names = ("1-0", "2-0", "2-1")
     one, *two = (torch.load(tmp_path/f"{name}.pt", weights_only=True) for name in names)
     for k, w in one.items():
@@ -261,13 +264,10 @@ def test_gumbel_codes_start_alike_on_two_processes(tmp_path):
 
 
 def test_full_disk_keeps_the_last_whole_checkpoint(recipe, tmp_path):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
+    code = "import resource; from t2i.cli import main; "
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); main()"
     run = train(recipe, tmp_path/"run", ("train.steps=2",))
-    command = [sys.executable, "-m", "t2i.cli", "train", recipe, "train.steps=4", "-o", run]
-    command += ["--resume"]
-    p = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, **QUIET)
+    p = processes.run("-c", code, "train", recipe, "train.steps=4", "-o", run, "--resume")
     assert p.returncode == 1
     last = p.stderr.strip().splitlines()[-1]
     assert last.startswith("t2i: could not save") and "Traceback" not in p.stderr, p.stderr

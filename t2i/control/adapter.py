@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['AdapterConfig', 'weight_list', 'check_weights', 'unit_pooled', 'Adapter', 'mix', 'scale_settings', 'ScalePredictor',
-           'chosen_weight', 'LabelledText', 'SteeredCondition', 'AdaptedVAR', 'var_fingerprint', 'check_base',
-           'find_class', 'CaptionReader', 'CaptionEncoder', 'AdapterTaskConfig', 'load_base', 'filled_config',
-           'AdapterParts', 'AdapterTask']
+           'chosen_weight', 'LabelledText', 'BesideFrozen', 'SteeredCondition', 'AdaptedVAR', 'var_fingerprint',
+           'check_fits', 'check_base', 'find_class', 'CaptionReader', 'CaptionEncoder', 'AdapterTaskConfig',
+           'load_base', 'filled_config', 'AdapterParts', 'AdapterTask']
 
 # %% ../../nbs/41_adapter.ipynb #e973ff5d
 import re
@@ -184,22 +184,33 @@ class LabelledText:
     labels:Tensor         # (b,) int64; the number of classes means no class
     features:TextFeatures # of b captions
 
-# %% ../../nbs/41_adapter.ipynb #0e42549c
-class SteeredCondition(nn.Module):
-    "A frozen class-conditional VAR and an adapter, which alone is trained and saved"
+# %% ../../nbs/41_adapter.ipynb #0fe192e4
+class BesideFrozen(nn.Module):
+    "What is trained and saved beside a frozen model, which moves along to another device"
     def __init__(self,
-        config:AdapterConfig,
-        base:VAR, # referred to: moved along, but neither trained nor saved
+        config,
+        base:nn.Module, # referred to: neither trained nor saved
     ):
         super().__init__()
-        check_base(config, base)
         self.config = config
-        self.adapter = Adapter(config)
         object.__setattr__(self, "base", base.eval().requires_grad_(False))
 
     def _apply(self, *args, **settings): # to, half, cuda, …
         self.base._apply(*args, **settings)
         return super()._apply(*args, **settings)
+
+    @torch.no_grad()
+    def generate(self, *inputs, **settings)->list[Tensor]: # (b,p*p) int64 per scale
+        "The last that the `stream` of a subclass yields"
+        return list(self.stream(*inputs, **settings))[-1]
+
+# %% ../../nbs/41_adapter.ipynb #0e42549c
+class SteeredCondition(BesideFrozen):
+    "A frozen class-conditional VAR and an adapter, which alone is trained and saved"
+    def __init__(self, config:AdapterConfig, base:VAR):
+        check_base(config, base)
+        super().__init__(config, base)
+        self.adapter = Adapter(config)
 
     def own_weights(self)->dict:
         "alpha and beta, as they were trained: numbers, or lists with one per map"
@@ -259,11 +270,6 @@ class AdaptedVAR(SteeredCondition):
         return stream_maps(maps, generators, temperature, top_k, top_p,
                            temperature_schedule=temperature_schedule)
 
-    @torch.no_grad()
-    def generate(self, *inputs, **settings)->list[Tensor]: # (b,p*p) int64 per scale
-        "The last that `stream` yields"
-        return list(self.stream(*inputs, **settings))[-1]
-
 # %% ../../nbs/41_adapter.ipynb #00102922
 def var_fingerprint(
     var:VAR,
@@ -273,19 +279,26 @@ def var_fingerprint(
     return hash_of(*[weights[name].half() for name in sorted(weights)])
 
 
-def check_base(
-    config:AdapterConfig,
-    base:VAR,
+def check_fits(
+    config,          # with base and base_fingerprint
+    sizes:dict,      # of the frozen model; the config has the same names
+    fingerprint:str, # of its weights
+    what:str,        # the name of what is trained beside it
 ):
-    "Refuse a VAR that an adapter was not made for"
-    for name, own in dict(width=base.config.width, scales=len(base.net.sizes)).items():
+    "Refuse a frozen model that this was not made for"
+    for name, own in sizes.items():
         if getattr(config, name) != own:
-            raise T2IError(f"the adapter is for a VAR with {name} {getattr(config, name)}, this "
-                           f"one has {own}: load the VAR it was trained on, {config.base}")
-    found = var_fingerprint(base)
-    if config.base_fingerprint not in ("", found):
-        raise T2IError(f"the adapter was trained on another VAR than this (fingerprint "
-                       f"{config.base_fingerprint}, not {found}): load {config.base}")
+            raise T2IError(f"the {what} is for a model with {name} {getattr(config, name)}, this "
+                           f"one has {own}: load the model it was trained beside, {config.base}")
+    if config.base_fingerprint not in ("", fingerprint):
+        raise T2IError(f"the {what} was trained beside another model than this (fingerprint "
+                       f"{config.base_fingerprint}, not {fingerprint}): load {config.base}")
+
+
+def check_base(config:AdapterConfig, base:VAR):
+    "Refuse a VAR that an adapter was not made for"
+    sizes = dict(width=base.config.width, scales=len(base.net.sizes))
+    check_fits(config, sizes, var_fingerprint(base), "adapter")
 
 # %% ../../nbs/41_adapter.ipynb #d5cad1b5
 def find_class(

@@ -15,20 +15,21 @@ from PIL import Image
 from scipy import ndimage
 
 from ..data.checker import check, components, covered_share, vote_color
-from ..data.shapes import BACKGROUNDS, COLORS, SIDE, Scene, inside, sample_scene
+from ..data.shapes import BACKGROUNDS, COLORS, Scene, inside, render, sample_scene
 
 # %% ../../nbs/42_contours.ipynb #1a17b34a
 @lru_cache(maxsize=None)
 def outline(
     shape:str,       # one of `SHAPES`
     radius:int,      # pixels
+    scale:int=1,     # see `coverage`
     width:float=.25, # of the line, as a share of the radius
-)->np.ndarray:       # (2r+1,2r+1) float32 in [0,1]
+)->np.ndarray:       # (2r+1,2r+1) float32 in [0,1], times the scale
     "The share of each pixel that the contour of a shape covers"
-    side, fine = 2*radius+1, 8
-    ticks = ((np.arange(side*fine)+.5)/fine - radius - .5)/radius
+    side, fine = (2*radius+1)*scale, 8
+    ticks = ((np.arange(side*fine)+.5)/(fine*scale) - radius - .5)/radius
     points = inside(shape, ticks[None], ticks[:,None])           # (fine*side,fine*side)
-    depth = ndimage.distance_transform_edt(np.pad(points, fine))[fine:-fine,fine:-fine]/fine
+    depth = ndimage.distance_transform_edt(np.pad(points, 1))[1:-1,1:-1]/(fine*scale)
     line = points & (depth <= width*radius)
     return line.reshape(side, fine, side, fine).mean((1, 3), dtype=np.float32)
 
@@ -37,14 +38,7 @@ def render_outlined(
     scene:Scene,
 )->np.ndarray: # (64,64,3) uint8
     "Draw the contours of a scene's objects alone"
-    canvas = np.empty((SIDE, SIDE, 3), np.float32)
-    canvas[:] = BACKGROUNDS[scene.background]
-    for o in scene.objects:
-        rows = slice(o.y-o.radius, o.y+o.radius+1)
-        cols = slice(o.x-o.radius, o.x+o.radius+1)
-        share = outline(o.shape, o.radius)[...,None]             # (2r+1,2r+1,1)
-        canvas[rows,cols] += share*(np.float32(COLORS[o.color]) - canvas[rows,cols])
-    return (canvas+.5).astype(np.uint8)
+    return render(scene, cover=outline)
 
 # %% ../../nbs/42_contours.ipynb #1e7ca13f
 def object_parts(

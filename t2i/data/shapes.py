@@ -71,13 +71,14 @@ def inside(
 # %% ../../nbs/01_shapes.ipynb #d7c212cc
 @lru_cache(maxsize=None)
 def coverage(
-    shape:str,   # one of `SHAPES`
-    radius:int,  # pixels
-)->np.ndarray:   # (2r+1,2r+1) float32 in [0,1]
+    shape:str,    # one of `SHAPES`
+    radius:int,   # pixels
+    scale:int=1,  # more pixels: each becomes a square of so many along each side
+)->np.ndarray:    # (2r+1,2r+1) float32 in [0,1], times the scale
     "The share of each pixel that the shape covers: an antialiased mask"
-    side = 2*radius + 1
+    side = (2*radius + 1)*scale
     fine = 8  # 8x8 points inside every pixel
-    ticks = ((np.arange(side*fine) + .5)/fine - radius - .5)/radius
+    ticks = ((np.arange(side*fine) + .5)/(fine*scale) - radius - .5)/radius
     points = inside(shape, ticks[None], ticks[:,None])       # (fine*side,fine*side)
     return points.reshape(side, fine, side, fine).mean((1, 3), dtype=np.float32)
 
@@ -132,15 +133,17 @@ class Scene:
 
 # %% ../../nbs/01_shapes.ipynb #2812be53
 def render(
-    scene:Scene,  # what to draw
-)->np.ndarray:    # (64,64,3) uint8
+    scene:Scene,     # what to draw
+    scale:int=1,     # see `coverage`
+    cover=coverage,  # the share of each pixel that a shape covers
+)->np.ndarray:       # (64,64,3) uint8, times the scale
     "Draw a scene with soft edges"
-    canvas = np.empty((SIDE, SIDE, 3), np.float32)
+    canvas = np.empty((SIDE*scale, SIDE*scale, 3), np.float32)
     canvas[:] = BACKGROUNDS[scene.background]
     for o in scene.objects:
-        rows = slice(o.y-o.radius, o.y+o.radius+1)
-        cols = slice(o.x-o.radius, o.x+o.radius+1)
-        share = coverage(o.shape, o.radius)[...,None]             # (2r+1,2r+1,1)
+        rows = slice((o.y-o.radius)*scale, (o.y+o.radius+1)*scale)
+        cols = slice((o.x-o.radius)*scale, (o.x+o.radius+1)*scale)
+        share = cover(o.shape, o.radius, scale)[...,None]         # (2r+1,2r+1,1)
         canvas[rows,cols] += share*(np.float32(COLORS[o.color]) - canvas[rows,cols])
     return (canvas+.5).astype(np.uint8)
 
