@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'AnyNumber', 'PromptWords', 'PromptFile', 'Negative', 'Alpha', 'Beta', 'Boxes', 'Lora', 'Output', 'Judge',
-           'Upscale', 'Process', 'error_line', 'print_version', 'common_options', 'main', 'per_map', 'read_lora_option',
-           'add_loras', 'read_request', 'draw_process', 'check_process', 'choose_output', 'usual_number', 'generate',
-           'edit', 'train']
+           'Upscale', 'Process', 'Sweep', 'error_line', 'print_version', 'common_options', 'main', 'per_map',
+           'read_lora_option', 'add_loras', 'read_request', 'draw_process', 'check_process', 'choose_output',
+           'usual_number', 'generate', 'edit', 'end_training', 'train']
 
 # %% ../nbs/53_cli.ipynb #ebf13d98
 import logging
@@ -317,6 +317,23 @@ def edit(
     for path in out.save(output):
         say(path)
 
+# %% ../nbs/53_cli.ipynb #ccebc79d
+Sweep = option(
+    str, "train_sweep(values=...)", "One run per value of a field, as data.fraction=0.1,0.3,1; "
+    "the folder gets the runs and their curves.", "--sweep", default="none")
+
+def end_training(
+    folder:Path, # what was trained
+    done:bool,   # False: it was stopped on the way
+):
+    "Print the folder; exit code 130 after Ctrl-C"
+    from t2i.engine.distributed import is_main_process
+    if not is_main_process():  # other machines may not even have the folder
+        return
+    say(folder)
+    if not done:
+        raise typer.Exit(130)
+
 # %% ../nbs/53_cli.ipynb #7416dc92
 for command in (dream, evaluate, info, plot, leaderboard, convert, reconstruct, open_app):
     app.command(command.__name__)(command)
@@ -337,22 +354,21 @@ def train(
     show:option(
         bool, "", "Print the whole recipe, defaults included, and train nothing.",
         "--show") = False,
+    sweep:Sweep = None,
 ):
     "Train by a recipe."
-    import t2i.training
-    from t2i.engine.checkpoints import last_checkpoint
-    from t2i.engine.distributed import is_main_process
     from t2i.engine.recipes import load_recipe
+    from t2i.plots import is_done, train_sweep
+    from t2i.training import train as train_once
     fields = tuple(overrides or ())
     if show:
         return print_yaml(load_recipe(recipe, fields).tree)
-    folder = t2i.training.train(recipe, output, fields, resume)
-    if not is_main_process():  # other machines may not even have the folder
-        return
-    say(folder)
-    done = int(last_checkpoint(folder).name.removeprefix("step-"))
-    if done < load_recipe(folder/"recipe.yaml").config.train.steps:
-        raise typer.Exit(130)  # stopped on the way
+    if sweep:
+        output = output or Path("runs", Path(recipe).stem)
+        done = len(train_sweep(recipe, sweep, output, fields, resume))
+        return end_training(output, done == len(sweep.split(",")))
+    folder = train_once(recipe, output, fields, resume)
+    end_training(folder, is_done(folder))
 
 # %% ../nbs/53_cli.ipynb #fef87845
 if __name__ == "__main__" and Path(sys.argv[0]).name == "cli.py":

@@ -369,13 +369,17 @@ def bench_var(
     repeat:Repeat = 3,
     cfg:option(float, "cfg", "Guidance, as VAR counts it.") = 1.5,
     compiled:option(bool, "compiled", "Also with torch.compile.", "--compile") = False,
+    processor:option(
+        bool, "processor", "Count the processor's time, not the clock's: for a machine that does "
+        "other work, too.", "--processor-time") = False,
 ):
     "Where the time of a published VAR's shape goes on the CPU, from passes through few blocks."
     from t2i.generators.var import VARConfig
     from t2i.var_speed import PUBLISHED_VAR_TOKENIZER, var_speed
     config = VARConfig(depth=depth, width=64*depth, heads=depth)
     tokenizer = PUBLISHED_VAR_TOKENIZER
-    print_scores(var_speed(config, tokenizer, batch_size, cfg, repeat, compiled=compiled))
+    print_scores(var_speed(config, tokenizer, batch_size, cfg, repeat, compiled=compiled,
+                           processor=processor))
 
 
 @bench_app.command("parti")

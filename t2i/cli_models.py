@@ -96,8 +96,8 @@ def evaluate(
     benchmark:Benchmark = None,
     data:option(
         str, "data",
-        "For captions, fid, reconstruction and upscaling: shapes, digits, emoji, or a folder of "
-        "images; for partiprompts: the path of PartiPrompts.tsv.",
+        "For captions, fid, reconstruction and upscaling: shapes, digits, emoji, coco (data/coco), "
+        "or a folder of images; for partiprompts: the path of PartiPrompts.tsv.",
         default="what the model's training held out") = None,
     seed:option(int, "seed", "Of prompts and images.") = 0,
     guidance_scale:Guidance = None,

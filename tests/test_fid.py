@@ -1,6 +1,8 @@
 "FID and its relatives: the Inception network, files that are no weights, the command."
 import json
 import pickle
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,6 +147,17 @@ def test_evaluate_fid(t2i_main, tmp_path, monkeypatch):
     assert row["checkpoint"] == scores["checkpoint"]
     assert (row["top-p"], row["seed"], row["images"]) == ("0.9", "5", "12")
     assert kept.stat().st_mtime_ns == before                             # read, not written again
+
+
+def test_coco_by_its_name(t2i_main, tmp_path, monkeypatch):
+    "The validation images of the folder where COCO is fetched to, and their features kept"
+    monkeypatch.setenv("T2I_HOME", str(tmp_path))
+    shutil.copytree(Path(__file__).parent.parent/"data"/"sample"/"coco", tmp_path/"coco")
+    command = ["evaluate", "shapes-msvq", "--benchmark", "fid", "--features", "shapes-clip"]
+    for data in ("coco", str(tmp_path/"coco")):
+        scores = json.loads(t2i_main(*command, "--data", data, "--count", "4", "--json"))
+        assert scores["images"] == scores["reference_images"] == 4 and scores["data"] == data
+    assert len([*(tmp_path/"cache"/"fid").iterdir()]) == 1
 
 
 @pytest.fixture
