@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .core import T2IError, fold_in, image_grid, log
 from .data.datasets import InfiniteDataset, stream_loader
+from .data.mixtures import held_out_streams, over_sources
 from .engine import sharding
 from t2i.engine.checkpoints import (
     initial_weights,
@@ -254,6 +255,7 @@ class TrainingState(RunState):
             self.task.discriminator = fabric.setup_module(self.discriminator)
         data = {split: self.task.dataset(split) for split in ("train", "val")}
         self.streams = {split: InfiniteDataset(d, config.seed) for split, d in data.items()}
+        self.streams |= held_out_streams(self.streams["val"])
 
 # %% ../nbs/04_training.ipynb #ff5fb17e
 def batches(
@@ -358,11 +360,14 @@ def validate(
     state:TrainingState,
 )->dict[str,float]: # names start with val_
     "Means over the first `val_batches` held-out batches, by the averaged model"
-    steps = range(state.config.val_batches)
+    steps, scores = range(state.config.val_batches), {}
     with ema_scope(state.task, state.ema), state.fabric.autocast():
-        logs = [state.task.validation_step(batch) for batch in batches(state, "val", steps)]
+        for name in held_out_streams(state.streams["val"]):  # of a mixture, one per source
+            logs = [state.task.validation_step(batch) for batch in batches(state, name, steps)]
+            scores[name] = mean_logs(state, logs)
         measured = state.task.measure() or {}
-    return {f"val_{k}": v for k, v in (mean_logs(state, logs) | measured).items()}
+    means = over_sources(scores, state.streams["val"].dataset)
+    return {f"val_{k}": v for k, v in (means | measured).items()}
 
 def draw_samples(
     state:TrainingState,

@@ -104,8 +104,7 @@ def load_frozen_tokenizer(
     is_run = (source/"last").is_file()
     tokenizer = load_task(source).model if is_run else load_tokenizer(source)
     if not isinstance(tokenizer, wanted):
-        kind = type(tokenizer).__name__
-        raise T2IError(f"{source} is a {kind}: {need}")
+        raise T2IError(f"{source} is a {type(tokenizer).__name__}: {need}")
     return tokenizer
 
 def load_multiscale(source:Path)->MultiScaleVQVAE:
@@ -119,8 +118,8 @@ def bundled_name(
     source:Path, # a model's folder
 )->str:
     "Its name if it is a bundled one, else an empty string"
-    bundled = bundled_folder("shapes-msvq", only_bundled=True).parent
-    return source.name if source.parent == bundled else ""
+    beside = bundled_folder("shapes-msvq", only_bundled=True)
+    return source.name if source.parent == beside.parent else ""
 
 # %% ../../nbs/36_text_training.ipynb #d66736da
 def read_part(
@@ -194,6 +193,8 @@ def cached_tokens(
 )->CachedWithSource:     # the training images as tokens, with the captions of their source
     "Encode images ahead of training, or find them encoded"
     data = load_dataset(config) if data is None else data
+    if hasattr(data, "encoded"):  # a mixture
+        return data.encoded(config, partial(cached_tokens, tokenizer=tokenizer, device=device))
     count = min(config.cache, len(data))
     folder = config.cache_dir and Path(config.cache_dir)/"tokens"
     tokens = build_token_cache(data, tokenizer, count, device, folder=folder)
