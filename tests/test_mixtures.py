@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from t2i import cli
+from t2i.catalog import describe_run
 from t2i.core import T2IError
 from t2i.data.datasets import DataConfig, InfiniteDataset, load_dataset, stream_loader
 from t2i.data.mixtures import Turns, load_mixture, read_sources
 from t2i.engine.checkpoints import last_checkpoint
 from t2i.engine.recipes import load_recipe, save_recipe
 from t2i.engine.runs import read_metrics
+from t2i.scoring import ScoreOptions, evaluate_model
 from t2i.training import train
 
 here = Path(__file__).resolve().parent
@@ -71,8 +73,8 @@ from pathlib import Path
 import faults
 folder = Path(sys.argv[1])
 assert faults.child(folder, "whole", False) == 0
-for step in (1, 3, 5):
-    ended = faults.child(folder, "killed", step > 1, lambda: faults.die_after(step))
+for step in (3, 5):
+    ended = faults.child(folder, "killed", step > 3, lambda: faults.die_after(step))
     assert ended == -signal.SIGKILL
 assert faults.child(folder, "killed", True) == 0
 """
@@ -98,6 +100,10 @@ def test_killed_and_resumed_equals_undisturbed(recipe, tmp_path):
             assert len(set(parts)) > 1
             mean = sum(share*part for share, part in zip(SHARES, parts))
             assert math.isclose(line[f"val_{name}"], mean, rel_tol=1e-6)
+    about = describe_run(tmp_path/"whole")
+    assert about["data"] == "txt 42.9%, photos 14.3%, coco 14.3%, emoji 28.6%"
+    scores = evaluate_model(str(tmp_path/"whole"), options=ScoreOptions(count=4))
+    assert scores["benchmark"] == "captions" and scores["data"] == f"{about['data']}, held out"
 
 
 @pytest.mark.parametrize("name, more", [
@@ -230,6 +236,19 @@ def test_a_mistake_is_one_line_that_names_the_source(recipe, change, says):
     text = str(caught.value)
     assert "\n" not in text
     assert says in text
+
+
+@pytest.mark.parametrize("recipe, says", [
+    ("shapes-class-var", "data.name=mixture has no classes"),
+    ("adapter-shapes", "data.name=mixture has no classes"),
+    ("var-finetune", "fine-tuning reads the classes of one folder"),
+    ("boxes-shapes", "data.sources needs data.name=mixture"),
+])
+def test_tasks_that_need_one_dataset_refuse(tmp_path, recipe, says):
+    sources = "data.sources=[{name: shapes}, {name: emoji}]"
+    names = [] if recipe == "boxes-shapes" else ["data.name=mixture", "data.path=null"]
+    with pytest.raises(ValueError, match=says):
+        train(recipe, tmp_path/"run", (*names, sources))
 
 
 def test_a_source_without_captions_serves_a_tokenizer_alone(tmp_path):
