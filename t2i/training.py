@@ -255,7 +255,6 @@ class TrainingState(RunState):
             self.task.discriminator = fabric.setup_module(self.discriminator)
         data = {split: self.task.dataset(split) for split in ("train", "val")}
         self.streams = {split: InfiniteDataset(d, config.seed) for split, d in data.items()}
-        self.streams |= held_out_streams(self.streams["val"])
 
 # %% ../nbs/04_training.ipynb #ff5fb17e
 def batches(
@@ -361,8 +360,10 @@ def validate(
 )->dict[str,float]: # names start with val_
     "Means over the first `val_batches` held-out batches, by the averaged model"
     steps, scores = range(state.config.val_batches), {}
+    streams = held_out_streams(state.streams["val"])  # of a mixture, one per source
+    state.streams |= streams
     with ema_scope(state.task, state.ema), state.fabric.autocast():
-        for name in held_out_streams(state.streams["val"]):  # of a mixture, one per source
+        for name in streams:
             logs = [state.task.validation_step(batch) for batch in batches(state, name, steps)]
             scores[name] = mean_logs(state, logs)
         measured = state.task.measure() or {}

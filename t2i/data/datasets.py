@@ -347,8 +347,7 @@ class DataConfig:
     def __post_init__(self):
         if self.sources and self.name not in ("shapes", "mixture"):
             raise ValueError(f"data.sources needs data.name=mixture, got {self.name}")
-        if self.sources:
-            self.name = "mixture"
+        self.name = "mixture" if self.sources else self.name
         if self.val_path and not self.path:
             raise ValueError("data.val_path needs data.path, the folder of training images")
         if self.path and self.name in COMPUTED:

@@ -161,7 +161,8 @@ def change_item(
     if int(number) >= len(items):
         raise T2IError(f"{override}: {where} has {len(items)} items, and the first is {where}.0")
     changed = OmegaConf.create({"items": OmegaConf.to_container(items)})
-    OmegaConf.update(changed, f"items.{number}{rest}", yaml.load(text, TextLoader))
+    value = yaml.load(text, TextLoader)
+    OmegaConf.update(changed, f"items.{number}{rest}", value, merge=False)
     new = OmegaConf.create({})
     OmegaConf.update(new, where, changed["items"])
     return new

@@ -118,8 +118,8 @@ def bundled_name(
     source:Path, # a model's folder
 )->str:
     "Its name if it is a bundled one, else an empty string"
-    beside = bundled_folder("shapes-msvq", only_bundled=True)
-    return source.name if source.parent == beside.parent else ""
+    bundled = bundled_folder("shapes-msvq", only_bundled=True).parent
+    return source.name if source.parent == bundled else ""
 
 # %% ../../nbs/36_text_training.ipynb #d66736da
 def read_part(
@@ -423,8 +423,7 @@ class TextVARTask(TextVARStep):
         losses = self.token_losses(logits, target)               # (b,l)
         weights = self.weights(losses, masks)                    # (b,l)
         loss = (weights*losses).mean()
-        right = (logits.argmax(-1) == torch.cat(maps, 1)).float()
-        logs = dict(accuracy=(weights*right).mean())
+        logs = dict(accuracy=(weights*(logits.argmax(-1) == torch.cat(maps, 1))).mean())
         if other_logits is None:
             return loss, logs
         l, every = other_logits.shape[1], other["every"]
