@@ -6,7 +6,7 @@
 __all__ = ['OWN', 'Number', 'Guidance', 'Steps', 'Rerank', 'Schedule', 'Temperature', 'TopK', 'TopP', 'Json', 'Benchmark',
            'PerTask', 'Count', 'PerPrompt', 'EvalCLIP', 'Features', 'Samples', 'Markdown', 'score_table',
            'print_evaluation', 'evaluate', 'model_rows', 'short_number', 'print_names', 'print_models', 'info', 'plot',
-           'leaderboard', 'convert', 'reconstruct', 'folder_report', 'recipe_report', 'report_lines', 'data_check']
+           'leaderboard', 'convert', 'reconstruct', 'recipe_report', 'report_lines', 'folder_report', 'data_check']
 
 # %% ../nbs/58_cli_models.ipynb #46e071a8
 from pathlib import Path
@@ -320,22 +320,7 @@ def reconstruct(
     print_scores(dict(psnr=score))
     say(output)
 
-# %% ../nbs/58_cli_models.ipynb #661d58bc
-def folder_report(
-    folder:Path,
-)->dict: # train, val: images; captions: in all; notes: what is skipped, and why
-    "What a training would read from a folder of captioned images"
-    from t2i.app import notes
-    from t2i.data.datasets import FolderDataset
-    report = {}
-    with notes() as lines:
-        for split in ("train", "val"):
-            dataset = FolderDataset(folder, split=split)
-            report[split] = len(dataset.items)
-            report["captions"] = report.get("captions", 0) + sum(len(c) for _, c in dataset.items)
-    return report | dict(notes=list(dict.fromkeys(lines)))
-
-
+# %% ../nbs/58_cli_models.ipynb #0d810a1e
 def recipe_report(
     recipe:str,               # a YAML file, or a bundled name
     overrides:tuple[str,...], # fields of it
@@ -359,6 +344,21 @@ def report_lines(
         return "endless" if value is None else format(value, form)
     return [(row["source"], f"{row['share']:.1%}", text(row["train"], ","), text(row["val"], ","),
              text(row["visits"], ".3g")) for row in rows]
+
+# %% ../nbs/58_cli_models.ipynb #661d58bc
+def folder_report(
+    folder:Path,
+)->dict: # train, val: images; captions: in all; notes: what is skipped, and why
+    "What a training would read from a folder of captioned images"
+    from t2i.app import notes
+    from t2i.data.datasets import FolderDataset
+    report = {}
+    with notes() as lines:
+        for split in ("train", "val"):
+            dataset = FolderDataset(folder, split=split)
+            report[split] = len(dataset.items)
+            report["captions"] = report.get("captions", 0) + sum(len(c) for _, c in dataset.items)
+    return report | dict(notes=list(dict.fromkeys(lines)))
 
 
 @data_app.command("check")

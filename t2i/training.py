@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+# %% ../nbs/04_training.ipynb #31728380
 from .core import T2IError, fold_in, image_grid, log
 from .data.datasets import InfiniteDataset, stream_loader
 from .data.mixtures import held_out_streams, over_sources

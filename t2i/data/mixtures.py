@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'SHARED', 'Turns', 'SourceConfig', 'read_source', 'read_sources', 'describe_sources', 'with_texts',
-           'shared_names', 'Mixture', 'load_mixture', 'held_out_streams', 'over_sources', 'source_rows', 'image_count']
+           'shared_names', 'MixedItems', 'Mixture', 'load_mixture', 'held_out_streams', 'over_sources', 'source_rows',
+           'image_count']
 
 # %% ../../nbs/03_mixtures.ipynb #b8f4c804
 import math
@@ -138,7 +139,7 @@ def shared_names(
     return sorted(shared)
 
 # %% ../../nbs/03_mixtures.ipynb #4eeba777
-class Mixture(Dataset):
+class MixedItems(Dataset):
     "Several datasets in one: for each position a source is drawn, and gives its next item"
     def __init__(self,
         parts:dict[str,Dataset],  # by label
@@ -176,9 +177,11 @@ class Mixture(Dataset):
 
     def __getitem__(self, i:int)->dict: # `names`
         part, j = self.item(i)
-        item = with_texts(part[j])
-        return {name: item[name] for name in self.names}
+        return {name: value for name, value in with_texts(part[j]).items() if name in self.names}
 
+# %% ../../nbs/03_mixtures.ipynb #70121ab6
+class Mixture(MixedItems):
+    "`MixedItems` with captions, near misses and caches"
     def caption(self, i:int)->str:
         "The caption of item i; the image is not read, if the source can do without"
         part, j = self.item(i)
