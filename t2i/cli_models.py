@@ -328,7 +328,11 @@ def recipe_report(
     "What a training by a recipe would read of each source of its data"
     from t2i.core import T2IError
     from t2i.data.mixtures import source_rows
-    from t2i.engine.recipes import load_recipe
+    from t2i.engine.recipes import find_recipe, load_recipe
+    try:
+        find_recipe(recipe)
+    except T2IError:
+        raise FileNotFoundError(f"no folder {recipe}, and no recipe of this name") from None
     config = load_recipe(recipe, overrides).config
     if not hasattr(config, "data"):
         raise T2IError(f"{recipe} names no data")
