@@ -71,7 +71,7 @@ class TrainConfig:
     seed:int=0
     log_every:int=20        # steps between lines of metrics.jsonl
     val_every:int=500       # steps between validations; 0: only at the end
-    val_batches:int=4
+    val_batches:int=4       # held-out batches; of a mixture, from each source
     sample_every:int=500    # steps between grids of samples; 0: only at the end
     save_every:int=500      # steps between checkpoints; 0: only at the end
     stop_after:int=0        # validations without a better loss that end the run; 0: never
