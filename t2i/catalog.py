@@ -18,6 +18,7 @@ from safetensors import safe_open
 
 from .core import T2IError
 from .data.emoji import bare_words, emoji_names, emoji_number, nearest_names
+from .data.mixtures import describe_sources
 from .engine.checkpoints import REGISTRY, last_checkpoint, place_of, weights_file
 from .engine.distributed_checkpoints import METADATA
 from .engine.files import bundled_folder
@@ -133,6 +134,8 @@ def describe_run(
     about = dict(task=recipe.task.__name__)
     if data is not None:
         about["data"] = f"{data.name} {data.path}" if data.path else data.name
+        if data.sources:
+            about["data"] = describe_sources(data)
     if (folder/"last").is_file():
         about["step"] = int(last_checkpoint(folder).name.removeprefix("step-"))
     about["steps"] = recipe.config.train.steps

@@ -6,7 +6,7 @@
 __all__ = ['OWN', 'Number', 'Guidance', 'Steps', 'Rerank', 'Schedule', 'Temperature', 'Cooling', 'TopK', 'TopP', 'Json',
            'Benchmark', 'PerTask', 'Count', 'PerPrompt', 'EvalCLIP', 'Features', 'Samples', 'Markdown', 'score_table',
            'print_evaluation', 'evaluate', 'model_rows', 'short_number', 'print_names', 'print_models', 'info', 'plot',
-           'leaderboard', 'convert', 'reconstruct', 'folder_report', 'data_check']
+           'leaderboard', 'convert', 'reconstruct', 'recipe_report', 'report_lines', 'folder_report', 'data_check']
 
 # %% ../nbs/58_cli_models.ipynb #46e071a8
 from pathlib import Path
@@ -325,6 +325,35 @@ def reconstruct(
     print_scores(dict(psnr=score))
     say(output)
 
+# %% ../nbs/58_cli_models.ipynb #0d810a1e
+def recipe_report(
+    recipe:str,               # a YAML file, or a bundled name
+    overrides:tuple[str,...], # fields of it
+)->list[dict]: # see `source_rows`
+    "What a training by a recipe would read of each source of its data"
+    from t2i.core import T2IError
+    from t2i.data.mixtures import source_rows
+    from t2i.engine.recipes import find_recipe, load_recipe
+    try:
+        find_recipe(recipe)
+    except T2IError:
+        raise FileNotFoundError(f"no folder {recipe}, and no recipe of this name") from None
+    config = load_recipe(recipe, overrides).config
+    if not hasattr(config, "data"):
+        raise T2IError(f"{recipe} names no data")
+    captioned = hasattr(config, "vocabulary_captions")  # a tokenizer reads images alone
+    return source_rows(config.data, captioned, config.train.steps*config.train.batch_size)
+
+
+def report_lines(
+    rows:list[dict], # of `recipe_report`
+)->list[tuple[str,...]]:
+    "The lines of a table: source, share, images, held out, visits of each image"
+    def text(value, form):
+        return "endless" if value is None else format(value, form)
+    return [(row["source"], f"{row['share']:.1%}", text(row["train"], ","), text(row["val"], ","),
+             text(row["visits"], ".3g")) for row in rows]
+
 # %% ../nbs/58_cli_models.ipynb #661d58bc
 def folder_report(
     folder:Path,
@@ -343,11 +372,19 @@ def folder_report(
 
 @data_app.command("check")
 def data_check(
-    folder:Annotated[Path, typer.Argument(help="A folder of captioned images.")],
+    folder:Annotated[str, typer.Argument(help="A folder of captioned images, or a recipe.")],
+    overrides:Annotated[list[str], typer.Argument(
+        help="With a recipe: its fields, data.sources.0.weight=2 ...")] = None,
     as_json:Json = False,
 ):
-    "Report what a training would read from a folder, what it would skip, and why."
-    report = folder_report(folder)
+    "Report what a training would read from a folder, or by a recipe, and what it would skip."
+    if not Path(folder).expanduser().is_dir():
+        rows = recipe_report(folder, tuple(overrides or ()))
+        if as_json:
+            return print_scores(dict(sources=rows), True)
+        names = "source", "share", "images", "held out", "visits per image"
+        return print_table(report_lines(rows), *names)
+    report = folder_report(Path(folder))
     if as_json:
         print_scores(report, True)
     else:

@@ -8,6 +8,7 @@ __all__ = ['SUFFIXES', 'read_curves', 'draw_losses', 'scale_curves', 'draw_scale
 
 # %% ../nbs/58_plots.ipynb #462930f9
 import re
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -44,7 +45,7 @@ def draw_losses(
     axes:Axes,
     runs:dict[str,dict], # name -> its curves
 ):
-    "Training loss thin, validation loss thick, a colour per run"
+    "Training loss thin, validation loss thick, a colour per run; sources of a mixture in dashes"
     for i, (run, curves) in enumerate(runs.items()):
         for name, style in (("loss", dict(lw=.8, alpha=.7)), ("val_loss", dict(lw=2, marker="o"))):
             if name in curves:
@@ -52,6 +53,10 @@ def draw_losses(
                 if len(curves[name][0]) == 1:
                     style["marker"] = "o"
                 axes.plot(*curves[name], color=f"C{i}", label=f"{run}, {kind}", ms=3, **style)
+        sources = [name for name in curves if name.startswith("val_loss/")]
+        for name, dashes in zip(sources, cycle(("--", ":", "-."))):
+            label = f"{run}, validation of {name.partition('/')[2]}"
+            axes.plot(*curves[name], color=f"C{i}", ls=dashes, lw=1, label=label)
     axes.set(title="loss", xlabel="step", ylabel="loss")
     axes.legend(fontsize=7)
 

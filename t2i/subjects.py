@@ -19,6 +19,7 @@ from .catalog import local_path
 from .core import T2IError
 from .data.coco import folder_kind
 from .data.datasets import COMPUTED, DataConfig, FolderDataset, load_dataset
+from .data.mixtures import describe_sources
 from .engine.files import data_home
 from .engine.recipes import load_recipe
 from .generators.reranking import best_of, find_judge, rank_images
@@ -88,7 +89,8 @@ def held_out_images(
         hint = "name images with --data"
         raise T2IError(f"{subject.name} does not tell what it was trained on: {hint}")
     else:
-        data = f"{own.val_path or own.path}, held out" if own.path else own.name
+        name = describe_sources(own) if own.sources else own.path
+        data = f"{own.val_path or name}, held out" if name else own.name
         dataset = load_dataset(own, "val", captioned=captioned)
     side = dataset[0]["image"].shape[-1]
     if side != resolution and subject.kind != "clip":

@@ -8,6 +8,7 @@ __all__ = ['learn_merges', 'PaddedTokenizer', 'TextTokenizer', 'also_used', 'rea
 
 # %% ../nbs/06_text.ipynb #fd85c7f3
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,8 +143,15 @@ def read_captions(
     data:DataConfig,
     count:int, # the first so many; all if there are fewer
 )->list[str]:
-    "Captions of the training split"
-    dataset = load_dataset(data)
+    "Captions of the training split; of a mixture, each source gives its share"
+    return _first_captions(load_dataset(data), count)
+
+
+def _first_captions(dataset, count):
+    if hasattr(dataset, "parts"):
+        shares = [math.ceil(count*share) for share in dataset.shares.values()]
+        pairs = zip(dataset.parts.values(), shares)
+        return [caption for part in pairs for caption in _first_captions(*part)]
     rows = range(min(count, len(dataset)))
     if hasattr(dataset, "caption"):
         return [dataset.caption(i) for i in rows]

@@ -20,8 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+# %% ../nbs/04_training.ipynb #31728380
 from .core import T2IError, fold_in, image_grid, log
 from .data.datasets import InfiniteDataset, stream_loader
+from .data.mixtures import held_out_streams, over_sources
 from .engine import sharding
 from t2i.engine.checkpoints import (
     initial_weights,
@@ -69,7 +71,7 @@ class TrainConfig:
     seed:int=0
     log_every:int=20        # steps between lines of metrics.jsonl
     val_every:int=500       # steps between validations; 0: only at the end
-    val_batches:int=4
+    val_batches:int=4       # held-out batches; of a mixture, from each source
     sample_every:int=500    # steps between grids of samples; 0: only at the end
     save_every:int=500      # steps between checkpoints; 0: only at the end
     stop_after:int=0        # validations without a better loss that end the run; 0: never
@@ -358,11 +360,16 @@ def validate(
     state:TrainingState,
 )->dict[str,float]: # names start with val_
     "Means over the first `val_batches` held-out batches, by the averaged model"
-    steps = range(state.config.val_batches)
+    steps, scores = range(state.config.val_batches), {}
+    streams = held_out_streams(state.streams["val"])  # of a mixture, one per source
+    state.streams |= streams
     with ema_scope(state.task, state.ema), state.fabric.autocast():
-        logs = [state.task.validation_step(batch) for batch in batches(state, "val", steps)]
+        for name in streams:
+            logs = [state.task.validation_step(batch) for batch in batches(state, name, steps)]
+            scores[name] = mean_logs(state, logs)
         measured = state.task.measure() or {}
-    return {f"val_{k}": v for k, v in (mean_logs(state, logs) | measured).items()}
+    means = over_sources(scores, state.streams["val"].dataset)
+    return {f"val_{k}": v for k, v in (means | measured).items()}
 
 def draw_samples(
     state:TrainingState,

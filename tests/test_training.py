@@ -144,11 +144,17 @@ ENLARGE = """
     train.val_every=0 train.val_batches=1 train.sample_every=0 train.save_every=0 train.workers=0
     model.blocks=1 model.channels=8 tokenizer=null patch=8
 """.split()
+SAMPLE = here.parent/"data"/"sample"
+SOURCES = [dict(path=f"{SAMPLE}/txt", augment="crop"), dict(path=f"{SAMPLE}/coco", captions="one"),
+           dict(name="digits", weight=2)]
+MIXED = ["train.steps=12", "data.name=mixture", "data.resolution=32",
+         f"data.sources={json.dumps(SOURCES)}"]
 LATE = ["model.ema_decay=null", "quantize_from=6", "train.steps=12"]
 CASES = dict(
     averages=("tiny", 2, []),
     gradient=("tiny", 2, ["model.ema_decay=null"]),
     late=("tiny", 1, LATE),
+    mixture=("tiny", 2, MIXED),
     adversarial=("tiny", 1, GAN),
     generator=("digits-var", 2, GENERATOR),
     masked=("shapes-var", 1, [*GENERATOR, *MASKED]),
@@ -162,7 +168,12 @@ def logged_losses(run):
     return [line["loss"] for line in read_metrics(run) if "loss" in line]
 
 
-GROUPS = [list(CASES)[:5], list(CASES)[5:]]  # each starts its processes once
+def held_out(run):
+    "The losses of the last validation"
+    return [value for name, value in read_metrics(run)[-1].items() if name.startswith("val_loss")]
+
+
+GROUPS = [list(CASES)[:6], list(CASES)[6:]]  # each starts its processes once
 
 
 @pytest.mark.parametrize("names", GROUPS, ids=" ".join)
@@ -186,6 +197,10 @@ def test_two_processes_equal_one(recipe, tmp_path, names):
         one, two = (logged_losses(tmp_path/side/name) for side in ("one", "two"))
         steps = [word for word in CASES[name][2] if word.startswith("train.steps=")] or ["=50"]
         assert len(one) == len(two) == int(steps[-1].partition("=")[2])
+        if name == "mixture":  # the mean, and three sources
+            one += held_out(tmp_path/"one"/name)
+            two += held_out(tmp_path/"two"/name)
+            assert len(one) == len(two) == int(steps[-1].partition("=")[2]) + 4
         off = [abs(a-b) for a, b in zip(one, two)]
         assert max(off) < 5e-4, (name, off)  # rounding alone
 

@@ -5,18 +5,17 @@
 # %% auto #0
 __all__ = ['DIGIT_NAMES', 'AUGMENTATIONS', 'info_once', 'COMPUTED', 'CAPTIONS', 'described_scene', 'told', 'ShapesDataset',
            'digit_arrays', 'DigitsDataset', 'fit_square', 'open_image', 'CaptionedFiles', 'ImageFiles', 'split_items',
-           'FolderDataset', 'CocoDataset', 'DataConfig', 'import_class', 'load_dataset', 'InfiniteDataset',
-           'ignore_stops', 'stream_loader']
+           'FolderDataset', 'CocoDataset', 'DataConfig', 'load_dataset', 'InfiniteDataset', 'ignore_stops',
+           'stream_loader']
 
 # %% ../../nbs/03_datasets.ipynb #5a8b680c
-import importlib
 import os
 import random
 import signal
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +37,7 @@ from t2i.data.coco import (
 from .emoji import EmojiDataset
 from .shapes import Scene, render, sample_scene
 from ..engine import folders
+from ..engine.recipes import import_class
 from ..engine.unpickling import first_line
 
 # %% ../../nbs/03_datasets.ipynb #1747088e
@@ -332,7 +332,7 @@ CAPTIONS = ("all", "one")
 @dataclass
 class DataConfig:
     "Which images to train on"
-    name:str="shapes"       # one of `COMPUTED`, "folder", "coco", or a class: "module.Class"
+    name:str="shapes"       # one of `COMPUTED`, "folder", "coco", "mixture", or "module.Class"
     path:str|None=None      # the folder of images, or of COCO 2017
     val_path:str|None=None  # a folder of held-out images; None: some of `path` are held out
     resolution:int=64       # side of the images, pixels; shapes have 64 and digits 32 always
@@ -342,8 +342,12 @@ class DataConfig:
     fraction:float=1.       # train on a share of the images, see `choose_subset`
     missing:str="refuse"    # what to do where images of COCO are missing; or "skip" them
     cache_dir:str|None=None # where `cache` and text features are kept; None: under T2I_HOME
+    sources:list[dict[str,Any]]=field(default_factory=list) # of a mixture, see lesson 03_mixtures
 
     def __post_init__(self):
+        if self.sources and self.name not in ("shapes", "mixture"):
+            raise ValueError(f"data.sources needs data.name=mixture, got {self.name}")
+        self.name = "mixture" if self.sources else self.name
         if self.val_path and not self.path:
             raise ValueError("data.val_path needs data.path, the folder of training images")
         if self.path and self.name in COMPUTED:
@@ -362,23 +366,6 @@ class DataConfig:
         if self.augment != "none" and self.cache:
             raise ValueError("data.cache encodes each image once: it needs data.augment=none")
 
-# %% ../../nbs/03_datasets.ipynb #d375e51b
-def import_class(
-    name:str, # "module.Class"
-)->type:
-    "A class by its dotted name; the working folder is searched too"
-    module, _, attribute = name.rpartition(".")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as e:
-        if not f"{module}.".startswith(f"{e.name}."):
-            raise  # the module is there, but not what it imports
-        raise ValueError(f"no module {e.name!r} is installed or in {os.getcwd()}") from None
-    except AttributeError:
-        raise ValueError(f"{module} has no {attribute}") from None
-
 # %% ../../nbs/03_datasets.ipynb #d9cc59a3
 def load_dataset(
     config:DataConfig,
@@ -394,11 +381,13 @@ def load_dataset(
         return DigitsDataset(split)
     if name == "emoji":
         return EmojiDataset(start, count, size, captioned=captioned)
+    if name == "mixture":
+        return import_class("t2i.data.mixtures.load_mixture")(config, split, captioned)
     if "." in name and all(part.isidentifier() for part in name.split(".")):
         return import_class(name)(config, split)
     if name not in ("folder", "coco"):
         raise ValueError(f"unknown data.name {name!r}; known are {', '.join(COMPUTED)}, "
-                         "folder, coco, and your own class as module.Class")
+                         "folder, coco, mixture, and your own class as module.Class")
     if not path:
         raise ValueError(f"data.name={name} needs data.path, the folder of images")
     options = dict(resolution=size, split=split, one=config.captions == "one")
@@ -438,6 +427,8 @@ class InfiniteDataset(Dataset):
         return int(self._order[place])
 
     def __getitem__(self, position:int)->dict: # the item, and `u`, a number in [0,1)
+        if hasattr(self.dataset, "drawn"):  # a mixture
+            return self.dataset.drawn(position, self.seed)
         generator = fold_in(self.seed, -1, position)
         u = torch.rand((), generator=generator)
         i = self.index(position)

@@ -125,6 +125,8 @@ class FinetuningParts(FrozenParts):
     Config = FinetuningConfig
 
     def __init__(self, config:FinetuningConfig, folder:Path|None=None):
+        if config.data.sources:
+            raise T2IError("fine-tuning reads the classes of one folder, not data.sources")
         config.tokenizer = config.tokenizer or start_tokenizer(config.finetune)
         super().__init__(config, folder)
         run = folder and (folder/"last").is_file() and folder/"generator.json"

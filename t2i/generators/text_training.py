@@ -106,8 +106,7 @@ def load_frozen_tokenizer(
     is_run = (source/"last").is_file()
     tokenizer = load_task(source).model if is_run else load_tokenizer(source)
     if not isinstance(tokenizer, wanted):
-        kind = type(tokenizer).__name__
-        raise T2IError(f"{source} is a {kind}: {need}")
+        raise T2IError(f"{source} is a {type(tokenizer).__name__}: {need}")
     return tokenizer
 
 def load_multiscale(source:Path)->MultiScaleVQVAE:
@@ -196,6 +195,8 @@ def cached_tokens(
 )->CachedWithSource:     # the training images as tokens, with the captions of their source
     "Encode images ahead of training, or find them encoded"
     data = load_dataset(config) if data is None else data
+    if hasattr(data, "encoded"):  # a mixture
+        return data.encoded(config, partial(cached_tokens, tokenizer=tokenizer, device=device))
     count = min(config.cache, len(data))
     folder = config.cache_dir and Path(config.cache_dir)/"tokens"
     tokens = build_token_cache(data, tokenizer, count, device, folder=folder)
@@ -424,8 +425,7 @@ class TextVARTask(TextVARStep):
         losses = self.token_losses(logits, target)               # (b,l)
         weights = self.weights(losses, masks)                    # (b,l)
         loss = (weights*losses).mean()
-        right = (logits.argmax(-1) == torch.cat(maps, 1)).float()
-        logs = dict(accuracy=(weights*right).mean())
+        logs = dict(accuracy=(weights*(logits.argmax(-1) == torch.cat(maps, 1))).mean())
         if other_logits is None:
             return loss, logs
         l, every = other_logits.shape[1], other["every"]

@@ -83,6 +83,9 @@ def all_captions(
     "Every caption that a dataset can give"
     if getattr(dataset, "endless", False):
         return []
+    if hasattr(dataset, "parts"):  # a mixture
+        found = [all_captions(part) for part in dataset.parts.values()]
+        return sorted(set().union(*found))
     if hasattr(dataset, "items"):
         found = [caption for _, captions in dataset.items for caption in captions]
     else:
