@@ -143,7 +143,7 @@ class ImageAdapterConfig(AdapterTaskConfig):
 # %% ../../nbs/41_without_captions.ipynb #a9744052
 def spread_images(
     dataset:Dataset,
-    count:int=1000, # at most
+    count:int=500, # at most
 )->Tensor:          # (n,3,h,w)
     "Images from all over a dataset; the first ones, if it has no end"
     n = min(count, len(dataset))
