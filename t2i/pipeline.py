@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'CLASS_PARTS', 'BOX_PARTS', 'INDEX_FORMAT', 'PipelineParts', 'draw_batches', 'draw_best', 'draw_output',
-           'enlarge_output', 'StreamingParts', 'Pipeline', 'TextVARPipeline', 'VARPipeline', 'PartiPipeline',
-           'make_pipeline', 'AdapterPipeline', 'BoxPipeline']
+           'enlarge_output', 'StreamingParts', 'Pipeline', 'TextVARPipeline', 'VARPipeline', 'NewClassPipeline',
+           'PartiPipeline', 'make_pipeline', 'AdapterPipeline', 'BoxPipeline']
 
 # %% ../nbs/51_pipeline.ipynb #bbdfb308
 import inspect
@@ -273,6 +273,11 @@ class VARPipeline(TextVARPipeline):
 
     def __init__(self, generator:VAR, tokenizer:nn.Module, classes:ClassNames, *names, **kw):
         super().__init__(generator, tokenizer, nn.Identity(), classes, *names, **kw)
+
+
+class NewClassPipeline(VARPipeline):
+    "A pipeline of a frozen VAR and one class more; the vector of that class alone is saved"
+    model_type = "new_class"
 
 # %% ../nbs/51_pipeline.ipynb #850fe357
 class PartiPipeline(TextVARPipeline):

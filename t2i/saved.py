@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODEL_CLASSES', 'OFFICIAL_CLASSES', 'WEIGHT_SUFFIXES', 'read_model_index', 'load_pipeline', 'load_generator',
-           'check_fingerprint', 'load_adapter', 'task_tokenizer', 'task_pipeline', 'load_run', 'published_var',
+           'check_fingerprint', 'load_beside', 'task_tokenizer', 'task_pipeline', 'load_run', 'published_var',
            'load_official', 'is_hub_id', 'find_model', 'load_with_lora', 'load_folder', 'load', 'load_boxes']
 
 # %% ../nbs/51_saved.ipynb #3a50d943
@@ -18,6 +18,7 @@ from .control.adapter import AdaptedVAR, AdapterConfig, AdapterTask, load_base
 from .control.boxes import BoxConfig, BoxedVAR
 from .control.boxes_training import BoxTask
 from .control.lora import LoRATask, read_lora
+from .control.new_class import NewClassConfig, NewClassTask, NewClassVAR
 from .core import T2IError, best_device
 from t2i.engine.checkpoints import (
     REGISTRY,
@@ -55,6 +56,7 @@ from t2i.pipeline import (
     PARTS,
     AdapterPipeline,
     BoxPipeline,
+    NewClassPipeline,
     Pipeline,
     VARPipeline,
     make_pipeline,
@@ -94,7 +96,7 @@ def read_model_index(
     except (OSError, ValueError) as e:
         raise T2IError(f"cannot read {path}: {str(e).splitlines()[0]}") from None
     parts = index.get("parts") if isinstance(index, dict) else None
-    kinds = dict(var=CLASS_PARTS, adapter=CLASS_PARTS, boxes=BOX_PARTS)
+    kinds = dict(var=CLASS_PARTS, adapter=CLASS_PARTS, new_class=CLASS_PARTS, boxes=BOX_PARTS)
     needed = kinds.get(parts and index.get("model_type"), PARTS)
     if not isinstance(parts, dict) or not all(isinstance(parts.get(p), str) for p in needed):
         raise T2IError(f"{path} must name these parts: {', '.join(needed)}")
@@ -113,8 +115,8 @@ def load_pipeline(
     "The parts that a model_index.json names, as a pipeline"
     folder = Path(folder)
     index = read_model_index(folder)
-    if index["model_type"] == "adapter":
-        return load_adapter(folder, index)
+    if index["model_type"] in ("adapter", "new_class"):
+        return load_beside(folder, index)
     if index["model_type"] == "boxes":
         return load_boxes(folder, index)
     parts = {}
@@ -165,11 +167,11 @@ def check_fingerprint(
             f"not {found}): put the right tokenizer there, or train the model anew")
 
 # %% ../nbs/51_saved.ipynb #0df44258
-def load_adapter(
+def load_beside(
     folder:Path,
     index:dict, # see `read_model_index`
-)->AdapterPipeline:
-    "A saved adapter with the frozen parts that it names"
+)->AdapterPipeline|NewClassPipeline:
+    "A saved adapter, or a saved class vector, with the frozen parts that it names"
     source = index["parts"]["tokenizer"]
     known = source in REGISTRY
     tokenizer = load_multiscale(Path(source) if known else bundled_folder(source))
@@ -177,15 +179,19 @@ def load_adapter(
     part = folder/index["parts"]["generator"]
     base = read_config(part).get("base") or ""
     var = load_base(Path(base) if base in REGISTRY else bundled_folder(base), tokenizer)
+    classes = ClassNames.from_pretrained(folder/index["parts"]["text_tokenizer"])
+    about = folder.name, source, index["defaults"]
+    if index["model_type"] == "new_class":
+        generator = load_model(NewClassVAR, NewClassConfig, part, base=var)
+        return NewClassPipeline(generator, tokenizer, classes, *about)
     generator = load_model(AdaptedVAR, AdapterConfig, part, base=var)
-    names = ClassNames.from_pretrained(folder/index["parts"]["text_tokenizer"]).names
-    return AdapterPipeline(generator, None, names, folder.name, source, index["defaults"])
+    return AdapterPipeline(generator, None, classes.names, *about)
 
 # %% ../nbs/51_saved.ipynb #2b943a0b
 def task_tokenizer(task:FrozenParts)->str:
     "The name under which a saved pipeline refers to its tokenizer; empty: it keeps its own"
     source = task.parts["tokenizer"][1]
-    by_name = isinstance(task, AdapterTask) and not task.tokenizer_name
+    by_name = isinstance(task, (AdapterTask, NewClassTask)) and not task.tokenizer_name
     return str(source) if by_name else task.tokenizer_name
 
 
@@ -199,6 +205,8 @@ def task_pipeline(
         return VARPipeline(task.model, task.tokenizer, task.classes, *about)
     if isinstance(task, ClassVARTask):
         return VARPipeline(task.model, task.tokenizer, ClassNames(task.names), *about)
+    if isinstance(task, NewClassTask):
+        return NewClassPipeline(task.model, task.tokenizer, ClassNames(task.names), *about)
     if isinstance(task, AdapterTask):
         return AdapterPipeline(task.model, task.clip, task.names, *about)
     if not isinstance(task, TextConditionedTask):

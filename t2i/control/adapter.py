@@ -28,7 +28,7 @@ from ..generators.official import ClassNames, same_name
 from ..generators.text_training import bundled_name, scales_in_step, token_maps
 from ..generators.text_var import drop_captions
 from ..generators.var import VAR, Condition, MapPredictor, guidance_weights, stream_maps
-from ..generators.var_training import ClassifiedParts, classified, drop_labels
+from ..generators.var_training import ClassifiedParts, drop_labels
 from ..generators.var_with_clip import accuracy_by_scale, class_conditional
 from ..guidance.clip import CLIP
 from ..guidance.clip_cache import clip_words
@@ -436,24 +436,38 @@ class AdapterParts(ClassifiedParts):
 # %% ../../nbs/41_adapter.ipynb #baa2a60f
 class AdapterTask(AdapterParts):
     "Cross-entropy of each token of each map; the adapter alone is trained"
-    def training_step(self,
-        batch:dict, # caption; label and u (b,); image (b,3,h,w) or tokens (b,l)
-    )->tuple[Tensor,dict[str,Tensor]]:
-        c = self.config
-        without = c.condition_dropout if self.model.training else 0.
-        nameless = c.class_dropout if self.model.training else 0.
+    def left_out(self)->tuple[float,float]:
+        "Shares of images without class and caption, and without their class alone"
+        if not self.model.training:
+            return 0., 0.
+        return self.config.condition_dropout, self.config.class_dropout
+
+    def condition(self,
+        batch:dict, # caption; label and u (b,)
+    )->LabelledText:
+        "What the model is told of a batch"
+        without, nameless = self.left_out()
         captions = drop_captions(batch["caption"], batch["u"], without)
         labels = drop_labels(batch["label"], batch["u"], without+nameless, len(self.names))
+        return self.read(captions, labels)
+
+    def training_step(self,
+        batch:dict, # what `condition` reads; image (b,3,h,w) or tokens (b,l)
+    )->tuple[Tensor,dict[str,Tensor]]:
         maps = token_maps(batch, self.tokenizer)[:scales_in_step(self)]
-        logits = self.model(self.read(captions, labels), maps)
+        logits = self.model(self.condition(batch), maps)
         loss = F.cross_entropy(logits.transpose(1, 2), torch.cat(maps, 1))
         return loss, accuracy_by_scale(logits, maps)
+
+    def sample_captions(self)->list[str]:
+        "Held-out captions, up to 16"
+        data = self.images("val")
+        return [data[i]["caption"] for i in range(min(16, len(data)))]
 
     @torch.no_grad()
     def sample(self)->tuple[Tensor,list[str]]: # (16,3,h,w), and their captions
         "Images of held-out captions, as `generate` draws them with the recipe's seed"
-        data = classified(self.config.data, "val")
-        captions = [data[i]["caption"] for i in range(min(16, len(data)))]
+        captions = self.sample_captions()
         generators = split_generator(self.config.train.seed, None, len(captions), 1)
         with torch.autocast(self.clip.mean.device.type, enabled=False):  # as a pipeline draws
             both = [self.read(texts) for texts in (captions, [""]*len(captions))]

@@ -208,16 +208,21 @@ class ClassifiedParts(FrozenParts):
     def __init__(self, config, folder:Path|None=None): # a `ClassVARTaskConfig`, or one like it
         super().__init__(config, folder)
         self.cached = {}
-        self.names = list(classified(config.data).names)
+        self.names = list(self.images("train").names)
+
+    def images(self, split:str)->Dataset: # "train" or "val"
+        "The images themselves, before anything of them is kept"
+        return classified(self.config.data, split)
 
     def prepare(self, device:torch.device):
         super().prepare(device)
         data = self.config.data
         if data.cache:
-            self.cached["train"] = cached_tokens(data, self.tokenizer, device, classified(data))
+            images = self.images("train")
+            self.cached["train"] = cached_tokens(data, self.tokenizer, device, images)
 
     def dataset(self, split:str)->Dataset:
-        return self.cached.get(split) or classified(self.config.data, split)
+        return self.cached.get(split) or self.images(split)
 
 # %% ../../nbs/36_var_training.ipynb #cc862704
 class ClassVARTask(ClassifiedParts):
