@@ -69,6 +69,7 @@ class PartiTaskConfig:
     model:PartiConfig=field(default_factory=unset_parti) # null: as the tokenizer has it
     text:TextEncoderConfig=field(default_factory=TextEncoderConfig)
     clip:str|None=None            # a frozen CLIP whose features the text encoder reads; None: none
+    text_init:str|None=None       # a run or model whose text encoder this one starts from
     data:DataConfig=field(default_factory=DataConfig)
     vocabulary_captions:int=20000 # captions from which the text tokenizer is learned
     condition_dropout:float=.1    # share of captions replaced by the empty one

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['unset_config', 'fill_config', 'ContrastConfig', 'TextVARTaskConfig', 'load_frozen_tokenizer', 'load_multiscale',
            'bundled_name', 'read_part', 'part_entry', 'find_part', 'check_part', 'token_maps', 'cached_tokens',
-           'ContrastedTextVAR', 'compared_rows', 'FrozenParts', 'TextConditionedTask', 'compare', 'scales_in_step',
-           'contrast_weight', 'first_map_losses', 'reading_scores', 'held_out_samples', 'TextVARStep',
+           'ContrastedTextVAR', 'compared_rows', 'start_text_encoder', 'FrozenParts', 'TextConditionedTask', 'compare',
+           'scales_in_step', 'contrast_weight', 'first_map_losses', 'reading_scores', 'held_out_samples', 'TextVARStep',
            'near_miss_inputs', 'TextVARTask', 'SoftTextVARTaskConfig', 'soft_targets', 'SoftTextVARTask']
 
 # %% ../../nbs/36_text_training.ipynb #0be9c3a0
@@ -25,7 +25,13 @@ from torch.utils.data import Dataset
 from ..core import T2IError, fold_in
 from ..data.datasets import DataConfig, load_dataset
 from ..engine.caches import CachedWithSource, build_token_cache
-from ..engine.checkpoints import REGISTRY, fetch, fingerprint
+from t2i.engine.checkpoints import (
+    REGISTRY,
+    fetch,
+    fingerprint,
+    initial_weights,
+    load_state_dict_strict,
+)
 from ..engine.files import atomic_path, bundled_folder
 from .reading import caption_contrast, reading_pairs, reading_test
 from .text_var import TextVAR, TextVARConfig, TextVARWithEncoder, drop_captions
@@ -75,6 +81,7 @@ class TextVARTaskConfig:
     model:TextVARConfig=field(default_factory=unset_config) # null: as the tokenizer has it
     text:TextEncoderConfig=field(default_factory=TextEncoderConfig)
     clip:str|None=None            # a frozen CLIP whose features the text encoder reads; None: none
+    text_init:str|None=None       # a run or model whose text encoder this one starts from
     data:DataConfig=field(default_factory=DataConfig)
     vocabulary_captions:int=20000 # captions from which the text tokenizer is learned
     condition_dropout:float=.1    # share of captions replaced by the empty one
@@ -221,6 +228,17 @@ def compared_rows(maps:list[Tensor], scales:int, every:int)->list[Tensor]:
     "Every so-manieth row of the first maps"
     return [m[::every] for m in maps[:scales]]
 
+def start_text_encoder(
+    encoder:TextEncoder, # changed in place
+    source:str,          # a run or a saved model with a text encoder of the same kind and size
+):
+    "Begin with a text encoder that is trained already, see lesson 39_text_pretraining"
+    weights, begin = initial_weights(source), "text_encoder."
+    own = {k.removeprefix(begin): w for k, w in weights.items() if k.startswith(begin)}
+    if not own:
+        raise T2IError(f"text_init={source} has no text encoder")
+    load_state_dict_strict(encoder, own, source)
+
 # %% ../../nbs/36_text_training.ipynb #90ca16be
 class FrozenParts(Task):
     "Finds, checks and notes what a generator of captions stands on: a tokenizer, perhaps a CLIP"
@@ -282,9 +300,12 @@ class TextConditionedTask(FrozenParts):
             name = bundled_name(source) or str(source)
             encoder = clip_text_encoder(self.clip, name, text)
         self.text_tokenizer = prepare_text_tokenizer(
-            self.folder, c.train.init_from, c.data, c.vocabulary_captions, text.vocab_size,
-            text.length, given=self.clip and self.clip.tokenize)
-        return encoder or TextEncoder(replace(text, vocab_size=len(self.text_tokenizer)))
+            self.folder, c.text_init or c.train.init_from, c.data, c.vocabulary_captions,
+            text.vocab_size, text.length, given=self.clip and self.clip.tokenize)
+        encoder = encoder or TextEncoder(replace(text, vocab_size=len(self.text_tokenizer)))
+        if c.text_init and not (self.folder and (self.folder/"last").is_file()):
+            start_text_encoder(encoder, c.text_init)
+        return encoder
 
     def prepare(self, device:torch.device):
         super().prepare(device)
