@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['choose_hidden', 'PretrainedText', 'word_loss', 'match_loss', 'TextPretrainingConfig', 'TextPretrainingTask']
 
-# %% ../../nbs/39_text_pretraining.ipynb #bf82bccb
+# %% ../../nbs/39_text_pretraining.ipynb #def18caf
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..sampling import seeded_uniform
 from ..text import TextEncoder, TextEncoderConfig, prepare_text_tokenizer
 from ..training import Task, TrainConfig
 
-# %% ../../nbs/39_text_pretraining.ipynb #5c8499db
+# %% ../../nbs/39_text_pretraining.ipynb #08256a45
 def choose_hidden(
     mask:Tensor,  # (b,l) bool, True = real
     u:Tensor,     # (b,) in [0,1), a random number per caption
@@ -32,7 +32,7 @@ def choose_hidden(
     "Which tokens a step hides"
     return mask & (seeded_uniform(u, mask.shape[1]) < share)
 
-# %% ../../nbs/39_text_pretraining.ipynb #7f7a0539
+# %% ../../nbs/39_text_pretraining.ipynb #557a3d6e
 class PretrainedText(nn.Module):
     "A text encoder, and what only its pretraining needs"
     def __init__(self,
@@ -78,7 +78,7 @@ class PretrainedText(nn.Module):
         both = torch.cat([ids, near_misses[0]]), torch.cat([mask, near_misses[1]])
         return logits, *self.place(*both).chunk(2)
 
-# %% ../../nbs/39_text_pretraining.ipynb #371553c8
+# %% ../../nbs/39_text_pretraining.ipynb #bb1aa919
 def word_loss(
     logits:Tensor, # (b,l,v)
     ids:Tensor,    # (b,l) int64
@@ -90,7 +90,7 @@ def word_loss(
     share = hidden/hidden.sum().clamp(min=1)
     return (losses*share).sum(), (right*share).sum()
 
-# %% ../../nbs/39_text_pretraining.ipynb #61b379c6
+# %% ../../nbs/39_text_pretraining.ipynb #2dd1635f
 def match_loss(
     images:Tensor, # (b,d), unit vectors of images
     texts:Tensor,  # (b,d), of their captions
@@ -105,7 +105,7 @@ def match_loss(
     told_apart = ((true > false)*share).sum()
     return clip_loss(images, texts, scale) + (contrast*share).sum(), told_apart
 
-# %% ../../nbs/39_text_pretraining.ipynb #94dd23fb
+# %% ../../nbs/39_text_pretraining.ipynb #26241268
 @dataclass
 class TextPretrainingConfig:
     "A recipe for a text encoder alone"
@@ -117,7 +117,7 @@ class TextPretrainingConfig:
     match_weight:float=1. # beside the loss per hidden token
     train:TrainConfig=field(default_factory=TrainConfig)
 
-# %% ../../nbs/39_text_pretraining.ipynb #a8b1132f
+# %% ../../nbs/39_text_pretraining.ipynb #b54a091a
 class TextPretrainingTask(Task):
     "Hidden tokens are guessed; captions find their images among others"
     Config = TextPretrainingConfig
