@@ -235,15 +235,18 @@ class TrainingState(RunState):
         config, fabric = self.config, self.fabric
         torch.manual_seed(config.seed)
         self.task = self.recipe.task(self.recipe.config, self.folder)
-        if init_from:
+        mesh = sharding.device_mesh(fabric)
+        if init_from and (mesh is None or fabric.is_global_zero):
             weights = initial_weights(init_from, self.task.model)
             load_state_dict_strict(self.task.model, weights, init_from)
         with fabric.rank_zero_first():  # it fills caches for all
             self.task.prepare(fabric.device)
-        self.model = self.task.model.to(fabric.device)  # bare; `task.model` becomes the wrapped one
+        first = sharding.take_tensors(self.task) if mesh else None
+        self.model = self.task.model    # bare; `task.model` becomes the wrapped one
+        self.model.to("meta" if mesh else fabric.device)
         self.ema = ema_model(self.model, config.ema)
-        if sharding.device_mesh(fabric):
-            sharding.shard_training(self.task, self.ema, sharding.device_mesh(fabric))
+        if mesh:
+            sharding.shard_training(self.task, self.ema, mesh, first, fabric.device)
         self.optimizers = build_optimizers(self.model, config)
         self.scaler = getattr(fabric.strategy.precision, "scaler", None)  # with 16-mixed
         prepare_network(self.task, config)

@@ -19,6 +19,7 @@ from ..data.datasets import DataConfig
 from ..engine.checkpoints import REGISTRY, fetch
 from ..engine.distributed import world_size
 from ..engine.files import bundled_folder
+from ..engine.sharding import built_once
 from t2i.generators.parti import (
     PRESETS,
     Parti,
@@ -148,7 +149,7 @@ def training_bytes_each(
     state = TRAINING_BYTES - OPTIMIZER_BYTES + OPTIMIZER_BYTES*(train.optimizer != "adafactor")
     if train.sharding == "none" and train.tensor_parallel == 1:
         return state
-    return max(8., 4 + state/processes)
+    return 4 + state/processes  # a validation has the whole average
 
 # %% ../../nbs/39_parti_training.ipynb #88fb3c4c
 class PartiTask(TextVARTask):
@@ -167,7 +168,9 @@ class PartiTask(TextVARTask):
 
     def build_model(self, encoder:TextEncoder)->ContrastedParti:
         "Generator and text encoder; grid and codes are the tokenizer's"
-        return ContrastedParti(Parti(self.model_config, self.tokenizer), encoder)
+        with built_once(self.config.train):
+            generator = Parti(self.model_config, self.tokenizer)
+        return ContrastedParti(generator, encoder)
 
     def prepare(self, device:torch.device):
         bytes_each = training_bytes_each(self.config.train, world_size())
