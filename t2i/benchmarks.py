@@ -184,8 +184,7 @@ class OriginalParti:
             depths=depths, grid=config.grid, codebook_size=config.codebook_size,
             text_width=config.text_width, width=config.width, heads=config.heads,
             threads=torch.get_num_threads(), device=str(device))
-        source = inspect.getsource(serve_original_parti)
-        code = f"{source}\nserve_original_parti({sizes!r})"
+        code = f"{inspect.getsource(serve_original_parti)}\nserve_original_parti({sizes!r})"
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.python = python
         try:

@@ -162,11 +162,14 @@ def spread_tensors(
 def shard_training(
     task,              # a `Task`, whose model is changed in place; on the meta device
     ema:AveragedModel, # of the model; changed in place
-    mesh,              # the processes, a `DeviceMesh` of data_parallel times tensor_parallel
-    first:dict[str,Tensor],    # from `take_tensors`, before the average was made
-    device:torch.device|str,   # of this process
+    mesh,              # the processes, a `DeviceMesh` of data_parallel times tensor_parallel;
+                       # None: nothing is divided
+    first:dict[str,Tensor]|None, # from `take_tensors`, before the average was made
+    device:torch.device|str,     # of this process
 ):
     "Divide a model and its average; optimizers must be made afterwards"
+    if mesh is None:
+        return
     ema.whole = deepcopy(ema.module)
     release(ema.whole)
     ema.whole.to_empty(device=device)

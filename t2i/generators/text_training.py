@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['unset_config', 'fill_config', 'ContrastConfig', 'TextVARTaskConfig', 'load_frozen_tokenizer', 'load_multiscale',
            'bundled_name', 'read_part', 'part_entry', 'find_part', 'check_part', 'token_maps', 'cached_tokens',
-           'ContrastedTextVAR', 'compared_rows', 'start_text_encoder', 'FrozenParts', 'TextConditionedTask', 'compare',
-           'scales_in_step', 'contrast_weight', 'first_map_losses', 'reading_scores', 'held_out_samples', 'TextVARStep',
+           'ContrastedTextVAR', 'compared_rows', 'FrozenParts', 'TextConditionedTask', 'compare', 'scales_in_step',
+           'contrast_weight', 'first_map_losses', 'reading_scores', 'held_out_samples', 'TextVARStep',
            'near_miss_inputs', 'TextVARTask', 'SoftTextVARTaskConfig', 'soft_targets', 'SoftTextVARTask']
 
 # %% ../../nbs/36_text_training.ipynb #0be9c3a0
@@ -25,19 +25,13 @@ from torch.utils.data import Dataset
 from ..core import T2IError, fold_in
 from ..data.datasets import DataConfig, load_dataset
 from ..engine.caches import CachedWithSource, build_token_cache
-from t2i.engine.checkpoints import (
-    REGISTRY,
-    fetch,
-    fingerprint,
-    initial_weights,
-    load_state_dict_strict,
-)
+from ..engine.checkpoints import REGISTRY, fetch, fingerprint
 from ..engine.files import atomic_path, bundled_folder
 from .reading import caption_contrast, reading_pairs, reading_test
 from .text_var import TextVAR, TextVARConfig, TextVARWithEncoder, drop_captions
+from ..guidance import clip_text
 from ..guidance.clip import load_clip
 from ..guidance.clip_cache import is_published
-from ..guidance.clip_text import clip_features, clip_text_encoder, text_fingerprint
 from ..sampling import seeded_uniform, split_generator
 from ..text import TextEncoder, TextEncoderConfig, prepare_text_tokenizer
 from ..tokenizers.multiscale import MultiScaleVQVAE
@@ -108,11 +102,9 @@ def load_frozen_tokenizer(
     need:str,    # in words: who needs what
 )->nn.Module:
     "A tokenizer of one kind; another is refused"
-    is_run = (source/"last").is_file()
-    tokenizer = load_task(source).model if is_run else load_tokenizer(source)
+    tokenizer = load_task(source).model if (source/"last").is_file() else load_tokenizer(source)
     if not isinstance(tokenizer, wanted):
-        kind = type(tokenizer).__name__
-        raise T2IError(f"{source} is a {kind}: {need}")
+        raise T2IError(f"{source} is a {type(tokenizer).__name__}: {need}")
     return tokenizer
 
 def load_multiscale(source:Path)->MultiScaleVQVAE:
@@ -228,17 +220,6 @@ def compared_rows(maps:list[Tensor], scales:int, every:int)->list[Tensor]:
     "Every so-manieth row of the first maps"
     return [m[::every] for m in maps[:scales]]
 
-def start_text_encoder(
-    encoder:TextEncoder, # changed in place
-    source:str,          # a run or a saved model with a text encoder of the same kind and size
-):
-    "Begin with a text encoder that is trained already, see lesson 39_text_pretraining"
-    weights, begin = initial_weights(source), "text_encoder."
-    own = {k.removeprefix(begin): w for k, w in weights.items() if k.startswith(begin)}
-    if not own:
-        raise T2IError(f"text_init={source} has no text encoder")
-    load_state_dict_strict(encoder, own, source)
-
 # %% ../../nbs/36_text_training.ipynb #90ca16be
 class FrozenParts(Task):
     "Finds, checks and notes what a generator of captions stands on: a tokenizer, perhaps a CLIP"
@@ -255,7 +236,7 @@ class FrozenParts(Task):
         self.tokenizer_name = bundled_name(self.parts["tokenizer"][1])
         self.clip = None
         if config.clip:
-            self.clip = self.frozen("clip", config.clip, load_clip, text_fingerprint)
+            self.clip = self.frozen("clip", config.clip, load_clip, clip_text.text_fingerprint)
 
     def frozen(self, part:str, name:str, load, fingerprint):
         "A frozen part, found and checked"
@@ -298,14 +279,12 @@ class TextConditionedTask(FrozenParts):
         if self.clip is not None:
             _, source, _ = self.parts["clip"]
             name = bundled_name(source) or str(source)
-            encoder = clip_text_encoder(self.clip, name, text)
+            encoder = clip_text.clip_text_encoder(self.clip, name, text)
         self.text_tokenizer = prepare_text_tokenizer(
             self.folder, c.text_init or c.train.init_from, c.data, c.vocabulary_captions,
             text.vocab_size, text.length, given=self.clip and self.clip.tokenize)
         encoder = encoder or TextEncoder(replace(text, vocab_size=len(self.text_tokenizer)))
-        if c.text_init and not (self.folder and (self.folder/"last").is_file()):
-            start_text_encoder(encoder, c.text_init)
-        return encoder
+        return clip_text.start_text_encoder(encoder, c.text_init, self.folder)
 
     def prepare(self, device:torch.device):
         super().prepare(device)
@@ -393,7 +372,7 @@ class TextVARStep(TextConditionedTask):
         ids, mask = [t.to(device) for t in self.text_tokenizer(captions)]
         if self.clip is None:
             return ids, mask
-        return ids, mask, clip_features(self.clip, ids, mask)
+        return ids, mask, clip_text.clip_features(self.clip, ids, mask)
 
     def token_maps(self, batch:dict)->list[Tensor]: # (b,p*p) int64 per scale
         "See `token_maps`; a variant may divide its tokens otherwise"
