@@ -11,7 +11,6 @@ __all__ = ['TrainConfig', 'lr_factor', 'build_optimizers', 'ema_decay', 'ema_mod
 import contextlib
 import math
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -235,8 +234,9 @@ class TrainingState(RunState):
         self.task.step = max(0, self.step-1)
         for group in [g for o in self.optimizers for g in o.param_groups]:
             group["initial_lr"] = group["lr"]
-        rate = partial(lr_factor, config=self.config)
-        self.schedulers = [LambdaLR(o, rate, self.step-1) for o in self.optimizers]
+        self.schedulers = [
+            LambdaLR(o, lambda step: lr_factor(step, self.config), self.step-1)
+            for o in self.optimizers]
 
     def build(self, init_from:str|None): # weights to start from
         "The task, its networks and their optimizers"
