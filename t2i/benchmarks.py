@@ -146,7 +146,7 @@ def serve_original_parti(
     sizes:dict, # depths, grid, codebook_size, text_width, width, heads; threads, device
 ):
     "Per line with a depth and a number of tokens, a pass of parti-pytorch; for another Python"
-    import sys
+    import os
 
     import torch
     from parti_pytorch import parti_pytorch as original
@@ -163,13 +163,13 @@ def serve_original_parti(
         models[depth] = model.eval().requires_grad_(False).to(device)
     words = torch.randn(1, 128, sizes["text_width"], device=device)
     mask = torch.ones(1, 128, dtype=torch.bool, device=device)
-    print("ready", flush=True)
-    for line in sys.stdin:
+    os.write(1, b"ready\n")
+    for line in open(0):
         depth, length = map(int, line.split())
         before = torch.zeros(1, length-1, dtype=torch.long, device=device)  # a start token is added
         models[depth](text_token_embeds=words, text_mask=mask, image_token_ids=before,
                       cond_drop_prob=0.)
-        print("done", flush=True)
+        os.write(1, b"done\n")
 
 # %% ../nbs/52_benchmarks.ipynb #4fde93f6
 class OriginalParti:
