@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_SIZES', 'median_seconds', 'shapes_world', 'scale_ways', 'raster_ways', 'cache_speed', 'random_parti',
-           'parti_seconds', 'parti_speed', 'taming_modules', 'tokenizer_speed', 'peak_memory', 'torchvision_cutout',
-           'random_vqgan', 'random_clip', 'dream_run', 'dream_parts', 'dream_speed']
+           'serve_original_parti', 'OriginalParti', 'parti_seconds', 'parti_speed', 'taming_modules', 'tokenizer_speed',
+           'peak_memory', 'torchvision_cutout', 'random_vqgan', 'random_clip', 'dream_run', 'dream_parts',
+           'dream_speed']
 
 # %% ../nbs/52_benchmarks.ipynb #55b2f8af
 import contextlib
 import copy
+import inspect
 import io
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -138,6 +141,75 @@ def random_parti(
         words = torch.randn(1, 128, config.text_width, device=device)
     return model, TextFeatures(words, words[...,0] < torch.inf, words[:,0])
 
+# %% ../nbs/52_benchmarks.ipynb #dde6f0e7
+def serve_original_parti(
+    sizes:dict, # depths, grid, codebook_size, text_width, width, heads; threads, device
+):
+    "Per line with a depth and a number of tokens, a pass of parti-pytorch; for another Python"
+    import os
+
+    import torch
+    from parti_pytorch import parti_pytorch as original
+    torch.set_num_threads(sizes["threads"])
+    width, heads, device = sizes["width"], sizes["heads"], sizes["device"]
+    vae = torch.nn.Linear(1, 1)  # has the sizes of one
+    vae.codebook_size, vae.image_size = sizes["codebook_size"], sizes["grid"][0]
+    vae.get_encoded_fmap_size = lambda side: side
+    original.get_encoded_dim = lambda name: sizes["text_width"]  # else it fetches a T5
+    models = {}
+    for depth in sizes["depths"]:
+        model = original.Parti(dim=width, depth=depth, heads=heads, dim_head=width//heads, vae=vae,
+                               text_embed_dim=sizes["text_width"])
+        models[depth] = model.eval().requires_grad_(False).to(device)
+    words = torch.randn(1, 128, sizes["text_width"], device=device)
+    mask = torch.ones(1, 128, dtype=torch.bool, device=device)
+    os.write(1, b"ready\n")
+    for line in open(0):
+        depth, length = map(int, line.split())
+        before = torch.zeros(1, length-1, dtype=torch.long, device=device)  # a start token is added
+        models[depth](text_token_embeds=words, text_mask=mask, image_token_ids=before,
+                      cond_drop_prob=0.)
+        os.write(1, b"done\n")
+
+# %% ../nbs/52_benchmarks.ipynb #4fde93f6
+class OriginalParti:
+    "lucidrains' parti-pytorch, in the Python of another environment"
+    def __init__(self,
+        python:str,             # that has parti-pytorch
+        config:PartiConfig,     # whose sizes it gets
+        depths:tuple[int,...],  # the blocks of its decoders
+        device:torch.device|str="cpu",
+    ):
+        sizes = dict(
+            depths=depths, grid=config.grid, codebook_size=config.codebook_size,
+            text_width=config.text_width, width=config.width, heads=config.heads,
+            threads=torch.get_num_threads(), device=str(device))
+        code = f"{inspect.getsource(serve_original_parti)}\nserve_original_parti({sizes!r})"
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.python = python
+        try:
+            self.process = subprocess.Popen([python, "-c", code], text=True, **pipes)
+        except OSError as e:
+            raise T2IError(f"cannot start {python}: {e.strerror}") from None
+        self.wait("ready")
+
+    def wait(self, word:str):
+        "Until it has said so"
+        if self.process.stdout.readline().strip() != word:
+            said = self.process.communicate()[1].strip().splitlines() or ["no reason given"]
+            raise T2IError(f"{self.python} cannot run parti-pytorch ({said[-1]}): "
+                           f"{self.python} -m pip install parti-pytorch")
+
+    def __call__(self, depth:int, length:int):
+        "A pass over so many tokens"
+        self.process.stdin.write(f"{depth} {length}\n")
+        self.process.stdin.flush()
+        self.wait("done")
+
+    def close(self):
+        "End the process"
+        self.process.communicate()
+
 # %% ../nbs/52_benchmarks.ipynb #67b4aee9
 @torch.no_grad()
 def parti_seconds(
@@ -145,7 +217,8 @@ def parti_seconds(
     repeat:int=3,      # rounds; the medians count
     device:torch.device|str="cpu",
     steps:int=8,       # that are timed with the cache
-)->dict[str,float]:    # seconds per image: cached, recomputed
+    original:Callable|None=None, # see `OriginalParti`
+)->dict[str,float]:    # seconds per image: cached, recomputed, perhaps original
     "How long the decoder of one image takes with and without the cache, from a few passes"
     model, features = random_parti(config, device)
     length = len(model.mask)
@@ -158,12 +231,18 @@ def parti_seconds(
         for _ in range(steps):
             model.step(model, tokens[:,:1], state)
 
+    ways = dict(recomputed=lambda n: model(features, tokens[:,:n]))
+    if original:
+        ways["original"] = partial(original, config.depth)
     calls = dict(start=partial(start_decoding, model, features), cached=cached)
-    calls |= {n: partial(model, features, tokens[:,:n]) for n in lengths}
+    for n in lengths:
+        calls |= {(way, n): partial(function, n) for way, function in ways.items()}
     seconds = median_seconds(calls, device, repeat)
-    recomputed = torch.trapezoid(torch.tensor([seconds[n] for n in lengths]), torch.tensor(lengths))
-    return dict(cached=seconds["start"] + seconds["cached"]/steps*length,
-                recomputed=recomputed.item() + seconds[1])
+    images = dict(cached=seconds["start"] + seconds["cached"]/steps*length)
+    for way in ways:
+        times = torch.tensor([seconds[way, n] for n in lengths])
+        images[way] = (torch.trapezoid(times, torch.tensor(lengths)) + times[0]).item()
+    return images
 
 # %% ../nbs/52_benchmarks.ipynb #ee0182f6
 def parti_speed(
@@ -171,16 +250,23 @@ def parti_speed(
     repeat:int=3,
     device:torch.device|str="cpu",
     depths:tuple[int,int]=(1,3), # blocks of the decoders that are timed
-)->dict[str,float]:    # tokens per second, and their ratio
-    "What the cache saves at a Parti of any depth"
-    few, more = [parti_seconds(replace(config, depth=n), repeat, device) for n in depths]
-    scores = {}
+    compare:str|None=None, # a Python that has parti-pytorch; None: no comparison
+)->dict[str,float]:    # tokens per second, and ratios of the times
+    "What the cache saves at a Parti of any depth, perhaps beside parti-pytorch at equal sizes"
+    original = OriginalParti(compare, config, depths, device) if compare else None
+    timing = partial(parti_seconds, repeat=repeat, device=device, original=original)
+    few, more = [timing(replace(config, depth=n)) for n in depths]
+    scores, seconds = {}, {}
     for way in few:
         block = (more[way]-few[way])/(depths[1]-depths[0])
-        seconds = few[way] + block*(config.depth-depths[0])
-        scores[f"{way}_tokens_per_second"] = config.grid[0]*config.grid[1]/seconds
-    ratio = scores["cached_tokens_per_second"]/scores["recomputed_tokens_per_second"]
-    return scores | dict(recomputed_over_cached=ratio)
+        seconds[way] = few[way] + block*(config.depth-depths[0])
+        scores[f"{way}_tokens_per_second"] = config.grid[0]*config.grid[1]/seconds[way]
+    scores["recomputed_over_cached"] = seconds["recomputed"]/seconds["cached"]
+    if original:
+        original.close()
+        for way in ("recomputed", "cached"):
+            scores[f"original_over_{way}"] = seconds["original"]/seconds[way]
+    return scores
 
 # %% ../nbs/52_benchmarks.ipynb #645de4ad
 def taming_modules(

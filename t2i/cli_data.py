@@ -386,12 +386,14 @@ def bench_var(
 def bench_parti(
     size:option(str, "size", "A published size: 350M, 750M, 3B or 20B.") = "350M",
     repeat:Repeat = 3,
+    compare:option(
+        str, "compare", "A Python of an environment with parti-pytorch, to compare with.") = None,
     device:option(str, "device", "cpu or cuda.") = "cpu",
 ):
     "Tokens per second of Parti's decoder, with the cache and recomputed, from a few passes."
     from t2i.benchmarks import parti_speed
     from t2i.generators.parti import PartiConfig
-    print_scores(parti_speed(PartiConfig.preset(size), repeat, device))
+    print_scores(parti_speed(PartiConfig.preset(size), repeat, device, compare=compare))
 
 # %% ../nbs/58_cli_data.ipynb #9b3517cf
 @bench_app.command("tokenizer")

@@ -204,7 +204,7 @@ def parti_memory(
     divided = sharded or train.tensor_parallel > 1
     validation = state + 4*n.whole*divided + caches
     rows |= dict(activations=activations, caches=caches, validation=validation)
-    rows["device"] = max(state + activations + 4*n.block*sharded, validation, 8*n.whole)
+    rows["device"] = max(state + activations + 4*n.block*sharded, validation)
     return {f"{name}_gib": size/2**30 for name, size in rows.items()}
 
 # %% ../nbs/56_costs.ipynb #3e09c2b4

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'lr_factor', 'build_optimizers', 'ema_decay', 'ema_model', 'Task', 'ema_scope', 'prepare_network',
-           'TrainingState', 'batches', 'micro_step', 'mean_logs', 'optimizer_step', 'train_step', 'validate',
-           'draw_samples', 'look', 'fit', 'train', 'load_task']
+           'load_initial', 'TrainingState', 'batches', 'micro_step', 'mean_logs', 'optimizer_step', 'train_step',
+           'validate', 'draw_samples', 'look', 'fit', 'train', 'load_task']
 
 # %% ../nbs/04_training.ipynb #4823425b
 import contextlib
@@ -216,6 +216,14 @@ def prepare_network(
         task.compile()
         log.info("train.compile: the first step takes minutes; false starts at once")
 
+
+def load_initial(
+    model:nn.Module,
+    source:str, # see `initial_weights`
+):
+    "Start from weights that are trained already"
+    load_state_dict_strict(model, initial_weights(source, model), source)
+
 # %% ../nbs/04_training.ipynb #c969efb9
 class TrainingState(RunState):
     "What a run consists of between two steps; `RunState` saves and restores it"
@@ -237,15 +245,15 @@ class TrainingState(RunState):
         config, fabric = self.config, self.fabric
         torch.manual_seed(config.seed)
         self.task = self.recipe.task(self.recipe.config, self.folder)
-        if init_from:
-            weights = initial_weights(init_from, self.task.model)
-            load_state_dict_strict(self.task.model, weights, init_from)
+        mesh = sharding.device_mesh(fabric)
+        if init_from and (mesh is None or fabric.is_global_zero):
+            load_initial(self.task.model, init_from)
         with fabric.rank_zero_first():  # it fills caches for all
             self.task.prepare(fabric.device)
-        self.model = self.task.model.to(fabric.device)  # bare; `task.model` becomes the wrapped one
+        first = sharding.take_tensors(self.task) if mesh else None
+        self.model = self.task.model.to("meta" if mesh else fabric.device)  # bare, never wrapped
         self.ema = ema_model(self.model, config.ema)
-        if sharding.device_mesh(fabric):
-            sharding.shard_training(self.task, self.ema, sharding.device_mesh(fabric))
+        sharding.shard_training(self.task, self.ema, mesh, first, fabric.device)
         self.optimizers = build_optimizers(self.model, config)
         self.scaler = getattr(fabric.strategy.precision, "scaler", None)  # with 16-mixed
         prepare_network(self.task, config)

@@ -1,7 +1,7 @@
 """A tiny Parti trains in one process, in two that divide its layers, and in four of which two and
 two share its weights besides; runs that were stopped go on.
 
-python parallel.py FOLDER two|table|table_adafactor
+python parallel.py FOLDER two|table|table_adafactor|start
 """
 import os
 import shutil
@@ -13,7 +13,9 @@ import torch
 import processes
 from t2i.core import T2IError
 from t2i.engine.distributed import destroy_process_group
-from t2i.training import train
+from t2i.engine.recipes import load_recipe
+from t2i.engine.sharding import named_tensors, whole
+from t2i.training import TrainingState, train
 
 SMALL = """
     clip=null contrast.weight=0 vocabulary_captions=50 reading_pairs=0 model.depth=1 model.width=32
@@ -91,8 +93,23 @@ def table(folder, name):
     small(folder/"again", name, *both, resume=True)
 
 
+def started(folder):
+    "Weights, buffers and averages with which runs of two processes begin, divided and whole"
+    ways = dict(fsdp="train.sharding=fsdp", two="train.tensor_parallel=2", whole="train.devices=1")
+    for name, more in ways.items():
+        recipe = load_recipe("shapes-parti", (*SMALL, *SETTINGS["adamw"], more))
+        state = TrainingState(recipe, folder/name)
+        models = dict(model=state.model, ema=state.ema.module)
+        tensors = {part: whole(named_tensors(model)) for part, model in models.items()}
+        torch.save(tensors, folder/f"{name}-{os.environ['RANK']}.pt")
+        state.held.close()
+
+
 def main(folder, which):
     "First the processes, then the trainings of this one: a process that computed is not forked"
+    if which == "start":
+        in_processes(2, started, folder)
+        return
     if which == "two":
         names = "adamw", "adafactor"
         in_processes(2, divided, folder, *names)

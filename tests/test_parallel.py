@@ -73,6 +73,19 @@ def test_two_processes_that_share_the_work_equal_one(tmp_path):
     assert image.size == (64, 64)
 
 
+def test_a_divided_run_begins_with_the_weights_of_one_that_is_not(tmp_path):
+    "The first process alone makes them; the others build the decoder without numbers"
+    run(tmp_path, "start")
+    expected = torch.load(tmp_path/"whole-0.pt")
+    assert len(expected["model"]) > 40
+    for name in ("fsdp-0", "fsdp-1", "two-0", "two-1", "whole-1"):
+        found = torch.load(tmp_path/f"{name}.pt")
+        for part, tensors in expected.items():
+            assert found[part].keys() == tensors.keys()
+            for key, value in tensors.items():
+                assert torch.equal(found[part][key], value), (name, part, key)
+
+
 @pytest.mark.slow  # four processes; two are tested above
 @pytest.mark.parametrize("name", ["table", "table_adafactor"])
 def test_a_table_of_two_by_two_processes(tmp_path, name):

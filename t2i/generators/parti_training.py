@@ -19,6 +19,7 @@ from ..data.datasets import DataConfig
 from ..engine.checkpoints import REGISTRY, fetch
 from ..engine.distributed import world_size
 from ..engine.files import bundled_folder
+from ..engine.sharding import built_once
 from t2i.generators.parti import (
     PRESETS,
     Parti,
@@ -69,6 +70,7 @@ class PartiTaskConfig:
     model:PartiConfig=field(default_factory=unset_parti) # null: as the tokenizer has it
     text:TextEncoderConfig=field(default_factory=TextEncoderConfig)
     clip:str|None=None            # a frozen CLIP whose features the text encoder reads; None: none
+    text_init:str|None=None       # a run or model whose text encoder this one starts from
     data:DataConfig=field(default_factory=DataConfig)
     vocabulary_captions:int=20000 # captions from which the text tokenizer is learned
     condition_dropout:float=.1    # share of captions replaced by the empty one
@@ -147,7 +149,7 @@ def training_bytes_each(
     state = TRAINING_BYTES - OPTIMIZER_BYTES + OPTIMIZER_BYTES*(train.optimizer != "adafactor")
     if train.sharding == "none" and train.tensor_parallel == 1:
         return state
-    return max(8., 4 + state/processes)
+    return 4 + state/processes  # a validation has the whole average
 
 # %% ../../nbs/39_parti_training.ipynb #88fb3c4c
 class PartiTask(TextVARTask):
@@ -166,7 +168,9 @@ class PartiTask(TextVARTask):
 
     def build_model(self, encoder:TextEncoder)->ContrastedParti:
         "Generator and text encoder; grid and codes are the tokenizer's"
-        return ContrastedParti(Parti(self.model_config, self.tokenizer), encoder)
+        with built_once(self.config.train):
+            generator = Parti(self.model_config, self.tokenizer)
+        return ContrastedParti(generator, encoder)
 
     def prepare(self, device:torch.device):
         bytes_each = training_bytes_each(self.config.train, world_size())

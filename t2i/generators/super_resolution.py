@@ -153,6 +153,7 @@ class SuperResolutionTaskConfig:
     model:SuperResolutionConfig=field(default_factory=SuperResolutionConfig)
     data:DataConfig=field(default_factory=DataConfig) # of large images; shapes are made large
     tokenizer:str|None=None # its reconstructions are enlarged; None: the small images as they are
+    clean:float=0.          # share of each batch that is enlarged as it is all the same
     patch:int=24            # side of the small patches in training, pixels; 0: whole images
     train:TrainConfig=field(default_factory=TrainConfig)
 
@@ -188,7 +189,9 @@ class PairsTask(Task):
         if "small" in batch:
             small = batch["small"].to(device)
         if self.tokenizer:
-            small = self.tokenizer.decode(self.tokenizer.encode(small))
+            clean = small[:round(self.config.clean*len(small))]
+            tokens = self.tokenizer.encode(small[len(clean):])
+            small = torch.cat([clean, self.tokenizer.decode(tokens)])
         return small, large
 
 # %% ../../nbs/34_super_resolution.ipynb #a33a46f5

@@ -29,9 +29,9 @@ from ..engine.checkpoints import REGISTRY, fetch, fingerprint
 from ..engine.files import atomic_path, bundled_folder
 from .reading import caption_contrast, reading_pairs, reading_test
 from .text_var import TextVAR, TextVARConfig, TextVARWithEncoder, drop_captions
+from ..guidance import clip_text
 from ..guidance.clip import load_clip
 from ..guidance.clip_cache import is_published
-from ..guidance.clip_text import clip_features, clip_text_encoder, text_fingerprint
 from ..sampling import seeded_uniform, split_generator
 from ..text import TextEncoder, TextEncoderConfig, prepare_text_tokenizer
 from ..tokenizers.multiscale import MultiScaleVQVAE
@@ -75,6 +75,7 @@ class TextVARTaskConfig:
     model:TextVARConfig=field(default_factory=unset_config) # null: as the tokenizer has it
     text:TextEncoderConfig=field(default_factory=TextEncoderConfig)
     clip:str|None=None            # a frozen CLIP whose features the text encoder reads; None: none
+    text_init:str|None=None       # a run or model whose text encoder this one starts from
     data:DataConfig=field(default_factory=DataConfig)
     vocabulary_captions:int=20000 # captions from which the text tokenizer is learned
     condition_dropout:float=.1    # share of captions replaced by the empty one
@@ -103,8 +104,7 @@ def load_frozen_tokenizer(
     need:str,    # in words: who needs what
 )->nn.Module:
     "A tokenizer of one kind; another is refused"
-    is_run = (source/"last").is_file()
-    tokenizer = load_task(source).model if is_run else load_tokenizer(source)
+    tokenizer = load_task(source).model if (source/"last").is_file() else load_tokenizer(source)
     if not isinstance(tokenizer, wanted):
         raise T2IError(f"{source} is a {type(tokenizer).__name__}: {need}")
     return tokenizer
@@ -240,7 +240,7 @@ class FrozenParts(Task):
         self.tokenizer_name = bundled_name(self.parts["tokenizer"][1])
         self.clip = None
         if config.clip:
-            self.clip = self.frozen("clip", config.clip, load_clip, text_fingerprint)
+            self.clip = self.frozen("clip", config.clip, load_clip, clip_text.text_fingerprint)
 
     def frozen(self, part:str, name:str, load, fingerprint):
         "A frozen part, found and checked"
@@ -283,11 +283,12 @@ class TextConditionedTask(FrozenParts):
         if self.clip is not None:
             _, source, _ = self.parts["clip"]
             name = bundled_name(source) or str(source)
-            encoder = clip_text_encoder(self.clip, name, text)
+            encoder = clip_text.clip_text_encoder(self.clip, name, text)
         self.text_tokenizer = prepare_text_tokenizer(
-            self.folder, c.train.init_from, c.data, c.vocabulary_captions, text.vocab_size,
-            text.length, given=self.clip and self.clip.tokenize)
-        return encoder or TextEncoder(replace(text, vocab_size=len(self.text_tokenizer)))
+            self.folder, c.text_init or c.train.init_from, c.data, c.vocabulary_captions,
+            text.vocab_size, text.length, given=self.clip and self.clip.tokenize)
+        encoder = encoder or TextEncoder(replace(text, vocab_size=len(self.text_tokenizer)))
+        return clip_text.start_text_encoder(encoder, c.text_init, self.folder)
 
     def prepare(self, device:torch.device):
         super().prepare(device)
@@ -375,7 +376,7 @@ class TextVARStep(TextConditionedTask):
         ids, mask = [t.to(device) for t in self.text_tokenizer(captions)]
         if self.clip is None:
             return ids, mask
-        return ids, mask, clip_features(self.clip, ids, mask)
+        return ids, mask, clip_text.clip_features(self.clip, ids, mask)
 
     def token_maps(self, batch:dict)->list[Tensor]: # (b,p*p) int64 per scale
         "See `token_maps`; a variant may divide its tokens otherwise"
