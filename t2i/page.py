@@ -363,7 +363,8 @@ def dream_tab(studio:Studio, visitor):
         with gr.Column(scale=3):
             image = gr.Image(label="The image so far", format="png", height=420, interactive=False,
                              elem_classes="pixels")
-            line = gr.Textbox(label="What happened", interactive=False, lines=2, elem_classes="line")
+            line = gr.Textbox(label="What happened", interactive=False, lines=2,
+                              elem_classes="line")
             files = gr.Files(label="Download; the PNG carries its settings", height=90)
     inputs = [visitor, vqgan, clip, include, exclude, extras, steps, seed]
     connect(studio, run, "dream", inputs, [image, files, line], stop)

@@ -11,7 +11,7 @@ from t2i.outputs import read_about
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
-PATIENCE = 60_000  # milliseconds until a wait gives up; nothing waits longer than it must
+PATIENCE = 120_000  # milliseconds until a wait gives up; nothing waits longer than it must
 
 if find_spec("gradio") is None:
     pytest.skip("gradio is not here: pip install 't2i[app]'", allow_module_level=True)

@@ -12,7 +12,7 @@ import importlib
 import os
 import re
 import sys
-from dataclasses import dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -212,7 +212,9 @@ def load_recipe(
     tree = merge_fields(tree, given, str(path))
     for override in overrides:
         tree = merge_fields(tree, read_override(task.Config, override), override)
-    return Recipe(task, OmegaConf.to_object(tree), {"task": name} | OmegaConf.to_container(tree))
+    config = OmegaConf.to_object(tree)
+    settled = OmegaConf.create(asdict(config))  # with what the config has changed in itself
+    return Recipe(task, config, {"task": name} | OmegaConf.to_container(settled))
 
 def save_recipe(
     recipe:Recipe,
