@@ -11,7 +11,7 @@ from t2i.outputs import read_about
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
-PATIENCE = 120_000  # milliseconds until a wait gives up; nothing waits longer than it must
+PATIENCE = 300_000  # milliseconds until a wait gives up; nothing waits longer than it must
 
 if find_spec("gradio") is None:
     pytest.skip("gradio is not here: pip install 't2i[app]'", allow_module_level=True)
@@ -22,9 +22,16 @@ from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def url():
+def own(tmp_path_factory):
+    "A model in a folder, which may be removed"
+    from t2i.engine.files import bundled_folder
+    return shutil.copytree(bundled_folder("digits-var"), tmp_path_factory.mktemp("own")/"mine")
+
+
+@pytest.fixture(scope="module")
+def url(own):
     from t2i.page import open_page
-    _, url, close = open_page(first="digits-var", port=0, device="cpu")
+    _, url, close = open_page([str(own)], first="digits-var", port=0, device="cpu")
     yield url
     close()
 
@@ -172,3 +179,22 @@ def test_boxes_are_drawn_by_mouse(browser, url, tmp_path):
     choose_model(tab, "shapes-var")
     run.click()
     wait_for_line(tab, "--box 'red circle:0.1,0.1,0.4,0.4' -m shapes-boxes")
+
+
+def test_a_model_that_is_removed_and_a_taken_port(browser, url, own):
+    from t2i.page import open_page
+    tab, _ = open_tab(browser, url)
+    choose_model(tab, str(own))
+    draw(tab, "a handwritten one", 1)
+    wait_for_line(tab, f"-m {own}")
+    shutil.rmtree(own)
+    draw(tab, "a handwritten one", 2)
+    wait_for_line(tab, f"the model {own} was removed: choose another one")
+    choose_model(tab, "digits-var")
+    draw(tab, "a handwritten one", 3)
+    wait_for_line(tab, "-m digits-var")
+    draw(tab, "a handwritten one", "soon")
+    wait_for_line(tab, "the seed must be a whole number or empty, not 'soon'")
+    port = int(url.rstrip("/").rpartition(":")[2])
+    with pytest.raises(ValueError, match=f"cannot open port {port}.*--port 0 takes a free one"):
+        open_page(first="digits-var", port=port)

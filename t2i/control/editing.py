@@ -158,7 +158,7 @@ def read_known(
         raise T2IError(f"the mask covers {what}; white is what is to be redrawn")
     return torch.from_numpy(~redraw).float()[None,None]
 
-
+# %% ../../nbs/44_editing.ipynb #2440d022
 def read_image(
     image:Image.Image|Tensor, # PIL, or (3,h,w) or (1,3,h,w) in [-1,1]
     side:int,                 # what the model draws, pixels
