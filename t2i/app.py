@@ -24,6 +24,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from .catalog import local_path
+from .control.boxes import boxes_per_image
 from .core import T2IError, fold_in, from_pil, to_pil
 from .engine.checkpoints import read_config
 from .engine.files import bundled_folder, save_png
@@ -234,6 +235,8 @@ def shell_line(
     words = ["t2i", "generate", output.prompts[0]]
     names = dict(model="-m", num_images_per_prompt="-n", seed="--seed")
     given = output.settings | dict(seed=output.seed)
+    for box in given.pop("boxes", []):
+        words += ["--box", box]
     for key, value in given.items():
         if value not in (None, "") and key != "clip":
             words += [names.get(key, "--" + key.replace("_", "-")), str(value)]
@@ -250,6 +253,8 @@ def drawn_scales(
     output = drawing.output
     known = (*pipe.defaults, "negative_prompt")
     settings = {name: value for name, value in output.settings.items() if name in known}
+    if "boxes" in output.settings:
+        settings["boxes"] = boxes_per_image(output.settings["boxes"], 1)
     if drawing.numbers is None:
         maps = pipe.tokenizer.encode(from_pil(output.images[i]))
         steps = [maps[:k] for k in range(1, len(maps)+1)]

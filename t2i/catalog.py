@@ -53,7 +53,7 @@ def known_words(
     tokens = [text_tokenizer.tokenizer.id_to_token(i) for i in text_tokenizer.used]
     words = sorted(token for token in tokens if token.isalpha())
     listed = ", ".join(words[:100]) + ", and so on"*(len(words) > 100)
-    return dict(number=len(words), words=listed)
+    return dict(number=len(words), words_and_pieces=listed)
 
 
 def describe(

@@ -307,7 +307,7 @@ def edit(
     "Redraw a part of an image; the rest stays as it is."
     from t2i.control.editing import open_image
     output = choose_output(output, prompt)
-    given = open_image(image), open_image(mask)
+    given = open_image(image), open_image(mask, "black")
     settings = dict(
         guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
         top_p=top_p, temperature=temperature, negative_prompt=negative_prompt, seed=seed)

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['OWN', 'Number', 'Guidance', 'Steps', 'Rerank', 'Schedule', 'Temperature', 'Cooling', 'TopK', 'TopP', 'Json',
            'Benchmark', 'PerTask', 'Count', 'PerPrompt', 'EvalCLIP', 'Features', 'Samples', 'Markdown', 'score_table',
-           'print_evaluation', 'evaluate', 'model_rows', 'short_number', 'print_names', 'print_models', 'info', 'plot',
-           'leaderboard', 'convert', 'reconstruct', 'recipe_report', 'report_lines', 'folder_report', 'data_check']
+           'print_evaluation', 'evaluate', 'leading_scores', 'model_rows', 'section_rows', 'short_number',
+           'print_names', 'print_models', 'info', 'plot', 'leaderboard', 'convert', 'reconstruct', 'recipe_report',
+           'report_lines', 'folder_report', 'data_check']
 
 # %% ../nbs/58_cli_models.ipynb #46e071a8
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -84,7 +86,7 @@ def print_evaluation(scores:dict, as_json:bool, markdown:bool=False):
         return print_scores(scores, True)
     if markdown:
         return say("\n".join(score_table(scores)))
-    print_scores({k: v for k, v in scores.items() if k not in ("model", "seed", "table")})
+    print_scores({k: v for k, v in scores.items() if k != "table"})
     if "table" in scores:
         from t2i.partiprompts import table_rows
         columns, rows = table_rows(scores["table"])
@@ -132,14 +134,38 @@ def evaluate(
     print_evaluation(evaluate_model(model, benchmark, options), as_json, markdown)
 
 # %% ../nbs/58_cli_models.ipynb #24de8d8e
+def leading_scores(
+    scores:dict,  # of a model
+    width:int=24, # characters, what is left of 80
+)->str:
+    "A mean, or the first scores, as far as a line has room for them"
+    texts = [f"{k} {v:.3g}" for k, v in scores.items() if isinstance(v, float)]
+    if "mean" in scores:
+        return f"mean {scores['mean']:.3g}"
+    while len(", ".join(texts)) > width and len(texts) > 1:
+        texts.pop()
+    return ", ".join(texts)
+
+
 def model_rows(models:list[dict])->list[list]:
     "Rows of the table of models: name, kind, millions of parameters, pixels, megabytes, scores"
     rows = []
     for m in models:
-        scores = [f"{k} {v:.3g}" for k, v in m["scores"].items() if isinstance(v, float)]
         rows.append([m["name"], m["kind"], f"{m['parameters']/1e6:.1f}M", m["resolution"],
-                     f"{m['megabytes']:.1f}", ", ".join(scores)])
+                     f"{m['megabytes']:.1f}", leading_scores(m["scores"])])
     return rows
+
+
+def section_rows(
+    values:dict,  # of a section of `describe_name`
+    width:int=60, # of the second column, characters
+)->list[tuple]:   # an indent, a name, and its value; a long text has several rows
+    "The rows of a section"
+    rows = []
+    for name, value in values.items():
+        lines = textwrap.wrap(str(short_number(value)), width) or [""]
+        rows += [("   ", name, lines[0])] + [("   ", "", line) for line in lines[1:]]
+    return rows or [("   ", "no text in it")]
 
 
 def short_number(
@@ -148,7 +174,7 @@ def short_number(
     "A float with four digits, as tables show it"
     return f"{value:.4g}" if isinstance(value, float) else value
 
-
+# %% ../nbs/58_cli_models.ipynb #735c5f5f
 def print_names(model:str, text:str, as_json:bool):
     "Names that are like a text, one per row"
     import json
@@ -169,8 +195,12 @@ def print_models(models:list[dict]):
     print_table(model_rows(models), "name", "kind", "size", "pixels", "MB", "scores")
     files = {name: file for name, file in REGISTRY.items() if file.kind != "features"}
     by_hand = {name for name, file in files.items() if file.manual}
-    say(f"published, fetched when first used: {', '.join(sorted(files.keys() - by_hand))}")
-    say(f"published, to be fetched by hand: {', '.join(sorted(by_hand))}")
+    about = {"published, fetched when first used": files.keys() - by_hand,
+             "published, to be fetched by hand": by_hand}
+    for text, names in about.items():
+        listed = f"{text}: {', '.join(sorted(names))}"
+        say(textwrap.fill(listed, 80, subsequent_indent="    ", break_on_hyphens=False))
+    say("all scores of a model: t2i info MODEL, or --json")
 
 # %% ../nbs/58_cli_models.ipynb #d89277ad
 def info(
@@ -204,8 +234,7 @@ def info(
     else:
         for section, values in about.items():
             say(section)
-            rows = [("   ", k, short_number(v)) for k, v in values.items()]
-            print_table(rows or [("   ", "no text in it")])
+            print_table(section_rows(values))
 
 # %% ../nbs/58_cli_models.ipynb #0b7d95fd
 def plot(
@@ -271,6 +300,7 @@ def convert(
 
     import torch
 
+    from t2i.catalog import local_path
     from t2i.core import T2IError
     from t2i.engine.checkpoints import save_part
     from t2i.engine.files import atomic_path
@@ -288,9 +318,10 @@ def convert(
         exact = Path(source).is_file()  # what others published stays as it is
         with atomic_path(folder) as p:
             save_part(model, p, torch.float32 if exact else torch.float16)
-    for name in ("metrics.jsonl", "recipe.yaml"):
-        if (Path(source)/name).is_file():
-            shutil.copy(Path(source)/name, folder/name)
+    origin = local_path(source) or Path(source)
+    for name in ("README.md", "metrics.jsonl", "recipe.yaml", "scores.json"):
+        if (origin/name).is_file():
+            shutil.copy(origin/name, folder/name)
     say(folder)
 
 # %% ../nbs/58_cli_models.ipynb #e1605656

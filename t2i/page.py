@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POLICY', 'STYLE', 'QUEUE', 'EXAMPLES', 'free_port', 'Guard', 'Visitor', 'Answers', 'DrawingStudio', 'DreamingStudio',
-           'Studio', 'connect', 'result_column', 'draw_tab', 'edit_tab', 'dream_tab', 'scales_tab', 'build_page',
-           'open_page', 'close_page', 'app']
+           'Studio', 'connect', 'result_column', 'seed_field', 'draw_tab', 'boxes_tab', 'edit_tab', 'dream_tab',
+           'scales_tab', 'build_page', 'open_page', 'close_page', 'app']
 
 # %% ../nbs/59_page.ipynb #e1d989a7
 import os
@@ -87,8 +87,13 @@ class Answers:
         self.models, self.desk = models, desk
 
     def seed(self, value)->int|None:
-        "What the page's number means: below 0, or nothing, is a random seed"
-        return None if value is None or value < 0 else value
+        "What the field of the seed means: empty is a random one"
+        from t2i.core import T2IError
+        text = "" if value is None else str(value).strip()
+        try:
+            return int(text) if text else None
+        except ValueError:
+            raise T2IError(f"the seed must be a whole number or empty, not {text!r:.20}") from None
 
     def guarded(self,
         answers,        # an iterator of lists: outputs, then a line
@@ -130,6 +135,20 @@ class DrawingStudio(Answers):
                 yield [shown, [], f"Step {part.step} of {part.steps} …"]
             else:
                 yield self.finish(visitor, part, model)
+
+    def place(self, visitor, model, text, prompt, images, seed):
+        "Yields gallery, files, line; shapes-var takes its branch shapes-boxes"
+        from t2i.boxes_by_mouse import box_lines, read_boxes, show_boxes
+        from t2i.core import T2IError
+        boxes = read_boxes(box_lines(text))
+        if not boxes:
+            raise T2IError("there is no box yet: write a phrase, and drag the mouse")
+        model = "shapes-boxes" if model == "shapes-var" else model
+        prompt = prompt or " and ".join(phrase for phrase, _ in boxes)
+        for gallery, files, line in self.draw(visitor, model, prompt, "", None, None, images, 0,
+                                              seed, boxes=box_lines(text)):
+            drawn = visitor.drawing.output.images if files else gallery
+            yield [[show_boxes(image, boxes, 256) for image in drawn], files, line]
 
     def edit(self, visitor, model, canvas, prompt, images, seed):
         "Yields gallery, files, line"
@@ -218,8 +237,7 @@ def result_column(visitor, label:str)->list: # gallery, files, line
     import gradio as gr
     gallery = gr.Gallery(label=label, columns=4, height=330, object_fit="contain", format="png",
                          elem_classes="pixels", interactive=False, buttons=["download"])
-    line = gr.Textbox(label="What happened", interactive=False, lines=2,
-                      elem_classes="line")
+    line = gr.Textbox(label="What happened", interactive=False, lines=2, elem_classes="line")
     files = gr.Files(label="Downloads; each PNG carries prompt, seed and settings", height=140)
 
     def choose(visitor, event:gr.SelectData):
@@ -228,6 +246,13 @@ def result_column(visitor, label:str)->list: # gallery, files, line
     return [gallery, files, line]
 
 # %% ../nbs/59_page.ipynb #63eb6452
+def seed_field():
+    "A field for a number that may be left empty, which gradio's `Number` shows as 0"
+    import gradio as gr
+    info = "The same number draws the same images; empty: a random one."
+    return gr.Textbox(label="Seed", placeholder="random", max_length=20, info=info)
+
+# %% ../nbs/59_page.ipynb #2ed9bfcb
 def draw_tab(studio:Studio, visitor, model):
     "Prompt and settings on the left, images on the right"
     import gradio as gr
@@ -245,7 +270,7 @@ def draw_tab(studio:Studio, visitor, model):
             temperature = gr.Slider(0, 2, defaults["temperature"], step=.05, label="Temperature")
             images = gr.Slider(1, 16, 4, step=1, label="Images")
             candidates = gr.Slider(0, 64, 0, step=1, label="Rerank: the best of so many; 0 is off")
-            seed = gr.Number(-1, label="Seed; -1 is a random one", precision=0)
+            seed = seed_field()
         with gr.Column(scale=3):
             shown = result_column(visitor, "Images")
     known = [e for e in EXAMPLES if e[0] in studio.models.names("generator")]
@@ -258,7 +283,43 @@ def draw_tab(studio:Studio, visitor, model):
         return own["guidance_scale"], own["temperature"]
     model.change(own_settings, model, [guidance, temperature], api_visibility="private", **QUEUE)
 
-# %% ../nbs/59_page.ipynb #2ed9bfcb
+# %% ../nbs/59_page.ipynb #40d46c91
+def boxes_tab(studio:Studio, visitor, model):
+    "A square for boxes on the left, images on the right"
+    import gradio as gr
+
+    from t2i.boxes_by_mouse import DRAG, SQUARE, SQUARE_STYLE, add_box, drop_box, sketch
+    with gr.Row():
+        with gr.Column(scale=2):
+            phrase = gr.Textbox("red circle", label="What the next box shows", max_length=1000)
+            square = gr.HTML(sketch("")[1], html_template=SQUARE, css_template=SQUARE_STYLE,
+                             js_on_load=DRAG, elem_id="square")
+            with gr.Row():
+                undo, clear = gr.Button("Undo the last box"), gr.Button("Remove all boxes")
+            text = gr.Textbox(label="Boxes: PHRASE:LEFT,TOP,RIGHT,BOTTOM, from 0 to 1", lines=2,
+                              max_length=1000, info="One per line; they may be typed, too.")
+            with gr.Row():
+                run = gr.Button("Draw into the boxes", variant="primary")
+                stop = gr.Button("Stop")
+            prompt = gr.Textbox(label="Prompt; empty: the phrases of the boxes", max_length=1000)
+            images = gr.Slider(1, 16, 4, step=1, label="Images")
+            seed = seed_field()
+        with gr.Column(scale=3):
+            shown = result_column(visitor, "Images, with their boxes")
+
+    def redraw(text, change=str):
+        return next(studio.guarded(map(sketch, [text], [change]), 2))
+
+    def add(phrase, text, event:gr.EventData):
+        return redraw(text, partial(add_box, phrase=phrase, edges=event.edges))
+    quiet = dict(outputs=[text, square, shown[-1]], queue=False, api_visibility="private")
+    square.select(add, [phrase, text], **quiet)
+    text.blur(redraw, text, **quiet)
+    undo.click(lambda text: redraw(text, drop_box), text, **quiet)
+    clear.click(lambda: redraw(""), None, **quiet)
+    connect(studio, run, "place", [visitor, model, text, prompt, images, seed], shown, stop)
+
+# %% ../nbs/59_page.ipynb #8a12051d
 def edit_tab(studio:Studio, visitor, model):
     "A brush on the left, images on the right"
     import gradio as gr
@@ -272,7 +333,7 @@ def edit_tab(studio:Studio, visitor, model):
                 elem_id="canvas")
             prompt = gr.Textbox(label="What the painted part is to show", max_length=1000)
             images = gr.Slider(1, 16, 4, step=1, label="Images")
-            seed = gr.Number(-1, label="Seed; -1 is a random one", precision=0)
+            seed = seed_field()
             with gr.Row():
                 run = gr.Button("Draw anew", variant="primary")
                 stop = gr.Button("Stop")
@@ -281,7 +342,7 @@ def edit_tab(studio:Studio, visitor, model):
     connect(studio, take, "paint", [visitor], [canvas, shown[-1]])
     connect(studio, run, "edit", [visitor, model, canvas, prompt, images, seed], shown, stop)
 
-# %% ../nbs/59_page.ipynb #40d46c91
+# %% ../nbs/59_page.ipynb #24128f40
 def dream_tab(studio:Studio, visitor):
     "Prompts on the left, the image as it becomes on the right"
     import gradio as gr
@@ -293,7 +354,7 @@ def dream_tab(studio:Studio, visitor):
             exclude = gr.Textbox(label="What not to show", max_length=1000)
             extras = gr.Textbox(label="What plays a smaller part, as a style", max_length=1000)
             steps = gr.Slider(5, 500, 100, step=5, label="Steps")
-            seed = gr.Number(-1, label="Seed; -1 is a random one", precision=0)
+            seed = seed_field()
             vqgan = gr.Dropdown(vqgans, value="shapes-vqgan", label="VQGAN, whose codes draw")
             clip = gr.Dropdown(clips, value="shapes-clip", label="CLIP, which guides")
             with gr.Row():
@@ -303,7 +364,7 @@ def dream_tab(studio:Studio, visitor):
             image = gr.Image(label="The image so far", format="png", height=420, interactive=False,
                              elem_classes="pixels")
             line = gr.Textbox(label="What happened", interactive=False, lines=2,
-                          elem_classes="line")
+                              elem_classes="line")
             files = gr.Files(label="Download; the PNG carries its settings", height=90)
     inputs = [visitor, vqgan, clip, include, exclude, extras, steps, seed]
     connect(studio, run, "dream", inputs, [image, files, line], stop)
@@ -339,6 +400,8 @@ def build_page(
             draw_tab(studio, visitor, model)
         with gr.Tab("Tokens and scales"):
             scales_tab(studio, visitor)
+        with gr.Tab("Boxes"):
+            boxes_tab(studio, visitor, model)
         with gr.Tab("Edit"):
             edit_tab(studio, visitor, model)
         with gr.Tab("Dream"):

@@ -385,13 +385,14 @@ def draw_samples(
     "samples/step-N.png, by the averaged model; captions stand in the file's metadata"
     with ema_scope(state.task, state.ema), state.fabric.autocast():
         images = state.task.sample() if state.main else None
-    about = dict(step=state.step)
+    about, captions = dict(step=state.step), []
     if isinstance(images, tuple):
         images, captions = images
         about["captions"] = "\n".join(captions)
     if images is not None:
         path = state.folder/"samples"/f"step-{state.step}.png"
         save_png(image_grid(images), path, **about)
+        state.run_log.metrics.track("images", state.step, path, captions)
 
 def look(
     state:TrainingState,

@@ -1,4 +1,4 @@
-"The page of `t2i app` in a browser: drawn, looked at, painted over, refused."
+"The page of `t2i app` in a browser: drawn, placed, looked at, painted over, refused."
 import re
 import shutil
 from importlib.util import find_spec
@@ -11,7 +11,7 @@ from t2i.outputs import read_about
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
-PATIENCE = 60_000  # milliseconds until a wait gives up; nothing waits longer than it must
+PATIENCE = 300_000  # milliseconds until a wait gives up; nothing waits longer than it must
 
 if find_spec("gradio") is None:
     pytest.skip("gradio is not here: pip install 't2i[app]'", allow_module_level=True)
@@ -22,9 +22,16 @@ from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def url():
+def own(tmp_path_factory):
+    "A model in a folder, which may be removed"
+    from t2i.engine.files import bundled_folder
+    return shutil.copytree(bundled_folder("digits-var"), tmp_path_factory.mktemp("own")/"mine")
+
+
+@pytest.fixture(scope="module")
+def url(own):
     from t2i.page import open_page
-    _, url, close = open_page(first="digits-var", port=0, device="cpu")
+    _, url, close = open_page([str(own)], first="digits-var", port=0, device="cpu")
     yield url
     close()
 
@@ -51,7 +58,7 @@ def open_tab(browser, url):
 def draw(tab, prompt, seed):
     "Draw four images"
     tab.get_by_label("Prompt", exact=True).fill(prompt)
-    tab.get_by_label("Seed; -1 is a random one").first.fill(str(seed))
+    tab.get_by_label("Seed").first.fill(str(seed))
     tab.get_by_role("button", name="Draw", exact=True).click()
 
 
@@ -119,3 +126,75 @@ def test_a_file_that_is_no_image(browser, url, tmp_path):
     tab.get_by_label("What the painted part").fill("a handwritten zero")
     tab.get_by_role("button", name="Draw anew").click()
     wait_for_line(tab, "no image to edit")
+
+
+def drag(tab, phrase, start, end):
+    "Drag the mouse over the square for boxes, between two places from 0 to 1"
+    tab.get_by_label("What the next box shows").fill(phrase)
+    at = tab.locator("#square img").bounding_box()
+    tab.mouse.move(at["x"] + start[0]*at["width"], at["y"] + start[1]*at["height"])
+    tab.mouse.down()
+    tab.mouse.move(at["x"] + end[0]*at["width"], at["y"] + end[1]*at["height"], steps=4)
+    tab.mouse.up()
+
+
+def choose_model(tab, name):
+    "Take another model of the list"
+    tab.get_by_label("Model").click()
+    tab.get_by_role("option", name=name, exact=True).click()
+
+
+def test_boxes_are_drawn_by_mouse(browser, url, tmp_path):
+    tab, _ = open_tab(browser, url)
+    tab.get_by_role("tab", name="Boxes").click()
+    text, square = tab.get_by_label("Boxes: PHRASE"), tab.locator("#square img")
+    run, empty = tab.get_by_role("button", name="Draw into the boxes"), square.get_attribute("src")
+    run.click()
+    wait_for_line(tab, "there is no box yet")
+    drag(tab, " ", (.1, .1), (.4, .4))
+    wait_for_line(tab, "which says what a box shows, is empty")
+    drag(tab, "red circle", (.1, .1), (.11, .4))
+    wait_for_line(tab, "is too thin")
+
+    drag(tab, "red circle", (.4, .4), (.1, .1))  # from any corner
+    expect(text).to_have_value(re.compile("red circle:0[.](1|09)[0-9]*,[0-9.]+,[0-9.]+,[0-9.]+"))
+    drag(tab, "blue star", (.5, .5), (1.2, .9))  # a box ends at the edge of the square
+    wait_for_line(tab, "Boxes: 2 of at most 8")
+    expect(text).to_have_value(re.compile("\nblue star:0[.][0-9]+,0[.][0-9]+,1,0[.][0-9]+$"))
+    tab.get_by_role("button", name="Undo the last box").click()
+    wait_for_line(tab, "Boxes: 1 of at most 8")
+    expect(text).to_have_value(re.compile("^red circle:[0-9.,]+$"))
+    tab.get_by_role("button", name="Remove all boxes").click()
+    expect(square).to_have_attribute("src", empty)
+
+    text.fill("red circle:0.1,0.1,0.4")  # typed
+    text.blur()
+    wait_for_line(tab, "must be four numbers")
+    text.fill("red circle:0.1,0.1,0.4,0.4")
+    text.blur()
+    wait_for_line(tab, "Boxes: 1 of at most 8")
+    assert square.get_attribute("src") != empty
+    run.click()
+    wait_for_line(tab, "this model takes no boxes: load shapes-boxes")
+    choose_model(tab, "shapes-var")
+    run.click()
+    wait_for_line(tab, "--box 'red circle:0.1,0.1,0.4,0.4' -m shapes-boxes")
+
+
+def test_a_model_that_is_removed_and_a_taken_port(browser, url, own):
+    from t2i.page import open_page
+    tab, _ = open_tab(browser, url)
+    choose_model(tab, str(own))
+    draw(tab, "a handwritten one", 1)
+    wait_for_line(tab, f"-m {own}")
+    shutil.rmtree(own)
+    draw(tab, "a handwritten one", 2)
+    wait_for_line(tab, f"the model {own} was removed: choose another one")
+    choose_model(tab, "digits-var")
+    draw(tab, "a handwritten one", 3)
+    wait_for_line(tab, "-m digits-var")
+    draw(tab, "a handwritten one", "soon")
+    wait_for_line(tab, "the seed must be a whole number or empty, not 'soon'")
+    port = int(url.rstrip("/").rpartition(":")[2])
+    with pytest.raises(ValueError, match=f"cannot open port {port}.*--port 0 takes a free one"):
+        open_page(first="digits-var", port=port)

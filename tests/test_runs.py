@@ -10,6 +10,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from t2i.engine.checkpoints import last_checkpoint
 from t2i.engine.distributed import make_fabric
 from t2i.engine.recipes import save_recipe
 from t2i.engine.resume import parameter_names, save_run
-from t2i.engine.runs import init_run_dir, load_recipe, read_metrics, save_checkpoint
+from t2i.engine.runs import RunLog, init_run_dir, load_recipe, read_metrics, save_checkpoint
 from t2i.training import TrainConfig, TrainingState, batches, train, train_step
 from tiny import CaptionedTask, ContrastiveTask, TinyConfig, TinyTask, recipe
 
@@ -519,6 +520,37 @@ def test_a_tensorboard_that_fails_later(tmp_path, caplog, monkeypatch):
     run = train(recipe(), tmp_path/"run")
     assert "No space left on device" in caplog.text
     assert len(read_metrics(run)) == 7
+
+
+def test_weights_and_biases_gets_numbers_and_samples_with_prompts(tmp_path, monkeypatch):
+    logged, given = [], {}
+    run = SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=dict)
+    fake = SimpleNamespace(init=lambda **options: given.update(options) or run,
+                           Image=lambda path, caption: (path, caption))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path/"recipe.yaml").write_text("note: mine")
+    log = RunLog(tmp_path, 0, 2, 8)
+    log.train(1, dict(loss=.5), True)
+    Image.new("RGB", (8, 8)).save(tmp_path/"grid.png")
+    log.metrics.track("images", 1, tmp_path/"grid.png", ["a red circle", "a star"])
+    log.close()
+    assert given["dir"] == tmp_path and given["config"] == dict(note="mine")
+    assert [step for step, _ in logged] == [1, 1] and logged[0][1]["loss"] == .5
+    assert logged[1][1]["samples"] == (str(tmp_path/"grid.png"), "a red circle\na star")
+
+
+def test_tensorboard_shows_samples_and_their_prompts(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    Image.new("RGB", (8, 8)).save(tmp_path/"grid.png")
+    log = RunLog(tmp_path, 0, 2, 8)
+    log.metrics.track("images", 1, tmp_path/"grid.png", ["a red circle", "a star"])
+    log.close()
+    events = accumulator.EventAccumulator(str(tmp_path/"tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Images("samples")] == [1]
+    (text,) = events.Tensors("prompts/text_summary")
+    assert text.tensor_proto.string_val[0].decode() == "1. a red circle\n2. a star"
 
 
 def test_tensorboard_keeps_the_step_of_the_checkpoint(tmp_path):

@@ -81,6 +81,13 @@ def assert_same_state(a, b):
         assert torch.equal(weight, b["discriminator"][name]), name
 
 
+def test_a_recipe_is_kept_as_the_config_settled_it():
+    recipe = load_recipe("shapes-msvq", (f"data.path={here.parent/'data'/'sample'/'txt'}",))
+    assert recipe.config.data.name == recipe.tree["data"]["name"] == "folder"
+    assert load_recipe("shapes-msvq").tree["data"]["name"] == "shapes"
+
+
+
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     ended = processes.run(here/"faults.py", tmp_path)
     assert ended.returncode == 0, ended.stderr

@@ -12,7 +12,7 @@ import importlib
 import os
 import re
 import sys
-from dataclasses import dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -252,7 +252,9 @@ def load_recipe(
         in_list = re.match(r"[\w.]+?\.\d+[.=]", override)
         new = change_item(tree, override) if in_list else read_override(task.Config, override)
         tree = merge_fields(tree, new, override)
-    return Recipe(task, OmegaConf.to_object(tree), {"task": name} | OmegaConf.to_container(tree))
+    config = OmegaConf.to_object(tree)
+    settled = OmegaConf.create(asdict(config))  # with what the config has changed in itself
+    return Recipe(task, config, {"task": name} | OmegaConf.to_container(settled))
 
 def save_recipe(
     recipe:Recipe,
