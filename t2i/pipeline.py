@@ -274,7 +274,7 @@ class VARPipeline(TextVARPipeline):
     def __init__(self, generator:VAR, tokenizer:nn.Module, classes:ClassNames, *names, **kw):
         super().__init__(generator, tokenizer, nn.Identity(), classes, *names, **kw)
 
-
+# %% ../nbs/51_pipeline.ipynb #b81d9e55
 class NewClassPipeline(VARPipeline):
     "A pipeline of a frozen VAR and one class more; the vector of that class alone is saved"
     model_type = "new_class"
