@@ -51,13 +51,13 @@ def show_boxes(
 )->Image.Image:
     "An image, enlarged, with boxes outlined and named"
     image = enlarge(image.convert("RGB"), side)
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(max(11, side//24))
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(max(11, side//18))
     for i, (phrase, edges) in enumerate(boxes):
         color = BOX_COLORS[i % len(BOX_COLORS)]
         left, top, right, bottom = [round(edge*(image.width-1)) for edge in edges]
         pen.rectangle((left, top, right, bottom), outline=color, width=max(1, side//128))
-        pen.text((left+side//64, top+side//128), phrase, color, font, stroke_width=2,
-                 stroke_fill="white")
+        pen.text((left+side//64, top+side//128), phrase, color, font,
+                 stroke_width=max(1, side//256), stroke_fill="white")
     return image
 
 # %% ../nbs/59_boxes_by_mouse.ipynb #7ed39fa1
