@@ -191,10 +191,7 @@ class Task:
 
 # %% ../nbs/04_training.ipynb #63f7da74
 @contextlib.contextmanager
-def ema_scope(
-    task:Task,
-    ema:AveragedModel, # from `ema_model`
-):
+def ema_scope(task:Task, ema:AveragedModel): # from `ema_model`
     "Inside, the task's model is the averaged one, and no gradients are kept"
     live = task.model
     with sharding.gathered(ema) as task.model:
@@ -205,10 +202,7 @@ def ema_scope(
             task.model = live
 
 
-def prepare_network(
-    task:Task,
-    config:TrainConfig,
-):
+def prepare_network(task:Task, config:TrainConfig):
     "Gradient checkpointing and compilation, where the recipe wants them"
     if config.checkpointing and not checkpoint_blocks(task.model):
         raise T2IError("train.checkpointing: this model has no list called blocks")

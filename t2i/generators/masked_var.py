@@ -122,8 +122,7 @@ def stream_masked(
     generators:list[torch.Generator], # one per image
     weights:list[float], # guidance per scale, see `guidance_weights`
     num_steps:int=1,     # steps per map
-    temperature:float=1.,
-    temperature_schedule:str="constant", # see `map_temperatures`
+    temperature:float=1., temperature_schedule:str="constant", # see `map_temperatures`
     **sampling,          # top_k, top_p: see `sample_codes`
 )->Iterator[list[Tensor]]: # after each scale: all ids so far, (b,p*p) each
     "`stream_scales` with several steps per map"
@@ -145,9 +144,7 @@ def stream_masked(
 
     for i, size in enumerate(net.sizes):
         uniform = draw_uniform(generators, size, x.device)       # (b,size)
-        noise = torch.zeros_like(uniform)
-        if num_steps > 1:
-            noise = draw_gumbel(generators, size, x.device)
+        noise = draw_gumbel(generators, size, x.device) if num_steps > 1 else 0*uniform
         ids.append(unmask_map(
             predict, uniform, noise, num_steps, temperature=temperatures[i], **sampling))
         yield list(ids)
@@ -218,11 +215,9 @@ class MaskedTextVAR(TextVAR):
         generators:list[torch.Generator], # one per image
         guidance_scale:float=1.,    # w
         temperature:float=1.,
-        top_k:int=0,                # 0 is off
-        top_p:float=0.,             # 0 or 1 is off
+        top_k:int=0, top_p:float=0., # 0 is off
         num_steps:int=1,            # steps per map
-        guidance_schedule:str="ramp", # see `guidance_weights`
-        temperature_schedule:str="constant", # see `map_temperatures`
+        guidance_schedule:str="ramp", temperature_schedule:str="constant", # see lesson 07
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per caption, map after map"
         weights = guidance_weights(guidance_scale, len(self.net.sizes), guidance_schedule)

@@ -116,9 +116,7 @@ def load_multiscale(source:Path)->MultiScaleVQVAE:
     return load_frozen_tokenizer(source, MultiScaleVQVAE, "VAR needs a multi-scale tokenizer")
 
 # %% ../../nbs/36_text_training.ipynb #2ef1610e
-def bundled_name(
-    source:Path, # a model's folder
-)->str:
+def bundled_name(source:Path)->str: # of a model's folder
     "Its name if it is a bundled one, else an empty string"
     bundled = bundled_folder("shapes-msvq", only_bundled=True).parent
     return source.name if source.parent == bundled else ""
@@ -312,9 +310,7 @@ def compare(
                 margin=(margin*valid).sum()*share)
 
 # %% ../../nbs/36_text_training.ipynb #651a5c04
-def scales_in_step(
-    task:Task, # with a `TextVARTaskConfig`
-)->int:
+def scales_in_step(task:Task)->int: # of a task with a `TextVARTaskConfig`
     "How many maps the step at work trains; all in a validation"
     c = task.config
     draw = torch.rand((), generator=fold_in(c.train.seed, -3, task.step)).item()
@@ -324,9 +320,7 @@ def scales_in_step(
     return len(task.tokenizer.scales)
 
 # %% ../../nbs/36_text_training.ipynb #c4a508d7
-def contrast_weight(
-    task:Task, # with a `TextVARTaskConfig`
-)->float:
+def contrast_weight(task:Task)->float: # of a task with a `TextVARTaskConfig`
     "The weight of caption contrast in the step at work"
     c = task.config.contrast
     strong = c.strong_from <= task.step < c.strong_until

@@ -241,11 +241,7 @@ def guidance_weights(
     schedule:str="ramp", # from 1 to w; or "constant": w at each scale
 )->list[float]:          # one weight per scale
     "How guidance is spread over the maps"
-    if schedule == "ramp":
-        return cfg_schedule(scale, k)
-    if schedule == "constant":
-        return [float(scale)]*k
-    raise ValueError(f"guidance_schedule must be ramp or constant, got {schedule!r}")
+    return cfg_schedule(scale, k, schedule)
 
 # %% ../../nbs/31_var.ipynb #bccc040b
 @torch.no_grad()
@@ -425,8 +421,7 @@ class ClassConditionalVAR(NextScaleModel):
         generators:list[torch.Generator], # one per image
         guidance_scale:float=1.,    # w
         temperature:float=1.,
-        top_k:int=0,                # 0 is off
-        top_p:float=0.,             # 0 or 1 is off
+        top_k:int=0, top_p:float=0., # 0 is off
         guidance_schedule:str="ramp", # see `guidance_weights`
         more_smooth:bool=False,     # see `stream_smooth` (lesson 38), whose sums it then yields
         temperature_schedule:str="constant", # see `map_temperatures`
