@@ -262,7 +262,7 @@ def source_rows(
     for label, part in parts.items():
         share = getattr(train, "shares", {}).get(label, 1.)
         count, held_out = image_count(part), image_count(others[label])
-        visits = count and share*draws/count
+        visits = count and round(share*draws/count, 1)
         rows.append(dict(source=label, share=share, train=count, val=held_out, visits=visits))
     return rows
 
