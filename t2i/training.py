@@ -373,9 +373,7 @@ def validate(
     means = over_sources(scores, state.streams["val"].dataset)
     return {f"val_{k}": v for k, v in (means | measured).items()}
 
-def draw_samples(
-    state:TrainingState,
-):
+def draw_samples(state:TrainingState)->tuple|None: # the file, and captions; None: no images
     "samples/step-N.png, by the averaged model; captions stand in the file's metadata"
     with ema_scope(state.task, state.ema), state.fabric.autocast():
         images = state.task.sample() if state.main else None
@@ -383,20 +381,20 @@ def draw_samples(
     if isinstance(images, tuple):
         images, captions = images
         about["captions"] = "\n".join(captions)
-    if images is not None:
-        path = state.folder/"samples"/f"step-{state.step}.png"
-        save_png(image_grid(images), path, **about)
-        state.run_log.metrics.track("images", state.step, path, captions)
+    if images is None:
+        return None
+    path = state.folder/"samples"/f"step-{state.step}.png"
+    save_png(image_grid(images), path, **about)
+    return path, captions
 
-def look(
-    state:TrainingState,
-):
+def look(state:TrainingState):
     "Validate, unless that is on record, and draw, where it is due; the training is not changed"
     with aside(state):
         if due(state, state.config.val_every) and not on_record(state, "val_loss"):
             state.run_log.validation(state.step, validate(state))
-        if due(state, state.config.sample_every):
-            draw_samples(state)
+        drawn = draw_samples(state) if due(state, state.config.sample_every) else None
+        if drawn:
+            state.run_log.metrics.track("images", state.step, *drawn)
 
 # %% ../nbs/04_training.ipynb #118678a1
 def fit(

@@ -216,6 +216,16 @@ def test_a_list_is_several_captions(tmp_path, key):
     assert {stream[p]["caption"] for p in range(6)} == {"one", "two", "only", "b"}
 
 
+def test_captions_with_colons_stay_whole(tmp_path):
+    said = "a sign: stop: 10:30, https://example.org"
+    image(tmp_path/"beside"/"a.png", said)
+    image(tmp_path/"table"/"a.png")
+    row = json.dumps(dict(file_name="a.png", text=said))
+    (tmp_path/"table"/"captions.jsonl").write_text(row + "\n")
+    for layout in ("beside", "table"):
+        assert FolderDataset(tmp_path/layout)[0]["caption"] == said
+
+
 def test_several_rows_are_several_captions(tmp_path):
     image(tmp_path/"a.png")
     rows(tmp_path/"metadata.jsonl", *({"file_name": "a.png", "text": t} for t in "xyx"))
