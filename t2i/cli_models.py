@@ -163,7 +163,8 @@ def section_rows(
     "The rows of a section"
     rows = []
     for name, value in values.items():
-        lines = textwrap.wrap(str(short_number(value)), width) or [""]
+        whole = dict(break_on_hyphens=False, break_long_words=False)  # addresses and paths
+        lines = textwrap.wrap(str(short_number(value)), width, **whole) or [""]
         rows += [("   ", name, lines[0])] + [("   ", "", line) for line in lines[1:]]
     return rows or [("   ", "no text in it")]
 
