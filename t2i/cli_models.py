@@ -169,9 +169,7 @@ def section_rows(
     return rows or [("   ", "no text in it")]
 
 
-def short_number(
-    value,
-): # the same, or a text
+def short_number(value): # the same, or a text
     "A float with four digits, as tables show it"
     return f"{value:.4g}" if isinstance(value, float) else value
 

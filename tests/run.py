@@ -6,6 +6,8 @@ import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+from notebooks import passes
+
 root = Path(__file__).resolve().parent.parent
 programs = Path(sys.executable).parent
 env = os.environ | {
@@ -36,19 +38,12 @@ LONG = (
 )
 
 
-def test(path):
-    "Runs a notebook's cells as nbdev_test does; is all well?"
-    from nbdev.config import get_config
-    from nbdev.test import test_nb
-    return test_nb(path, get_config().tst_flags.split(), basepath=root)[0]
-
-
 def failed_notebooks(notebooks):
     "Names of the notebooks that failed"
     ordered = sorted(notebooks, key=lambda p: LONG.index(p.stem) if p.stem in LONG else len(LONG))
     failed = set()
     with ProcessPoolExecutor(2) as pool:
-        waiting = {pool.submit(test, path): path for path in ordered}
+        waiting = {pool.submit(passes, path): path for path in ordered}
         for done in as_completed(waiting):
             if done.exception() or not done.result():
                 failed.add(waiting[done].name)
