@@ -136,9 +136,12 @@ def read_lora_option(
     if not colon:
         return text, 1.
     try:
-        return name, float(factor)
+        found = float(factor)
     except ValueError:
-        raise T2IError(f"--lora is {text!r}; write NAME or NAME:FACTOR") from None
+        found = float("nan")
+    if abs(found) < 1e6:  # neither nan nor inf
+        return name, found
+    raise T2IError(f"--lora is {text!r}; write NAME or NAME:FACTOR, with a finite number")
 
 
 def add_loras(
