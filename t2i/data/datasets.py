@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DIGIT_NAMES', 'AUGMENTATIONS', 'info_once', 'COMPUTED', 'CAPTIONS', 'described_scene', 'told', 'ShapesDataset',
-           'digit_arrays', 'DigitsDataset', 'fit_square', 'open_image', 'CaptionedFiles', 'ImageFiles', 'split_items',
-           'FolderDataset', 'CocoDataset', 'DataConfig', 'load_dataset', 'InfiniteDataset', 'ignore_stops',
-           'stream_loader']
+           'TerseShapes', 'digit_arrays', 'DigitsDataset', 'fit_square', 'open_image', 'CaptionedFiles', 'ImageFiles',
+           'split_items', 'FolderDataset', 'CocoDataset', 'DataConfig', 'load_dataset', 'InfiniteDataset',
+           'ignore_stops', 'stream_loader']
 
 # %% ../../nbs/03_datasets.ipynb #5a8b680c
 import os
@@ -44,17 +44,18 @@ from ..engine.unpickling import first_line
 @lru_cache(maxsize=64)  # an item asks for its scene several times
 def described_scene(
     seed:int,
-    telling:str="", # another one is another caption of the same image
+    telling:str="",      # another one is another caption of the same image
+    complete:float=.75,  # the share of captions that state everything
 )->Scene:
-    "The scene of a seed; three of four captions state everything"
+    "The scene of a seed, with a caption that states everything, or what a prompt of its task would"
     scene = sample_scene(seed)
     rng = random.Random(f"caption {seed}{telling}")
-    return describe(scene, rng) if rng.random() < .75 else scene
+    return describe(scene, rng) if rng.random() < complete else scene
 
 
-def told(seed:int, telling:str="")->dict:  # caption, and near_miss, empty if there is none
+def told(seed:int, telling:str="", complete:float=.75)->dict: # caption; near_miss, may be empty
     "What an item says of the scene of a seed"
-    scene = described_scene(seed, telling)
+    scene = described_scene(seed, telling, complete)
     rng = random.Random(f"near miss {seed}{telling}")
     near_miss = choose_near_miss(near_miss_captions(scene), rng)
     return dict(caption=scene.caption, near_miss=near_miss)
@@ -63,9 +64,9 @@ def told(seed:int, telling:str="")->dict:  # caption, and near_miss, empty if th
 class ShapesDataset(Dataset):
     "Scenes of the shapes world: item i is the scene of seed `start+i`"
     endless = True  # each index gives a fresh scene, so `InfiniteDataset` need not shuffle
+    complete = .75  # the share of captions that state everything
     def __init__(self,
-        start:int=0, size:int=10**9,  # seed of the first scene; number of items
-        captioned:bool=True,  # False: items have an image alone
+        start:int=0, size:int=10**9, captioned:bool=True,  # first seed; items; False: images alone
     ):
         self.start, self.size, self.captioned = start, size, captioned
 
@@ -73,16 +74,16 @@ class ShapesDataset(Dataset):
         return self.size
 
     def __getitem__(self, i:int)->dict:  # image (3,64,64) in [-1,1], caption, near_miss
-        item = dict(image=from_uint8(render(self.scene(i))))
-        return item | told(self.start+i) if self.captioned else item
+        words = told(self.start+i, "", self.complete) if self.captioned else {}
+        return dict(image=from_uint8(render(self.scene(i)))) | words
 
     def scene(self, i:int)->Scene:
         "The scene of item i, see `described_scene`"
-        return described_scene(self.start+i, "")  # as `told` asks for it
+        return described_scene(self.start+i, "", self.complete)  # as `told` asks for it
 
     def retold(self, i:int, generator:torch.Generator)->dict:  # caption, near_miss
         "Another caption of the image of item i; it is not rendered"
-        return told(self.start+i, f" {torch.rand((), generator=generator).item()}")
+        return told(self.start+i, f" {torch.rand((), generator=generator).item()}", self.complete)
 
     def caption(self, i:int)->str:
         "The caption of item i; no image is rendered"
@@ -94,11 +95,16 @@ class ShapesDataset(Dataset):
 
     def near_miss(self, i:int)->str:
         "One of them, empty if there is none"
-        return told(self.start+i)["near_miss"]
+        return told(self.start+i, "", self.complete)["near_miss"]
 
     def cache_key(self)->tuple:
         "What the items depend on, for `t2i.engine.caches`"
         return "relations in six of ten", self.start
+
+# %% ../../nbs/03_datasets.ipynb #5dc3224e
+class TerseShapes(ShapesDataset):
+    "The same scenes, with captions as people write prompts: most leave something unsaid"
+    complete = .3
 
 # %% ../../nbs/03_datasets.ipynb #02b60e58
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -326,7 +332,7 @@ class CocoDataset(ImageFiles):
         return boxes_in_square(path, self.all_boxes.get(path.name, []))
 
 # %% ../../nbs/03_datasets.ipynb #385eb26a
-COMPUTED = ("shapes", "digits", "emoji")  # these read no folder
+COMPUTED = ("shapes", "terse-shapes", "digits", "emoji")  # these read no folder
 CAPTIONS = ("all", "one")
 
 @dataclass
@@ -377,6 +383,8 @@ def load_dataset(
     start, count = (0, 10**9) if split == "train" else (2*10**9, 10**6)
     if name == "shapes":
         return ShapesDataset(start, count, captioned)
+    if name == "terse-shapes":
+        return TerseShapes(start, count, captioned)
     if name == "digits":
         return DigitsDataset(split)
     if name == "emoji":
