@@ -31,11 +31,11 @@ from t2i.generators.parti import (
 from .parti_costs import OPTIMIZER_BYTES, TRAINING_BYTES
 from t2i.generators.text_training import (
     ContrastConfig,
-    TextVARTask,
     compared_rows,
     fill_config,
     load_frozen_tokenizer,
 )
+from .var_with_clip import CaptionLookup
 from ..text import TextEncoder, TextEncoderConfig
 from ..tokenizers.soft_codes import GumbelVQGAN
 from ..tokenizers.vit_vqgan import ViTVQGAN
@@ -69,7 +69,8 @@ class PartiTaskConfig:
     tokenizer:str="shapes-vqgan"  # a bundled tokenizer, a folder or a run
     model:PartiConfig=field(default_factory=unset_parti) # null: as the tokenizer has it
     text:TextEncoderConfig=field(default_factory=TextEncoderConfig)
-    clip:str|None=None            # a frozen CLIP whose features the text encoder reads; None: none
+    clip:str|None=None            # a frozen CLIP, or t5:NAME, that the text encoder reads
+    read_ahead:bool=True          # keep what a published one makes of captions, see lesson 23_t5
     text_init:str|None=None       # a run or model whose text encoder this one starts from
     data:DataConfig=field(default_factory=DataConfig)
     vocabulary_captions:int=20000 # captions from which the text tokenizer is learned
@@ -152,7 +153,7 @@ def training_bytes_each(
     return 4 + state/processes  # a validation has the whole average
 
 # %% ../../nbs/39_parti_training.ipynb #88fb3c4c
-class PartiTask(TextVARTask):
+class PartiTask(CaptionLookup):
     "Cross-entropy of each token, given the caption and the tokens before it in raster order"
     Config = PartiTaskConfig
     read_tokenizer = staticmethod(load_raster)

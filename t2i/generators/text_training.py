@@ -30,8 +30,8 @@ from ..engine.files import atomic_path, bundled_folder
 from .reading import caption_contrast, reading_pairs, reading_test
 from .text_var import TextVAR, TextVARConfig, TextVARWithEncoder, drop_captions
 from ..guidance import clip_text
-from ..guidance.clip import load_clip
-from ..guidance.clip_cache import is_published
+from ..guidance.clip_cache import clip_words, frozen_clip_encoder, is_published
+from ..guidance.t5 import load_text_model
 from ..sampling import seeded_uniform, split_generator
 from ..text import TextEncoder, TextEncoderConfig, prepare_text_tokenizer
 from ..tokenizers.multiscale import MultiScaleVQVAE
@@ -74,7 +74,7 @@ class TextVARTaskConfig:
     tokenizer:str="shapes-msvq"   # a bundled tokenizer, a folder or a run
     model:TextVARConfig=field(default_factory=unset_config) # null: as the tokenizer has it
     text:TextEncoderConfig=field(default_factory=TextEncoderConfig)
-    clip:str|None=None            # a frozen CLIP whose features the text encoder reads; None: none
+    clip:str|None=None            # a frozen CLIP, or t5:NAME, that the text encoder reads
     text_init:str|None=None       # a run or model whose text encoder this one starts from
     data:DataConfig=field(default_factory=DataConfig)
     vocabulary_captions:int=20000 # captions from which the text tokenizer is learned
@@ -238,7 +238,8 @@ class FrozenParts(Task):
         self.tokenizer_name = bundled_name(self.parts["tokenizer"][1])
         self.clip = None
         if config.clip:
-            self.clip = self.frozen("clip", config.clip, load_clip, clip_text.text_fingerprint)
+            self.clip = self.frozen("clip", config.clip, load_text_model,
+                                    clip_text.text_fingerprint)
 
     def frozen(self, part:str, name:str, load, fingerprint):
         "A frozen part, found and checked"
@@ -276,11 +277,14 @@ class TextConditionedTask(FrozenParts):
 
     def build_text_encoder(self, text:TextEncoderConfig)->TextEncoder:
         "The encoder that is trained along, and its `text_tokenizer`"
-        c = self.config
-        encoder = None
+        c, encoder = self.config, None
         if self.clip is not None:
             _, source, _ = self.parts["clip"]
             name = bundled_name(source) or str(source)
+            if self.clip.config is None:  # published: linear maps of its features
+                self.text_tokenizer = clip_words(self.clip, name)
+                encoder = frozen_clip_encoder(self.clip, name, text.width)
+                return clip_text.start_text_encoder(encoder, c.text_init, self.folder)
             encoder = clip_text.clip_text_encoder(self.clip, name, text)
         self.text_tokenizer = prepare_text_tokenizer(
             self.folder, c.text_init or c.train.init_from, c.data, c.vocabulary_captions,

@@ -120,7 +120,7 @@ def accuracy_by_scale(
 @dataclass
 class ClipVARTaskConfig(TextVARTaskConfig):
     "A recipe for a text-conditioned VAR on a frozen CLIP"
-    clip:str|None="shapes-clip" # frozen; a bundled name, a folder, or NAME/TAG of OpenCLIP
+    clip:str|None="shapes-clip" # frozen; bundled, a folder, NAME/TAG of OpenCLIP, or t5:NAME
     start:str|None=None         # a class-conditional VAR whose weights it starts from
     conditioning:str="tokens"   # or "pooled": one vector per caption, and no cross-attention
     read_ahead:bool=True        # keep the features of all captions, see lesson 23_text_cache
@@ -138,14 +138,10 @@ class CaptionLookup(TextVARTask):
     "Reads captions from a cache, and those that are not in it with the CLIP"
     text_cache = None
 
-    def build_text_encoder(self, text:TextEncoderConfig)->FrozenCLIPEncoder:
-        _, source, _ = self.parts["clip"]
-        name = bundled_name(source) or str(source)
-        self.text_tokenizer = clip_words(self.clip, name)
-        return frozen_clip_encoder(self.clip, name, text.width)
-
     def prepare(self, device:torch.device):
         super().prepare(device)
+        if not isinstance(self.model.text_encoder, FrozenCLIPEncoder):
+            return  # an encoder that is trained reads them anew
         captions = [all_captions(load_dataset(self.config.data, s)) for s in ("train", "val")]
         if not self.config.read_ahead or not all(captions):
             return
@@ -153,12 +149,14 @@ class CaptionLookup(TextVARTask):
         about, chosen = hash_of(text_contents(texts, self.clip)), self.config.data.cache_dir
         folder = Path(chosen)/"text" if chosen else data_home()/"cache"/f"text-{about}"
         self.text_cache = TextCache(build_text_cache(texts, self.clip, folder))
-        self.clip.to("cpu")  # it makes room; `read` needs it for other captions alone
+        self.clip.to("cpu")  # this makes room; `read` needs it for other captions alone
 
     def read(self, captions:list[str])->tuple: # what `FrozenCLIPEncoder` takes
         "Features of captions, on the model's device"
+        if self.text_cache is None:
+            return super().read(captions)
         device = next(self.model.parameters()).device
-        if self.text_cache and all(caption in self.text_cache for caption in captions):
+        if all(caption in self.text_cache for caption in captions):
             found = self.text_cache(captions)
         else:
             found = self.clip.text_features(captions)
@@ -168,6 +166,12 @@ class CaptionLookup(TextVARTask):
 class ClipVARTask(CaptionLookup):
     "A text-conditioned VAR on a frozen CLIP, perhaps from class-conditional weights"
     Config = ClipVARTaskConfig
+
+    def build_text_encoder(self, text:TextEncoderConfig)->FrozenCLIPEncoder:
+        _, source, _ = self.parts["clip"]
+        name = bundled_name(source) or str(source)
+        self.text_tokenizer = clip_words(self.clip, name)
+        return frozen_clip_encoder(self.clip, name, text.width)
 
     def build_model(self, encoder:FrozenCLIPEncoder)->nn.Module:
         if self.config.conditioning == "pooled":

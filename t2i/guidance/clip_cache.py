@@ -31,13 +31,14 @@ from ..engine.downloads import explain_full_disk
 from ..engine.files import atomic_path, hash_of
 from .clip import CLIP, text_mask
 from .clip_text import clip_features, text_fingerprint
+from .t5 import PREFIX, FrozenT5, T5TextTokenizer
 from ..text import TextFeatures, TextTokenizer
 
 # %% ../../nbs/23_text_cache.ipynb #e7a89924
 FORMAT = "1" # of the shards
 def text_contents(
     captions:list[str],
-    clip:CLIP,
+    clip:CLIP|FrozenT5,
 )->dict[str,str]:
     "What cached text features depend on"
     probe = clip.tokenize(["two photographs of a dog, 1!"])
@@ -50,7 +51,7 @@ def text_contents(
 def write_text_shard(
     path:Path,
     captions:list[str],
-    clip:CLIP,
+    clip:CLIP|FrozenT5,
     bar,            # with update(number of captions)
     batch_size:int,
 ):
@@ -71,7 +72,7 @@ def write_text_shard(
 # %% ../../nbs/23_text_cache.ipynb #aaa05e81
 def build_text_cache(
     captions:list[str], # each once
-    clip:CLIP,
+    clip:CLIP|FrozenT5,
     folder:str|Path,    # a new one, or one begun with the same captions and CLIP
     shard:int=16384,    # captions per file
     batch_size:int=256,
@@ -136,10 +137,10 @@ class TextCache:
 @dataclass
 class FrozenCLIPConfig:
     "What a `FrozenCLIPEncoder` reads, and the width of what it returns"
-    clip:str="shapes-clip"   # a bundled name, a folder, or NAME/TAG of OpenCLIP
+    clip:str="shapes-clip"   # a bundled name, a folder, NAME/TAG of OpenCLIP, or t5:NAME
     clip_fingerprint:str=""  # see `text_fingerprint`
     clip_width:int=96        # numbers per token of its text encoder
-    clip_embed_dim:int=64    # numbers per text in its space of images and texts
+    clip_embed_dim:int=64    # numbers per text: of its pooled vector
     width:int=192            # numbers per vector of the result
     model_type:str="frozen_clip"
     format:int=1
@@ -149,7 +150,7 @@ class FrozenCLIPEncoder(nn.Module):
     "Linear maps of frozen CLIP features, of its tokens and of its pooled vector"
     def __init__(self,
         config:FrozenCLIPConfig,
-        clip:CLIP|None=None, # referred to; None: `attach_clip` follows
+        clip:CLIP|FrozenT5|None=None, # referred to; None: `attach_clip` follows
     ):
         super().__init__()
         self.config = config
@@ -170,11 +171,11 @@ class FrozenCLIPEncoder(nn.Module):
 
 # %% ../../nbs/23_text_cache.ipynb #6b207dc8
 def frozen_clip_encoder(
-    clip:CLIP,
+    clip:CLIP|FrozenT5,
     name:str,  # where it is found again
     width:int, # of the result
 )->FrozenCLIPEncoder:
-    "An untrained encoder that reads this CLIP"
+    "An untrained encoder that reads this CLIP or T5"
     features = clip.text_features(["a"])
     return FrozenCLIPEncoder(FrozenCLIPConfig(
         name, text_fingerprint(clip), features.tokens.shape[-1], features.pooled.shape[-1],
@@ -206,23 +207,25 @@ class OpenCLIPTokenizer:
 
 # %% ../../nbs/23_text_cache.ipynb #e5b63808
 def clip_words(
-    clip:CLIP,
+    clip:CLIP|FrozenT5,
     name:str, # where it is found again
-)->TextTokenizer|OpenCLIPTokenizer:
-    "The text tokenizer of a CLIP, for a generator that reads it"
-    if isinstance(clip.tokenize, TextTokenizer):
+)->TextTokenizer|T5TextTokenizer|OpenCLIPTokenizer:
+    "The text tokenizer of a frozen text encoder, for a generator that reads it"
+    if isinstance(clip.tokenize, (TextTokenizer, T5TextTokenizer)):
         return clip.tokenize
     return OpenCLIPTokenizer(name, clip.tokenize)
 
 # %% ../../nbs/23_text_cache.ipynb #76c6aedd
 def read_words(
     folder:str|Path, # written by `save_pretrained`
-)->TextTokenizer|OpenCLIPTokenizer:
-    "A saved text tokenizer of either kind"
+)->TextTokenizer|T5TextTokenizer|OpenCLIPTokenizer:
+    "A saved text tokenizer of any kind"
     path = Path(folder)/"config.json"
     about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if about.get("model_type") == "open_clip_tokenizer":
         return OpenCLIPTokenizer(about["name"])
+    if about.get("model_type") == "t5_tokenizer":
+        return T5TextTokenizer(about["name"])
     return TextTokenizer.from_pretrained(folder)
 
 # %% ../../nbs/23_text_cache.ipynb #491b4c73
@@ -230,7 +233,9 @@ def is_published(
     part:str, # "tokenizer" or "clip"
     name:str, # as the recipe has it
 )->bool:
-    "Does a name lead to published weights: of the registry, or NAME/TAG of OpenCLIP?"
+    "Does a name lead to published weights: of the registry, NAME/TAG of OpenCLIP, or t5:NAME?"
+    if part == "clip" and name.startswith(PREFIX):
+        return True
     if part != "clip" or name.count("/") != 1 or Path(name).is_dir():
         return name in REGISTRY
     from open_clip import list_models

@@ -17,7 +17,8 @@ from torch import Tensor
 from ..core import T2IError
 from ..engine.checkpoints import initial_weights, load_state_dict_strict
 from ..engine.files import hash_of
-from .clip import CLIP, id_features, load_clip
+from .clip import CLIP
+from .t5 import FrozenT5, load_text_model
 from ..text import TextEncoder, TextEncoderConfig, TextFeatures
 
 # %% ../../nbs/23_clip_text.ipynb #0827db98
@@ -33,14 +34,14 @@ class CLIPTextEncoderConfig(TextEncoderConfig):
 # %% ../../nbs/23_clip_text.ipynb #bbd8b34f
 @torch.no_grad()
 def clip_features(
-    clip:CLIP,
+    clip:CLIP|FrozenT5,
     ids:Tensor,   # (b,l) int64, of its own text tokenizer
     mask:Tensor,  # (b,l) bool, True = real
 )->TextFeatures:  # tokens (b,l,clip_width), pooled (b,clip_embed_dim)
     "What a frozen CLIP says of captions, computed where the ids are"
-    if clip.mean.device != ids.device:
+    if next(clip.parameters()).device != ids.device:
         clip.to(ids.device)
-    return id_features(clip, ids, mask)
+    return clip.id_features(ids, mask)
 
 class CLIPTextEncoder(TextEncoder):
     "A `TextEncoder` of frozen CLIP features, with learned word and position vectors beside them"
@@ -66,9 +67,9 @@ class CLIPTextEncoder(TextEncoder):
 
 # %% ../../nbs/23_clip_text.ipynb #4d8bc9b4
 def text_fingerprint(
-    clip:CLIP,
+    clip:CLIP|FrozenT5,
 )->str: # 16 hexadecimal digits
-    "A name for the weights of a CLIP's text encoder"
+    "A name for the weights of a frozen text encoder"
     weights = clip.model.state_dict()
     names = sorted(name for name in weights if not name.startswith("visual."))
     return hash_of(*[weights[name].half() for name in names])
@@ -87,11 +88,11 @@ def clip_text_encoder(
         clip_embed_dim=clip.config.embed_dim), clip)
 
 def attach_clip(
-    encoder:CLIPTextEncoder, # loaded from a folder
+    encoder:nn.Module, # a `CLIPTextEncoder` or `FrozenCLIPEncoder`, loaded from a folder
 ):
     "Find the encoder's CLIP; another one than it was trained with is refused"
     config = encoder.config
-    clip = load_clip(config.clip, "cpu")
+    clip = load_text_model(config.clip, "cpu")
     found = text_fingerprint(clip)
     if found != config.clip_fingerprint:
         raise T2IError(f"the text encoder was trained with another CLIP than {config.clip} "
