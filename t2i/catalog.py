@@ -48,8 +48,8 @@ def known_words(
     "The words, and pieces of words, that occurred in a model's training captions; or its classes"
     if isinstance(text_tokenizer, ClassNames):
         return dict(number=len(text_tokenizer.names), words=", ".join(text_tokenizer.names[:100]))
-    if not hasattr(text_tokenizer, "used"):  # of OpenCLIP
-        return dict(words=f"all that {text_tokenizer.name} of OpenCLIP knows")
+    if not hasattr(text_tokenizer, "used"):  # of OpenCLIP or a T5
+        return dict(words=f"all that {text_tokenizer.name} knows")
     tokens = [text_tokenizer.tokenizer.id_to_token(i) for i in text_tokenizer.used]
     words = sorted(token for token in tokens if token.isalpha())
     listed = ", ".join(words[:100]) + ", and so on"*(len(words) > 100)

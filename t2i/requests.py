@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'CHOICES', 'LIMITS', 'SENTENCE_WORDS', 'FLAG_VALUES', 'check_settings', 'prompt_list', 'choose_seed',
-           'with_near_word', 'warn_of_prompts', 'Call', 'read_call_boxes', 'check_call', 'read_prompts', 'check_quotes']
+           'with_near_word', 'warn_of_rest', 'warn_of_prompts', 'Call', 'read_call_boxes', 'check_call', 'read_prompts',
+           'check_quotes']
 
 # %% ../nbs/54_requests.ipynb #adc9a554
 import math
@@ -103,12 +104,26 @@ def with_near_word(
     return f"{word!r} ({near[0]}?)" if near else repr(word)
 
 
+def warn_of_rest(
+    text_tokenizer, # published: with `rest` and `length`
+    prompts:list[str],
+):
+    "Log which prompts are longer than a published text tokenizer reads"
+    for p in dict.fromkeys(prompts):
+        rest = text_tokenizer.rest(p)
+        if rest:
+            log.warning("%r is longer than this model's %d tokens: the rest is cut, from %r on",
+                        p[:60], text_tokenizer.length, rest[:30])
+
+# %% ../nbs/54_requests.ipynb #7bf5c164
 def warn_of_prompts(
     text_tokenizer:TextTokenizer,
     prompts:list[str],
 ):
     "Log which prompts a model understands only in part"
-    if not hasattr(text_tokenizer, "unfamiliar"):  # of OpenCLIP, or names of classes:
+    if hasattr(text_tokenizer, "rest"):  # of OpenCLIP, or of a T5
+        return warn_of_rest(text_tokenizer, prompts)
+    if not hasattr(text_tokenizer, "unfamiliar"):  # names of classes:
         text_tokenizer(prompts)  # an unknown class is refused
         return
     for p in dict.fromkeys(prompts):

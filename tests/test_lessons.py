@@ -3,6 +3,7 @@ import functools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import venv
@@ -178,6 +179,11 @@ def as_script(path):
     return text, starts
 
 
+def heed_interrupts():
+    "Lessons show what Ctrl-C does; a shell ignores it in what runs in the background"
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run_script(path, python, folder):
     "Runs a notebook's code in an empty folder; returns what stopped it, with the cell, or nothing"
     script = folder/f"{path.stem}.py"
@@ -189,6 +195,7 @@ def run_script(path, python, folder):
     env |= {k: str(folder/k.lower()) for k in ("T2I_HOME", "HF_HOME", "TORCH_HOME")}
     env["PATH"] = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
     options = dict(cwd=folder/"empty", env=env, stdin=subprocess.DEVNULL, timeout=1800)
+    options["preexec_fn"] = heed_interrupts
     p = subprocess.run([python, "-P", script], capture_output=True, text=True, **options)
     if p.returncode == 0:
         return ""

@@ -240,6 +240,7 @@ class FrozenParts(Task):
         if config.clip:
             self.clip = self.frozen("clip", config.clip, load_text_model,
                                     clip_text.text_fingerprint)
+            self.clip_name = bundled_name(self.parts["clip"][1]) or str(self.parts["clip"][1])
 
     def frozen(self, part:str, name:str, load, fingerprint):
         "A frozen part, found and checked"
@@ -279,13 +280,11 @@ class TextConditionedTask(FrozenParts):
         "The encoder that is trained along, and its `text_tokenizer`"
         c, encoder = self.config, None
         if self.clip is not None:
-            _, source, _ = self.parts["clip"]
-            name = bundled_name(source) or str(source)
             if self.clip.config is None:  # published: linear maps of its features
-                self.text_tokenizer = clip_words(self.clip, name)
-                encoder = frozen_clip_encoder(self.clip, name, text.width)
+                self.text_tokenizer = clip_words(self.clip, self.clip_name)
+                encoder = frozen_clip_encoder(self.clip, self.clip_name, text.width)
                 return clip_text.start_text_encoder(encoder, c.text_init, self.folder)
-            encoder = clip_text.clip_text_encoder(self.clip, name, text)
+            encoder = clip_text.clip_text_encoder(self.clip, self.clip_name, text)
         self.text_tokenizer = prepare_text_tokenizer(
             self.folder, c.text_init or c.train.init_from, c.data, c.vocabulary_captions,
             text.vocab_size, text.length, given=self.clip and self.clip.tokenize)

@@ -23,7 +23,6 @@ from ..engine.folders import read_text
 from t2i.generators.text_training import (
     TextVARTask,
     TextVARTaskConfig,
-    bundled_name,
     held_out_samples,
 )
 from .text_var import PooledTextVAR, TextVAR, drop_captions
@@ -168,10 +167,8 @@ class ClipVARTask(CaptionLookup):
     Config = ClipVARTaskConfig
 
     def build_text_encoder(self, text:TextEncoderConfig)->FrozenCLIPEncoder:
-        _, source, _ = self.parts["clip"]
-        name = bundled_name(source) or str(source)
-        self.text_tokenizer = clip_words(self.clip, name)
-        return frozen_clip_encoder(self.clip, name, text.width)
+        self.text_tokenizer = clip_words(self.clip, self.clip_name)
+        return frozen_clip_encoder(self.clip, self.clip_name, text.width)
 
     def build_model(self, encoder:FrozenCLIPEncoder)->nn.Module:
         if self.config.conditioning == "pooled":

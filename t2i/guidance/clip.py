@@ -120,11 +120,8 @@ class CLIP(nn.Module):
     def similarity(self, images:Tensor, texts:list[str])->Tensor:  # (b, texts) cosines
         return self.encode_image(images) @ self.encode_text(texts).T
 
-    def text_features(self, texts:list[str])->TextFeatures:  # by the functions below
+    def text_features(self, texts:list[str])->TextFeatures:  # by the function below
         return text_features(self, texts)
-
-    def id_features(self, ids:Tensor, mask:Tensor)->TextFeatures:  # (b,l) int64 and bool
-        return id_features(self, ids, mask)
 
 # %% ../../nbs/20_clip.ipynb #f88b3e1c
 def text_mask(

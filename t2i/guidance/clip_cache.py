@@ -199,6 +199,16 @@ class OpenCLIPTokenizer:
         ids = self.tokenize(captions)
         return ids, text_mask(self.tokenize, ids)
 
+    @property
+    def length(self)->int: # tokens per caption
+        return self.tokenize.context_length
+
+    def rest(self, caption:str)->str: # empty if all of it is read
+        "What of a caption is cut off, between the tokens of its start and its end"
+        if not hasattr(self.tokenize, "encode"):  # a tokenizer of the hub
+            return ""
+        return self.tokenize.decode(self.tokenize.encode(caption)[self.length-2:])
+
     def save_pretrained(self, folder:str|Path): # made if it is not there
         "Write config.json with the name"
         about = dict(model_type="open_clip_tokenizer", format=1, name=self.name)

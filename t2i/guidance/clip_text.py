@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core import T2IError
 from ..engine.checkpoints import initial_weights, load_state_dict_strict
 from ..engine.files import hash_of
-from .clip import CLIP
+from .clip import CLIP, id_features
 from .t5 import FrozenT5, load_text_model
 from ..text import TextEncoder, TextEncoderConfig, TextFeatures
 
@@ -41,7 +41,9 @@ def clip_features(
     "What a frozen CLIP says of captions, computed where the ids are"
     if next(clip.parameters()).device != ids.device:
         clip.to(ids.device)
-    return clip.id_features(ids, mask)
+    if isinstance(clip, FrozenT5):
+        return clip.id_features(ids, mask)
+    return id_features(clip, ids, mask)
 
 class CLIPTextEncoder(TextEncoder):
     "A `TextEncoder` of frozen CLIP features, with learned word and position vectors beside them"

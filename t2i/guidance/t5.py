@@ -18,7 +18,7 @@ from ..engine.unpickling import first_line
 from .clip import CLIP, load_clip
 from ..text import TextFeatures
 
-# %% ../../nbs/23_t5.ipynb #77c369ca
+# %% ../../nbs/23_t5.ipynb #e7e7b816
 PREFIX = "t5:"  # of names of T5s, where a recipe names a frozen text encoder
 LENGTH = 128    # pieces of a caption, with the one that ends it
 
@@ -43,7 +43,7 @@ def read_t5_part(
         way = "give t5: and a folder with a T5, or load it once with a network"
         raise T2IError(f"cannot load {name} ({first_line(e)}): {way}") from None
 
-# %% ../../nbs/23_t5.ipynb #e7e7b816
+# %% ../../nbs/23_t5.ipynb #50502895
 class T5TextTokenizer:
     "The pieces of a T5 in the place of a `TextTokenizer`"
     length = LENGTH
@@ -56,9 +56,9 @@ class T5TextTokenizer:
         self.tokenize = tokenize or read_t5_part("AutoTokenizer", name)
 
     def __call__(self, captions:list[str])->tuple[Tensor,Tensor]: # ids (b,l) int64, mask (b,l) bool
-        "Captions to ids, padded to the longest"
-        read = self.tokenize(list(captions), padding=True, truncation=True, max_length=self.length,
-                             return_tensors="pt")
+        "Captions to ids, padded to one length"
+        read = self.tokenize(list(captions), padding="max_length", truncation=True,
+                             max_length=self.length, return_tensors="pt")
         return read.input_ids, read.attention_mask.bool()
 
     def rest(self, caption:str)->str: # empty if all of it is read
@@ -72,7 +72,7 @@ class T5TextTokenizer:
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder)/"config.json").write_text(json.dumps(about) + "\n")
 
-# %% ../../nbs/23_t5.ipynb #c6eac031
+# %% ../../nbs/23_t5.ipynb #70d17bcc
 class FrozenT5(nn.Module):
     "The encoder of a T5 with its text tokenizer, to be read in the place of a `CLIP`"
     config = None  # not trained here, see `CLIP`
@@ -101,7 +101,7 @@ class FrozenT5(nn.Module):
         "What the T5 says of captions"
         return self.id_features(*self.tokenize(texts))
 
-# %% ../../nbs/23_t5.ipynb #70d17bcc
+# %% ../../nbs/23_t5.ipynb #c3ea95a8
 def load_t5(
     name:str,             # t5: and a folder or a hub id
     device:str|None=None, # None: CUDA, then MPS, then the CPU
