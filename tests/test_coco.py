@@ -293,7 +293,7 @@ def test_the_recipe_from_cache_to_gallery(t2i, tmp_path, capsys):
     gallery = ["--prompts", root/"docs"/"gallery.txt", "--seed", 1103, "--guidance-scale", 4.5]
     assert t2i("generate", *gallery, "-m", "run", "-o", "gallery.png") == 0
     with Image.open("gallery.png") as image:
-        assert image.size == (8*130-2, 2*130-2)                  # 16 prompts, numbered
+        assert image.width == 8*130-2 and image.height > 2*130   # 16 prompts with their captions
         assert image.text["seed"] == "1103"
     assert t2i("plot", "run", "-o", "curves.png") == 0
     assert Path("curves.png").read_bytes()[1:4] == b"PNG"
