@@ -152,9 +152,6 @@ class FinetuningParts(FrozenParts):
             with atomic_path(self.folder/"generator.json") as path:
                 path.write_text(json.dumps(asdict(self.model.config)))
 
-    def dataset(self, split:str):
-        return load_dataset(self.config.data, split)
-
 # %% ../../nbs/39_finetuning.ipynb #6abd6340
 class FinetuningTask(FinetuningParts):
     "Cross-entropy of each token of each map, given the class and the coarser maps"
