@@ -79,14 +79,15 @@ def test_class_alone_is_the_class_conditional_model(pipe):
 
 
 def test_weights_are_checked_and_recorded(pipe):
-    for wrong in (dict(alpha=0, beta=0), dict(alpha=[1, 2]), dict(beta="much")):
+    for wrong in (dict(alpha=0, beta=0), dict(alpha=[1, 2]), dict(beta="much"), dict(alpha=-1)):
         with pytest.raises(T2IError, match="alpha|beta|maps"):
             pipe("a red star", seed=0, **wrong)
     out = pipe("a red star", seed=0, alpha=[1, 1, 1, 1, 1, .5])
     assert out.settings["alpha"] == [1, 1, 1, 1, 1, .5]
     assert out.settings["beta"] == pipe.defaults["beta"]
-    with pytest.raises(T2IError, match="no setting alpha"):
-        t2i.load("shapes-class-var", "cpu")("star", alpha=.5)
+    for name, weight in (("alpha", .5), ("alpha", 1.), ("beta", 1.)):
+        with pytest.raises(T2IError, match=f"no setting {name}"):
+            t2i.load("shapes-class-var", "cpu")("star", **{name: weight})
     with pytest.raises(T2IError, match="cannot edit"):
         pipe.edit(out.images[0], out.images[0], "a star")
 
