@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import t2i
 from t2i.cli import app
 from t2i.core import T2IError, fold_in, image_grid
+from t2i.engine.checkpoints import initial_weights
 from t2i.engine.files import bundled_folder
 from t2i.generators.var_training import attribute_scores, object_prompts
 from t2i.outputs import read_about
@@ -67,6 +68,15 @@ def test_other_parts_are_refused(tmp_path, field, value, says):
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     with pytest.raises(T2IError, match=says):
         t2i.load(tmp_path/"m", "cpu")
+
+
+@pytest.mark.parametrize("name", ["shapes-adapter", "shapes-class-var"])
+def test_training_starts_from_a_saved_pipeline_or_its_generator(name):
+    model = t2i.load(name, "cpu").generator
+    for source in (name, f"{name}/generator"):
+        weights = initial_weights(source, model)
+        assert weights.keys() == model.state_dict().keys()
+        assert all(torch.equal(w.float(), model.state_dict()[k]) for k, w in weights.items())
 
 
 def test_class_alone_is_the_class_conditional_model(pipe):
