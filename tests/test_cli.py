@@ -346,6 +346,8 @@ def test_dream_shows_its_settings(t2i, tmp_path):
     (["generate", "x", "--upscale", "no-such-network"], "no-such-network"),
     (["generate", "x", "--upscale", "shapes-vqgan"], "unknown model_type 'vqgan'"),
     (["generate", "x", "--upscale", "shapes-vqgan", "--process"], "leave out --upscale"),
+    (["edit", "a.png", "b.png", "x"], "there is no file a.png"),
+    (["data", "caption", ".", "-m", "no/blip"], "Can't load image processor for 'no/blip'): is it"),
     (["info", "parti-4b"], "no bundled model 'parti-4b'"),
     (["evaluate", "shapes-var", "--benchmark", "partiprompts"], "needs --data"),
     (["evaluate", "shapes-var", "--benchmark", "partiprompts", "--data", "no.tsv", "--eval-clip",

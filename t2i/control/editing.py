@@ -179,6 +179,8 @@ def open_image(
     behind:str="white", # see `flatten`; of a mask it is black, which is kept
 )->Image.Image:
     "An image file, read whole"
+    if not Path(path).is_file():
+        raise T2IError(f"there is no file {path}")
     try:
         with Image.open(path) as image:
             return flatten(image, behind)

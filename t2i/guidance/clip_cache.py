@@ -22,6 +22,7 @@ from ..core import T2IError, progress
 from t2i.engine.caches import (
     find_shards,
     is_whole_shard,
+    log_missing,
     open_cache,
     plan_shards,
     read_captions,
@@ -83,8 +84,10 @@ def build_text_cache(
     open_cache(folder, text_contents(captions, clip))
     found = {start: (end, path) for start, end, path in reversed(find_shards(folder))}
     whole = {start: end for start, (end, path) in found.items() if is_whole_shard(path)}
+    plan = plan_shards(whole, len(captions), shard)
+    log_missing(plan, "captions", folder)
     with progress(total=len(captions), desc="reading captions", unit="caption") as bar:
-        for start, end, known in plan_shards(whole, len(captions), shard):
+        for start, end, known in plan:
             path = folder/f"{start:09d}-{end:09d}.safetensors"
             if known:
                 bar.update(end-start)
