@@ -100,6 +100,7 @@ def main():
     try:
         app(prog_name="t2i")
     except KeyboardInterrupt:
+        print("t2i: stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as e:
         if debug:

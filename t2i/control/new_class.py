@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .adapter import BesideFrozen, check_fits, load_base, var_fingerprint
 from ..core import T2IError
-from ..data.datasets import DataConfig, FolderDataset
+from ..data.datasets import DataConfig, FolderDataset, read_files
 from ..generators.finetuning import start_tokenizer
 from ..generators.official import ClassNames, default_names, same_name
 from t2i.generators.text_training import (
@@ -141,11 +141,7 @@ class NewClassParts(FrozenParts):
         self.model.vector.data = start_vector(base, config.start, known)
 
     def images(self, split:str)->FolderDataset:
-        c = self.config.data
-        train = split == "train"
-        return FolderDataset(
-            c.path if train else c.val_path or c.path, c.resolution, captioned=False, split=split,
-            augment=c.augment if train else "none", hold_out=not c.val_path)
+        return read_files(self.config.data, split, captioned=False)
 
 # %% ../../nbs/41_new_class.ipynb #319fd867
 class NewClassTask(NewClassParts):

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from .adapter import AdapterTask, AdapterTaskConfig, LabelledText
 from .new_class import known_names
 from ..core import fold_in
-from ..data.datasets import FolderDataset
+from ..data.datasets import FolderDataset, read_files
 from ..engine.caches import CachedDataset, build_cache, dataset_hash
 from ..engine.files import data_home, hash_of
 from ..generators.official import same_name
@@ -151,11 +151,7 @@ class ImageAdapterParts(AdapterTask):
         names = known_names(find_part("base", self.config.base, self.folder))
         if config.name != "folder" or not names:
             return super().images(split)
-        train = split == "train"
-        return NamedImages(
-            (config.path if train else config.val_path or config.path), names, split=split,
-            resolution=config.resolution, augment=config.augment if train else "none",
-            hold_out=not config.val_path)
+        return read_files(config, split, NamedImages, names=names)
 
     def prepare(self, device:torch.device):
         super().prepare(device)

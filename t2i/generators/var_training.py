@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from ..core import T2IError, from_uint8
 from ..data.captions import describe
 from ..data.checker import find_objects
-from ..data.datasets import DataConfig, FolderDataset, info_once
+from ..data.datasets import DataConfig, FolderDataset, info_once, read_files
 from t2i.data.shapes import (
     BACKGROUNDS,
     RADII,
@@ -140,11 +140,7 @@ def classified(
     if config.name != "folder":
         raise T2IError(f"data.name={config.name} has no classes; known are shapes, and folder "
                        "with a subfolder per class")
-    chosen = config.path if split == "train" else config.val_path or config.path
-    augment = config.augment if split == "train" else "none"
-    return ClassFolder(
-        chosen, resolution=config.resolution, augment=augment, split=split,
-        hold_out=not config.val_path, one=config.captions == "one")
+    return read_files(config, split, ClassFolder)
 
 # %% ../../nbs/36_var_training.ipynb #44f9fb99
 def drop_labels(

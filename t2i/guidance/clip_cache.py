@@ -22,7 +22,6 @@ from ..core import T2IError, progress
 from t2i.engine.caches import (
     find_shards,
     is_whole_shard,
-    log_missing,
     open_cache,
     plan_shards,
     read_captions,
@@ -84,10 +83,8 @@ def build_text_cache(
     open_cache(folder, text_contents(captions, clip))
     found = {start: (end, path) for start, end, path in reversed(find_shards(folder))}
     whole = {start: end for start, (end, path) in found.items() if is_whole_shard(path)}
-    plan = plan_shards(whole, len(captions), shard)
-    log_missing(plan, "captions", folder)
     with progress(total=len(captions), desc="reading captions", unit="caption") as bar:
-        for start, end, known in plan:
+        for start, end, known in plan_shards(whole, len(captions), shard):
             path = folder/f"{start:09d}-{end:09d}.safetensors"
             if known:
                 bar.update(end-start)
