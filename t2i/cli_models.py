@@ -382,7 +382,7 @@ def report_lines(
     def text(value, form):
         return "endless" if value is None else format(value, form)
     return [(row["source"], f"{row['share']:.1%}", text(row["train"], ","), text(row["val"], ","),
-             text(row["visits"], ".3g")) for row in rows]
+             text(row["visits"], ",.1f")) for row in rows]
 
 # %% ../nbs/58_cli_models.ipynb #661d58bc
 def folder_report(

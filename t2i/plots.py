@@ -94,7 +94,8 @@ def plot_runs(
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise T2IError(f"cannot write {path}: curves end in {', '.join(SUFFIXES)}")
-    runs = {Path(folder).resolve().name: read_curves(folder) for folder in folders}
+    found = [folder for folder in folders if not Path(folder).is_file()]  # of RUNS/*
+    runs = {Path(folder).resolve().name: read_curves(folder) for folder in found or folders}
     scales = {run: scale_curves(curves) for run, curves in runs.items()}
     panels = [run for run, curves in scales.items() if curves]
     figure = Figure(figsize=(5*(1+len(panels)), 3.6), dpi=150, layout="constrained")

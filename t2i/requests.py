@@ -28,8 +28,8 @@ from .text import TextTokenizer
 # %% ../nbs/54_requests.ipynb #c4313113
 DEFAULTS = dict(
     guidance_scale=3.0, guidance_schedule="ramp", temperature=1.0, top_k=0, top_p=0.0, num_steps=1,
-    temperature_schedule="constant", more_smooth=False, alpha=1.0, beta=1.0,
-)  # of a model that has no settings of its own
+    temperature_schedule="constant", more_smooth=False, alpha=None, beta=None,
+)  # of a model that has no settings of its own; None: it must have them, or lacks the setting
 CHOICES = dict(
     guidance_schedule=("ramp", "constant"), temperature_schedule=("ramp", "constant"),
     more_smooth=(False, True))
@@ -54,7 +54,8 @@ def check_settings(
                 raise T2IError(f"{name} is {value!r}; it must be {allowed}")
             continue
         if name in ("alpha", "beta"):  # of an adapter
-            weight_list(value, name)
+            if min(weight_list(value, name)) < 0:
+                raise T2IError(f"{name} is {value!r}; it must be 0, which leaves it out, or more")
             continue
         if name not in LIMITS:
             raise TypeError(f"unknown setting {name!r}; known are {', '.join(DEFAULTS)}")

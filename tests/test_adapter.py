@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import t2i
 from t2i.cli import app
 from t2i.core import T2IError, fold_in, image_grid
+from t2i.engine.checkpoints import initial_weights
 from t2i.engine.files import bundled_folder
 from t2i.generators.var_training import attribute_scores, object_prompts
 from t2i.outputs import read_about
@@ -69,6 +70,15 @@ def test_other_parts_are_refused(tmp_path, field, value, says):
         t2i.load(tmp_path/"m", "cpu")
 
 
+@pytest.mark.parametrize("name", ["shapes-adapter", "shapes-class-var"])
+def test_training_starts_from_a_saved_pipeline_or_its_generator(name):
+    model = t2i.load(name, "cpu").generator
+    for source in (name, f"{name}/generator"):
+        weights = initial_weights(source, model)
+        assert weights.keys() == model.state_dict().keys()
+        assert all(torch.equal(w.float(), model.state_dict()[k]) for k, w in weights.items())
+
+
 def test_class_alone_is_the_class_conditional_model(pipe):
     base = t2i.load("shapes-class-var", "cpu")
     seeds = [fold_in(3, i) for i in range(2)]
@@ -79,14 +89,15 @@ def test_class_alone_is_the_class_conditional_model(pipe):
 
 
 def test_weights_are_checked_and_recorded(pipe):
-    for wrong in (dict(alpha=0, beta=0), dict(alpha=[1, 2]), dict(beta="much")):
+    for wrong in (dict(alpha=0, beta=0), dict(alpha=[1, 2]), dict(beta="much"), dict(alpha=-1)):
         with pytest.raises(T2IError, match="alpha|beta|maps"):
             pipe("a red star", seed=0, **wrong)
     out = pipe("a red star", seed=0, alpha=[1, 1, 1, 1, 1, .5])
     assert out.settings["alpha"] == [1, 1, 1, 1, 1, .5]
     assert out.settings["beta"] == pipe.defaults["beta"]
-    with pytest.raises(T2IError, match="no setting alpha"):
-        t2i.load("shapes-class-var", "cpu")("star", alpha=.5)
+    for name, weight in (("alpha", .5), ("alpha", 1.), ("beta", 1.)):
+        with pytest.raises(T2IError, match=f"no setting {name}"):
+            t2i.load("shapes-class-var", "cpu")("star", **{name: weight})
     with pytest.raises(T2IError, match="cannot edit"):
         pipe.edit(out.images[0], out.images[0], "a star")
 

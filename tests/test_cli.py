@@ -176,6 +176,17 @@ def test_eight_images_make_a_grid_without_holes(t2i):
     assert Image.open("a.png").size == (4*130-2, 2*130-2)
 
 
+def test_more_smooth_is_a_flag(t2i):
+    seeds = ("-m", "shapes-class-var", "-n", 1, "--seed", 0)
+    assert t2i("generate", "heart", *seeds, "-o", "plain.png")[0] == 0
+    assert t2i("generate", "heart", *seeds, "--more-smooth", "-o", "smooth.png")[0] == 0
+    with Image.open("plain.png") as plain, Image.open("smooth.png") as smooth:
+        assert "more_smooth" in str(smooth.info)
+        assert not np.array_equal(plain, smooth)
+    code, _, err = t2i("generate", "a red circle", "--more-smooth", "-n", 1)
+    assert code == 1 and "no setting more_smooth" in err
+
+
 def test_digits(t2i):
     code, _, err = t2i("generate", "a handwritten seven", "-m", "digits-var", "-n", 1, "-o", "d")
     assert code == 0 and Image.open(next(Path("d").iterdir())).size == (32, 32), err
@@ -325,6 +336,9 @@ def test_dream_shows_its_settings(t2i, tmp_path):
     (["generate", "x", "--guidance-scale", "nan"], "guidance_scale"),
     (["generate", "x", "--guidance-schedule", "steep"], "ramp or constant"),
     (["generate", "x", "-m", "digits-var", "--num-steps", "8"], "no setting num_steps"),
+    (["generate", "x", "-m", "digits-var", "--alpha", "1"], "no setting alpha"),
+    (["generate", "x", "-m", "digits-var", "--beta=-1"], "beta is -1"),
+    (["generate", "x", "-m", "digits-var", "--lora", "ink:nan"], "factor of LoRA 'ink' is nan"),
     (["generate", "a red \udcff circle"], "not UTF-8"),
     (["generate", "x", "-o", "a.bmp"], "a.bmp"),
     (["generate", "x", "-o", "/proc/nope/x.png"], "cannot write /proc/nope/x.png"),
@@ -332,6 +346,8 @@ def test_dream_shows_its_settings(t2i, tmp_path):
     (["generate", "x", "--upscale", "no-such-network"], "no-such-network"),
     (["generate", "x", "--upscale", "shapes-vqgan"], "unknown model_type 'vqgan'"),
     (["generate", "x", "--upscale", "shapes-vqgan", "--process"], "leave out --upscale"),
+    (["edit", "a.png", "b.png", "x"], "there is no file a.png"),
+    (["data", "caption", ".", "-m", "no/blip"], "Can't load image processor for 'no/blip'): is it"),
     (["info", "parti-4b"], "no bundled model 'parti-4b'"),
     (["evaluate", "shapes-var", "--benchmark", "partiprompts"], "needs --data"),
     (["evaluate", "shapes-var", "--benchmark", "partiprompts", "--data", "no.tsv", "--eval-clip",

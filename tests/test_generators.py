@@ -18,8 +18,9 @@ from t2i.generators.masked_var import (
 )
 from t2i.generators.text_training import TextVARTask
 from t2i.generators.text_var import TextVAR, TextVARConfig
-from t2i.generators.var import VARConfig, generate_naive, guidance_weights
+from t2i.generators.var import VARConfig, generate_naive
 from t2i.sampling import (
+    cfg_schedule,
     classifier_free_guidance,
     draw_uniform,
     sample_codes,
@@ -87,7 +88,7 @@ def test_cached_equals_naive(digits, temperature, schedule):
     settings = dict(temperature=temperature, guidance_schedule=schedule)
     texts = digits.encode(DIGITS), digits.encode(["", ""])
     fast = digits.generator.generate(*texts, split_generator(0, None, 1, 2), 3., **settings)
-    weights = guidance_weights(3., len(fast), schedule)
+    weights = cfg_schedule(3., len(fast), schedule)
     same = digits.generator.net, digits.tokenizer.quantizer, *pair
     slow = generate_naive(*same, split_generator(0, None, 1, 2), weights, temperature)
     assert equal(fast, slow)
@@ -96,7 +97,7 @@ def test_cached_equals_naive(digits, temperature, schedule):
 @pytest.mark.parametrize("temperature, num_steps", [(0, 1), (1, 1), (0, 4), (1, 4)])
 def test_cached_equals_naive_in_several_steps(shapes, temperature, num_steps):
     same = shapes.generator.net, shapes.tokenizer.quantizer, *conditions(shapes, PROMPTS)
-    weights = guidance_weights(3., 6)
+    weights = cfg_schedule(3., 6)
     generators = [split_generator(0, None, 1, 2) for _ in range(3)]
     *_, fast = stream_masked(*same, generators[0], weights, num_steps, temperature=temperature)
     assert equal(fast, masked_naive(*same, generators[1], weights, num_steps, temperature))

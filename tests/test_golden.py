@@ -17,7 +17,8 @@ from torch import tensor
 from t2i.core import T2IError, fold_in
 from t2i.engine.checkpoints import CheckpointError
 from t2i.generators.text_var import PooledTextVAR, TextVAR
-from t2i.generators.var import VAR, MapPredictor, guidance_weights
+from t2i.generators.var import VAR, MapPredictor
+from t2i.sampling import cfg_schedule
 from t2i.text import TextFeatures
 from t2i.tokenizers.multiscale import MultiScaleVQVAE
 from t2i.tokenizers.soft_codes import GumbelVQGAN
@@ -201,7 +202,7 @@ def split(tokens):
 
 def guided_logits(model, condition, unconditional, ids, cfg):
     "The logits of every map as sampling computes them, with the recorded ids in between"
-    weights = guidance_weights(1+cfg, len(ids))
+    weights = cfg_schedule(1+cfg, len(ids))
     maps = MapPredictor(model.net, model.tokenizer.quantizer, condition, unconditional, weights)
     logits = []
     for tokens in ids:

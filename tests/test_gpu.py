@@ -4,9 +4,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import t2i
 from t2i.data.datasets import ShapesDataset
+from t2i.data.shapes import render, sample_scene
 from t2i.engine.files import bundled_folder
 from t2i.engine.runs import read_metrics
 from t2i.guidance.clip import load_clip
@@ -20,6 +22,7 @@ pytestmark = [
 RECIPES = [
     "shapes-msvq", "shapes-vqgan", "shapes-gumbel-vqgan", "shapes-vit-vqgan", "shapes-clip",
     "shapes-var", "shapes-class-var", "shapes-parti", "shapes-sr4", "adapter-shapes",
+    "adapter-shapes-images", "new-class", "text-pretraining", "boxes-shapes", "shapes-clip-var",
     "digits-msvq", "digits-var", "emoji-msvq", "emoji-clip"]
 SHORT = (
     "train.steps=4", "train.batch_size=8", "train.warmup=2", "train.val_batches=1", "train.keep=9",
@@ -30,13 +33,25 @@ def losses(run):
     return [line["loss"] for line in read_metrics(run) if "loss" in line]
 
 
+def write_photos(folder):
+    "A folder of 32 images without captions"
+    folder.mkdir(exist_ok=True)
+    for i in range(32):
+        Image.fromarray(render(sample_scene(i, "single_object"))).save(folder/f"{i}.png")
+    return folder
+
+
 def short(recipe, run, *overrides, resume=False):
     "A few steps of a recipe, with caches and tests as small as can be"
     small = SHORT
-    if recipe.startswith(("shapes-class", "adapter")):
+    if recipe.startswith(("shapes-class", "adapter", "boxes", "new-class")):
         small += ("data.cache=32",)
     elif recipe.endswith(("-var", "-parti")):
         small += ("data.cache=32", "reading_pairs=4", "vocabulary_captions=200")
+    if recipe == "text-pretraining":
+        small += ("vocabulary_captions=200", "train.workers=0")
+    if recipe == "new-class":
+        small += (f"data.path={write_photos(run.parent/'green thing')}",)
     return losses(train(recipe, run, small + overrides, resume=resume))
 
 

@@ -52,5 +52,8 @@ def test_two_blend_and_off_is_the_base(tmp_path):
     whole = pipe(**asked).images[0]
     assert np.abs(np.subtract(both.images[0], whole, dtype=int)).max() <= 1
     assert not np.array_equal(half, whole)
+    with pytest.raises(T2IError, match="'again' is nan; it must be a finite number"):
+        pipe.set_lora({"again": float("nan")})
+    assert pipe.loras == {"shapes-lora": 1.}
     pipe.set_lora({})
     assert np.array_equal(pipe(**asked).images[0], plain)

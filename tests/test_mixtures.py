@@ -224,6 +224,7 @@ def test_overrides_and_the_saved_recipe(recipe, tmp_path):
     ("data.sources.2={name: coco}", "data.sources.2 (coco): data.name=coco needs data.path"),
     ("data.sources.2.captions=two", "data.sources.2: data.captions is one of"),
     ("data.sources.2.resolution=64", "data.sources.2.resolution: all sources have the same"),
+    ("data.sources.2={weight: 2}", "data.sources.2 has neither a name nor a path"),
     ("data.sources.2.label=txt", "data.sources.2: two sources are called txt"),
     ("data.sources.3.name=shapes", "a mixture needs images of one size"),
     ("data.path=photos", "data.path belongs to a source"),

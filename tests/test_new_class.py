@@ -33,6 +33,8 @@ def test_the_new_class_is_drawn_by_its_name_and_others_as_before(run):
     settings = dict(seed=3, guidance_scale=2., temperature=.8, output_type="pt")
     assert pipe("Green thing", **settings).images.shape == (1, 3, 64, 64)
     assert torch.equal(pipe("heart", **settings).images, base("heart", **settings).images)
+    settings |= dict(temperature_schedule="ramp", more_smooth=True)
+    assert torch.equal(pipe("heart", **settings).images, base("heart", **settings).images)
     with pytest.raises(T2IError, match="no class 'pink thing'"):
         pipe("pink thing")
 

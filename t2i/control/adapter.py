@@ -25,15 +25,15 @@ from ..core import T2IError
 from ..data.datasets import DataConfig
 from ..engine.files import hash_of
 from ..generators.official import ClassNames, same_name
-from ..generators.text_training import bundled_name, scales_in_step, token_maps
+from ..generators.text_training import MapsConfig, bundled_name, scales_in_step, token_maps
 from ..generators.text_var import drop_captions
-from ..generators.var import VAR, Condition, MapPredictor, guidance_weights, stream_maps
+from ..generators.var import VAR, Condition, MapPredictor, stream_maps
 from ..generators.var_training import ClassifiedParts, drop_labels
 from ..generators.var_with_clip import accuracy_by_scale, class_conditional
 from ..guidance.clip import CLIP
 from ..guidance.clip_cache import clip_words
 from ..guidance.clip_text import attach_clip, clip_features
-from ..sampling import split_generator
+from ..sampling import cfg_schedule, split_generator
 from ..text import TextFeatures
 from ..training import TrainConfig, load_task
 
@@ -158,7 +158,7 @@ class ScalePredictor(MapPredictor):
         quantizer,                  # the tokenizer's `MultiScaleQuantizer`
         vectors:Tensor,             # (b,1,d) or (b,k,d)
         unconditional:Tensor,       # the same, without class and text
-        weights:list[float],        # guidance per map, see `guidance_weights`
+        weights:list[float],        # guidance per map, see `cfg_schedule`
     ):
         first = Condition(vectors[:,0]), Condition(unconditional[:,0])
         super().__init__(net, quantizer, *first, weights)
@@ -258,14 +258,14 @@ class AdaptedVAR(SteeredCondition):
         temperature:float=1.,
         top_k:int=0,                # 0 is off
         top_p:float=0.,             # 0 or 1 is off
-        guidance_schedule:str="ramp", # see `guidance_weights`
+        guidance_schedule:str="ramp", # see `cfg_schedule`
         alpha=None,                 # a number, or one per map; None: the adapter's own
         beta=None,
         temperature_schedule:str="constant", # see `map_temperatures`
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per caption, map after map"
         both = [self.vectors(each, alpha, beta) for each in (text, unconditional)]
-        weights = guidance_weights(guidance_scale, len(self.base.net.sizes), guidance_schedule)
+        weights = cfg_schedule(guidance_scale, len(self.base.net.sizes), guidance_schedule)
         maps = ScalePredictor(self.base.net, self.base.tokenizer.quantizer, *both, weights)
         return stream_maps(maps, generators, temperature, top_k, top_p,
                            temperature_schedule=temperature_schedule)
@@ -359,7 +359,7 @@ class CaptionEncoder(nn.Module):
 
 # %% ../../nbs/41_adapter.ipynb #6e5ea10e
 @dataclass
-class AdapterTaskConfig:
+class AdapterTaskConfig(MapsConfig):
     "A recipe for an adapter beside a frozen VAR"
     base:str="shapes-class-var"   # frozen; a bundled or published VAR, a folder or a run
     tokenizer:str="shapes-msvq"   # the VAR's
@@ -368,23 +368,10 @@ class AdapterTaskConfig:
     data:DataConfig=field(default_factory=DataConfig) # see `classified`
     condition_dropout:float=.1    # share of images that are learned without class and caption
     class_dropout:float=.1        # share of images that are learned without their class alone
-    first_scales:int=0            # the maps that decide what is where; 0: all maps count alike
-    first_scales_steps:int=0      # the first so many steps train these maps alone
-    first_scales_prob:float=0.    # and so does this share of the steps after them
-    sample_guidance:float=3.      # settings of sampled images; they become the model's own
     sample_guidance_schedule:str="constant" # or "ramp"
-    sample_temperature:float=1.
-    sample_top_p:float=0.
     sample_alpha:list[float]|None=None # null: as in training
     sample_beta:list[float]|None=None
     train:TrainConfig=field(default_factory=TrainConfig)
-
-    def settings(self)->dict:
-        "Of sampled images; they become the model's own"
-        found = dict(guidance_scale=self.sample_guidance, temperature=self.sample_temperature,
-                     top_p=self.sample_top_p, guidance_schedule=self.sample_guidance_schedule,
-                     alpha=self.sample_alpha, beta=self.sample_beta)
-        return {name: value for name, value in found.items() if value is not None}
 
 # %% ../../nbs/41_adapter.ipynb #3d33f812
 def load_base(

@@ -354,7 +354,7 @@ class BoxedVAR(FrozenAndBranch):
         top_k:int=0,                # 0 is off
         top_p:float=0.,             # 0 or 1 is off
         num_steps:int=1,            # steps per map, of a base that samples in several
-        guidance_schedule:str="ramp", # see `guidance_weights`
+        guidance_schedule:str="ramp", # see `cfg_schedule`
         temperature_schedule:str="constant", # see `map_temperatures`
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per caption, map after map, as the base does"

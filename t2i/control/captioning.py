@@ -6,7 +6,7 @@
 __all__ = ['BLIP2', 'QUESTION', 'PARTIAL', 'TABLE', 'ABOUT', 'RuleCaptioner', 'TemplateCaptioner', 'fill_class', 'clean_caption',
            'fault', 'CaptionConfig', 'import_transformers', 'without_prompt', 'load_blip2', 'BLIP2Captioner', 'retries',
            'good_captions', 'caption_batch', 'read_partial', 'append_lines', 'image_files', 'finish_captions',
-           'caption_folder']
+           'check_captions', 'caption_folder']
 
 # %% ../../nbs/40_captioning.ipynb #75d9bed3
 import json
@@ -25,7 +25,7 @@ from ..data.checker import find_objects
 from ..data.datasets import open_image
 from ..data.shapes import Group, noun_phrase
 from ..engine.files import atomic_path
-from ..engine.folders import IMAGE_SUFFIXES, is_image, visible_files
+from ..engine.folders import IMAGE_SUFFIXES, TABLES, folder_captions, is_image, visible_files
 from ..engine.unpickling import first_line
 
 # %% ../../nbs/40_captioning.ipynb #f95ccb76
@@ -160,8 +160,9 @@ def load_blip2(
         kind = hub.Blip2ForConditionalGeneration
         model = kind.from_pretrained(name, revision=revision, dtype=dtype)
     except (OSError, ValueError) as e:
-        way = "load it once with a network, or give the folder of a BLIP-2"
-        raise T2IError(f"cannot load {name} ({first_line(e)}): {way}") from None
+        why = first_line(e).partition(". ")[0]
+        way = "is it the hub id of a BLIP-2? Load it once with a network, or give a folder"
+        raise T2IError(f"cannot load {name} ({why}): {way}") from None
     return processor, model.to(device).eval()
 
 # %% ../../nbs/40_captioning.ipynb #b1982236
@@ -303,6 +304,18 @@ def finish_captions(
         log.warning("%d of %d images have no caption: %s lists them", len(failed), len(rows),
                     folder/ABOUT)
 
+# %% ../../nbs/40_captioning.ipynb #c4b21d01
+def check_captions(folder:Path):
+    "Say which of two captions of an image will be read, before another one is written"
+    files = visible_files(folder)
+    below = [p for p in files if p.name.lower() in TABLES and p.parent != folder]
+    if below:
+        raise T2IError(f"{below[0]} is read before a table in {folder}: remove it, or keep it")
+    known = folder_captions(folder, files, strict=False)
+    if known:
+        log.warning("%d images of %s have captions already: %s will be read instead of them",
+                    len(known), folder, TABLE)
+
 # %% ../../nbs/40_captioning.ipynb #2bc7f851
 def caption_folder(
     folder:str|Path,      # of images, perhaps in subfolders
@@ -317,6 +330,7 @@ def caption_folder(
         raise T2IError(f"no image in {folder}")
     if (folder/TABLE).exists():
         raise T2IError(f"{folder/TABLE} exists: remove it, or keep it")
+    check_captions(folder)
     about = captioner.about | asdict(config)
     done = read_partial(folder/PARTIAL, about)
     if not done and not (folder/PARTIAL).is_file():
@@ -325,7 +339,12 @@ def caption_folder(
     for start in progress(range(0, len(left), batch_size), desc="captions", unit="batch"):
         part = left[start:start+batch_size]
         prompts = [fill_class(config.prompt, path, folder) for path in part]
-        found = caption_batch(captioner, [open_image(p) for p in part], prompts, config)
+        try:
+            found = caption_batch(captioner, [open_image(p) for p in part], prompts, config)
+        except KeyboardInterrupt:
+            log.warning("stopped after %d of %d images: the same command goes on from there",
+                        len(done), len(files))
+            raise
         rows = [dict(file_name=p.relative_to(folder).as_posix(), text=good, fault=wrong)
                 for p, (good, wrong) in zip(part, found)]
         append_lines(folder/PARTIAL, rows)

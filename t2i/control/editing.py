@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..core import T2IError, from_pil
-from ..generators.var import Condition, MapPredictor, NextScaleModel, guidance_weights
-from ..sampling import draw_uniform, sample_codes
+from ..generators.var import Condition, MapPredictor, NextScaleModel
+from ..sampling import cfg_schedule, draw_uniform, sample_codes
 
 # %% ../../nbs/44_editing.ipynb #cab93f25
 def soften(
@@ -102,12 +102,12 @@ def stream_edit(
     surroundings:Surroundings,
     generators:list[torch.Generator], # one per image, b in all
     guidance_scale:float=5., # w
-    guidance_schedule:str="constant", # see `guidance_weights`
+    guidance_schedule:str="constant", # see `cfg_schedule`
     **sampling,              # temperature, top_k, top_p: see `sample_codes`
 )->Iterator[Tensor]:         # after each scale: the sum of the maps so far, (b,code_dim,h/f,w/f)
     "Sample the tokens of all maps whose cells are not known; one pass per map"
     quantizer, sizes = model.tokenizer.quantizer, model.net.sizes
-    weights = guidance_weights(guidance_scale, len(sizes), guidance_schedule)
+    weights = cfg_schedule(guidance_scale, len(sizes), guidance_schedule)
     maps = KnownPredictor(model.net, quantizer, condition, unconditional, weights)
     for i, size in enumerate(sizes):
         uniform = draw_uniform(generators, size, maps.x.device)  # (b,size)
@@ -179,6 +179,8 @@ def open_image(
     behind:str="white", # see `flatten`; of a mask it is black, which is kept
 )->Image.Image:
     "An image file, read whole"
+    if not Path(path).is_file():
+        raise T2IError(f"there is no file {path}")
     try:
         with Image.open(path) as image:
             return flatten(image, behind)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LoRAConfig', 'lora_layers', 'linear_names', 'match_targets', 'peft_config', 'add_lora', 'watch_gradients',
-           'check_reached', 'lora_names', 'set_lora', 'active_loras', 'remove_lora', 'base_fingerprint', 'lora_weights',
-           'save_lora', 'read_lora', 'load_lora', 'LoRATaskConfig', 'base_task', 'LoRATask', 'LoadsLoRA', 'LoRAParts']
+           'check_reached', 'lora_names', 'check_factors', 'set_lora', 'active_loras', 'remove_lora',
+           'base_fingerprint', 'lora_weights', 'save_lora', 'read_lora', 'load_lora', 'LoRATaskConfig', 'base_task',
+           'LoRATask', 'LoadsLoRA', 'LoRAParts']
 
 # %% ../../nbs/42_lora.ipynb #6342b7e7
 import json
@@ -135,11 +136,21 @@ def lora_names(
     return sorted({name for layer in lora_layers(model).values() for name in layer.lora_A})
 
 
+def check_factors(
+    scales:dict[str,float], # name -> factor
+):
+    "Refuse a factor that is not a finite number"
+    for name, factor in scales.items():
+        if not isinstance(factor, (int, float)) or not abs(factor) < 1e6:
+            raise T2IError(f"the factor of LoRA {name!r} is {factor!r}; it must be a finite number")
+
+
 def set_lora(
     model:nn.Module,
     scales:dict[str,float], # name -> factor of its change; LoRAs that are not named are off
 ):
     "Switch LoRAs on or off, or blend them"
+    check_factors(scales)
     for name in scales.keys() - set(lora_names(model)):
         loaded = ", ".join(lora_names(model)) or "none"
         raise T2IError(f"no LoRA is called {name!r}; loaded: {loaded}")
@@ -357,6 +368,7 @@ class LoadsLoRA:
     )->str:                 # the name
         "Load a LoRA and switch it on, beside those that act"
         name = (name or Path(folder).name).replace(".", "-")
+        check_factors({name: scale})
         before = self.loras
         load_lora(self.lora_host, folder, name)
         self.set_lora(before | {name: scale})

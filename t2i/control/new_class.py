@@ -7,7 +7,6 @@ __all__ = ['NewClassConfig', 'OneMoreClass', 'NewClassVAR', 'NewClassTaskConfig'
            'NewClassParts', 'NewClassTask']
 
 # %% ../../nbs/41_new_class.ipynb #08171037
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,19 +16,19 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adapter import load_base, var_fingerprint
+from .adapter import BesideFrozen, check_fits, load_base, var_fingerprint
 from ..core import T2IError
-from ..data.datasets import DataConfig, FolderDataset
+from ..data.datasets import DataConfig, FolderDataset, read_files
 from ..generators.finetuning import start_tokenizer
 from ..generators.official import ClassNames, default_names, same_name
 from t2i.generators.text_training import (
     FrozenParts,
+    MapsConfig,
     bundled_name,
-    cached_tokens,
     scales_in_step,
     token_maps,
 )
-from ..generators.var import VAR, Condition
+from ..generators.var import VAR, ClassConditionalVAR, Condition, NextScaleModel
 from ..generators.var_with_clip import accuracy_by_scale
 from ..sampling import split_generator
 from ..training import TrainConfig
@@ -47,28 +46,19 @@ class NewClassConfig:
     format:int=1
 
 # %% ../../nbs/41_new_class.ipynb #0f2f0ba9
-class OneMoreClass(nn.Module):
+class OneMoreClass(BesideFrozen):
     "A frozen VAR of classes and one vector more, which alone is trained and saved"
     def __init__(self,
         config:NewClassConfig,
         base:VAR, # referred to: moved along, but neither trained nor saved
     ):
-        super().__init__()
-        found = base.config.width, var_fingerprint(base)
-        if found[0] != config.width or config.base_fingerprint not in ("", found[1]):
-            raise T2IError(f"the class {config.name!r} was learned beside another VAR than this "
-                           f"(fingerprint {config.base_fingerprint}, not {found[1]}): "
-                           f"load {config.base}")
-        self.config = config
+        check_fits(config, dict(width=base.config.width), var_fingerprint(base),
+                   f"class {config.name!r}")
+        super().__init__(config, base)
         rows = base.class_embed.weight.detach()                  # (classes+1,d)
         self.vector = nn.Parameter(rows[:-1].mean(0))
-        for name, part in dict(base=base.eval().requires_grad_(False), net=base.net,
-                               tokenizer=base.tokenizer).items():
-            object.__setattr__(self, name, part)                 # no submodule
-
-    def _apply(self, *args, **settings): # to, half, cuda, …
-        self.base._apply(*args, **settings)
-        return super()._apply(*args, **settings)
+        object.__setattr__(self, "net", base.net)                # no submodule
+        object.__setattr__(self, "tokenizer", base.tokenizer)
 
     def condition(self,
         labels:Tensor, # (b,) int64: a class of the VAR, then the new one, then no class
@@ -80,52 +70,24 @@ class OneMoreClass(nn.Module):
 
 # %% ../../nbs/41_new_class.ipynb #bd07e6cf
 class NewClassVAR(OneMoreClass):
-    "How a frozen VAR with one class more predicts and draws"
-    def forward(self,
-        labels:Tensor,     # (b,) int64
-        maps:list[Tensor], # (b,p*p) int64 per scale; the first few scales will do
-    )->Tensor:             # (b,l,v) logits
-        "Teacher forcing"
-        return self.net(self.condition(labels), self.tokenizer.quantizer, maps)
-
-    def stream(self,
-        labels:Tensor,              # (b,) int64
-        unconditional:Tensor,       # (b,) int64: no class, or one to avoid
-        generators:list[torch.Generator], # one per image
-        guidance_scale:float=1.,    # w
-        temperature:float=1.,
-        top_k:int=0,                # 0 is off
-        top_p:float=0.,             # 0 or 1 is off
-        guidance_schedule:str="ramp", # see `guidance_weights`
-    )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
-        "Sample one image per label, map after map"
-        return self.base.stream_conditions(
-            self.condition(labels), self.condition(unconditional), generators, guidance_scale,
-            guidance_schedule, temperature=temperature, top_k=top_k, top_p=top_p)
+    "A frozen VAR with one class more predicts and draws as any VAR of classes"
+    forward = NextScaleModel.forward
+    stream_conditions = NextScaleModel.stream_conditions
+    stream = ClassConditionalVAR.stream
 
 # %% ../../nbs/41_new_class.ipynb #c4c9ad29
 @dataclass
-class NewClassTaskConfig:
+class NewClassTaskConfig(MapsConfig):
     "A recipe for one new class beside a frozen VAR"
     name:str|None=None            # what prompts will call it; None: the name of the folder
     start:str|None=None           # the class whose vector it begins as; None: the mean of all
     base:str="shapes-class-var"   # frozen; a bundled or published VAR, a folder or a run
     tokenizer:str|None=None       # None: the one that the VAR was trained with
     data:DataConfig=field(default_factory=DataConfig) # `data.path`: the folder of images
-    first_scales:int=0            # the maps that decide what is where; 0: all maps count alike
-    first_scales_steps:int=0      # the first so many steps train these maps alone
-    first_scales_prob:float=0.    # and so does this share of the steps after them
-    sample_guidance:float=2.5     # settings of sampled images; they become the model's own
+    sample_guidance:float=2.5
     sample_guidance_schedule:str="constant" # or "ramp"
-    sample_temperature:float=1.
-    sample_top_p:float=0.
     train:TrainConfig=field(default_factory=TrainConfig)
     clip = None                   # no field: it reads no text
-
-    def settings(self)->dict:
-        "Of sampled images; they become the model's own"
-        return dict(guidance_scale=self.sample_guidance, temperature=self.sample_temperature,
-                    top_p=self.sample_top_p, guidance_schedule=self.sample_guidance_schedule)
 
 # %% ../../nbs/41_new_class.ipynb #198f6a69
 def known_names(
@@ -172,28 +134,14 @@ class NewClassParts(FrozenParts):
         _, source, fingerprint = self.parts["base"]
         known = known_names(source) or default_names(base.config.num_classes)
         name = new_name(config.name, config.data.path, known)
-        self.names, self.cached = [*known, name], {}
+        self.names = [*known, name]
         self.model = NewClassVAR(NewClassConfig(
             name, config.start, bundled_name(source) or str(source), fingerprint,
             base.config.width), base)
         self.model.vector.data = start_vector(base, config.start, known)
 
     def images(self, split:str)->FolderDataset:
-        c = self.config.data
-        train = split == "train"
-        return FolderDataset(
-            c.path if train else c.val_path or c.path, c.resolution, captioned=False, split=split,
-            augment=c.augment if train else "none", hold_out=not c.val_path)
-
-    def prepare(self, device:torch.device):
-        super().prepare(device)
-        if self.config.data.cache:
-            images = self.images("train")
-            self.cached["train"] = cached_tokens(
-                self.config.data, self.tokenizer, device, images)
-
-    def dataset(self, split:str):
-        return self.cached.get(split) or self.images(split)
+        return read_files(self.config.data, split, captioned=False)
 
 # %% ../../nbs/41_new_class.ipynb #319fd867
 class NewClassTask(NewClassParts):
@@ -212,5 +160,5 @@ class NewClassTask(NewClassParts):
         "Images of the new class, as `generate` draws them with the recipe's seed"
         labels = torch.full((16,), len(self.names)-1)
         generators = split_generator(self.config.train.seed, None, 1, 16)
-        frames = self.model.stream(labels, labels+1, generators, **self.config.settings())
-        return self.tokenizer.decode(list(frames)[-1]), [self.names[-1]]*16
+        ids = self.model.generate(labels, labels+1, generators, **self.config.settings())
+        return self.tokenizer.decode(ids), [self.names[-1]]*16

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DIGIT_NAMES', 'AUGMENTATIONS', 'info_once', 'COMPUTED', 'CAPTIONS', 'described_scene', 'told', 'ShapesDataset',
            'TerseShapes', 'digit_arrays', 'DigitsDataset', 'fit_square', 'open_image', 'CaptionedFiles', 'ImageFiles',
-           'split_items', 'FolderDataset', 'CocoDataset', 'DataConfig', 'load_dataset', 'InfiniteDataset',
+           'split_items', 'FolderDataset', 'CocoDataset', 'DataConfig', 'read_files', 'load_dataset', 'InfiniteDataset',
            'ignore_stops', 'stream_loader']
 
 # %% ../../nbs/03_datasets.ipynb #5a8b680c
@@ -372,6 +372,24 @@ class DataConfig:
         if self.augment != "none" and self.cache:
             raise ValueError("data.cache encodes each image once: it needs data.augment=none")
 
+# %% ../../nbs/03_datasets.ipynb #d9cc59a2
+def read_files(
+    config:DataConfig,          # with `path`
+    split:str,                  # "train" or "val"
+    kind:type=FolderDataset,    # or another one of `ImageFiles`
+    **settings,                 # of this kind
+)->ImageFiles:                  # in training, the share of them that the config names
+    "The image files of a config"
+    train = split == "train"
+    if kind is not CocoDataset: # which is divided itself
+        settings["hold_out"] = not config.val_path
+    chosen = config.path if train else config.val_path or config.path
+    files = kind(chosen, resolution=config.resolution, split=split, one=config.captions == "one",
+                 augment=config.augment if train else "none", **settings)
+    if train:
+        files.items = choose_subset(files.items, config.fraction)
+    return files
+
 # %% ../../nbs/03_datasets.ipynb #d9cc59a3
 def load_dataset(
     config:DataConfig,
@@ -379,16 +397,15 @@ def load_dataset(
     captioned:bool=True, # see `FolderDataset`, `ShapesDataset`
 )->Dataset:              # of dicts with image and caption
     "The images that a config names; those that validate are in no training split"
-    name, path, size = config.name, config.path, config.resolution
+    name = config.name
     start, count = (0, 10**9) if split == "train" else (2*10**9, 10**6)
-    if name == "shapes":
-        return ShapesDataset(start, count, captioned)
-    if name == "terse-shapes":
-        return TerseShapes(start, count, captioned)
+    if name in ("shapes", "terse-shapes"):
+        kind = ShapesDataset if name == "shapes" else TerseShapes
+        return kind(start, count, captioned)
     if name == "digits":
         return DigitsDataset(split)
     if name == "emoji":
-        return EmojiDataset(start, count, size, captioned=captioned)
+        return EmojiDataset(start, count, config.resolution, captioned=captioned)
     if name == "mixture":
         return import_class("t2i.data.mixtures.load_mixture")(config, split, captioned)
     if "." in name and all(part.isidentifier() for part in name.split(".")):
@@ -396,19 +413,11 @@ def load_dataset(
     if name not in ("folder", "coco"):
         raise ValueError(f"unknown data.name {name!r}; known are {', '.join(COMPUTED)}, "
                          "folder, coco, mixture, and your own class as module.Class")
-    if not path:
+    if not config.path:
         raise ValueError(f"data.name={name} needs data.path, the folder of images")
-    options = dict(resolution=size, split=split, one=config.captions == "one")
-    if split == "train":
-        options["augment"] = config.augment
     if name == "coco":
-        files = CocoDataset(path, missing=config.missing, **options)
-    else:
-        chosen = path if split == "train" else config.val_path or path
-        files = FolderDataset(chosen, captioned=captioned, hold_out=not config.val_path, **options)
-    if split == "train":
-        files.items = choose_subset(files.items, config.fraction)
-    return files
+        return read_files(config, split, CocoDataset, missing=config.missing)
+    return read_files(config, split, captioned=captioned)
 
 # %% ../../nbs/03_datasets.ipynb #8c2e357d
 class InfiniteDataset(Dataset):
@@ -417,15 +426,11 @@ class InfiniteDataset(Dataset):
         dataset:Dataset,  # a method `augmented(i, generator)`, if there is one, gives its items
         seed:int=0,
     ):
-        self.dataset = dataset
-        self.seed = seed
-        self._epoch = -1
-        self._order = None
+        self.dataset, self.seed = dataset, seed
+        self._epoch, self._order = -1, None
 
-    def index(self,
-        position:int, # in the stream, from 0
-    )->int:           # in the dataset
-        "Which item stands at a position"
+    def index(self, position:int)->int:
+        "The item of the dataset at a position of the stream, from 0"
         epoch, place = divmod(position, len(self.dataset))
         if getattr(self.dataset, "endless", False):
             return place
@@ -445,9 +450,7 @@ class InfiniteDataset(Dataset):
         return self.dataset[i] | dict(u=u)
 
 # %% ../../nbs/03_datasets.ipynb #88a48eee
-def ignore_stops(
-    worker:int, # its number
-):
+def ignore_stops(worker:int): # its number
     "Leave Ctrl-C and the stop signals of a cluster, which reach every process, to the main one"
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP

@@ -81,6 +81,8 @@ def read_source(
     given, where = dict(config.sources[number] or {}), f"data.sources.{number}"
     if given.get("name") == "mixture" or "sources" in given:
         raise T2IError(f"{where} is a mixture: a mixture has no mixtures, list their sources here")
+    if not given.get("name") and not given.get("path"):
+        raise T2IError(f"{where} has neither a name nor a path: {where}.name=shapes, for one")
     for name in SHARED:
         if name in given:
             raise T2IError(f"{where}.{name}: all sources have the same, give data.{name}")

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..core import T2IError, best_device, progress
+from ..core import T2IError, best_device, log, progress
 from .downloads import explain_full_disk
 from .files import atomic_path, data_home, hash_of
 
@@ -143,8 +143,12 @@ def build_cache(
         path.unlink()
     there = {start: end for start, end, path in reversed(shards) if path.exists() and end > start}
     loading = dict(batch_size=batch_size, num_workers=workers)
+    plan = plan_shards(there, count, shard)
+    missing = sum(end-start for start, end, known in plan if not known)
+    if missing:
+        log.info("%d images are read once by a frozen model, and kept in %s", missing, folder)
     with progress(total=count, desc="filling the cache", unit="img") as bar:
-        for start, end, known in plan_shards(there, count, shard):
+        for start, end, known in plan:
             if known:
                 bar.update(min(end, count) - start)
                 continue

@@ -323,7 +323,7 @@ def initial_weights(
         if model is None or hasattr(model, name):
             part = part_weights(file, getattr(model, name, None))
             found |= {f"{name}.{k}": w for k, w in part.items()}
-    return found
+    return found or part_weights(path/"generator"/"model.safetensors", model)  # it is the generator
 
 # %% ../../nbs/90_checkpoints.ipynb #1dc99a48
 def fingerprint(

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import T2IError
-from ..data.datasets import DataConfig, FolderDataset, choose_subset, load_dataset
+from ..data.datasets import DataConfig, FolderDataset, load_dataset, read_files
 from ..engine.checkpoints import REGISTRY, load_weights, weights_file
 from ..engine.files import atomic_path, bundled_folder, config_from_dict
 from .official import ClassNames, default_names, same_name
@@ -50,17 +50,10 @@ def own_images(
     "Captioned images; or, if none has a caption, images in one folder per class"
     if not config.path:
         raise T2IError("give data.path, the folder of your images")
-    train = split == "train"
-    root = Path(config.path if train else config.val_path or config.path).expanduser()
-    options = dict(resolution=config.resolution, split=split, one=config.captions == "one",
-                   augment=config.augment if train else "none", hold_out=not config.val_path)
-    files = FolderDataset(root, captioned=False, **options)
+    files = read_files(config, split, captioned=False)
     if any(text for _, texts in files.items for text in texts):
-        files = FolderDataset(root, **options)  # those without a caption are named and left out
-    else:
-        files.items = [(path, [folder_class(path, root)]) for path, _ in files.items]
-    if train:
-        files.items = choose_subset(files.items, config.fraction)
+        return read_files(config, split)  # those without a caption are named and left out
+    files.items = [(path, [folder_class(path, files.folder)]) for path, _ in files.items]
     return files
 
 # %% ../../nbs/39_finetuning.ipynb #67a9bd30
@@ -151,9 +144,6 @@ class FinetuningParts(FrozenParts):
             self.classes.save_pretrained(self.folder/"text_tokenizer")
             with atomic_path(self.folder/"generator.json") as path:
                 path.write_text(json.dumps(asdict(self.model.config)))
-
-    def dataset(self, split:str):
-        return load_dataset(self.config.data, split)
 
 # %% ../../nbs/39_finetuning.ipynb #6abd6340
 class FinetuningTask(FinetuningParts):

@@ -23,11 +23,11 @@ from t2i.generators.var import (
     NextScaleTransformer,
     VARBlock,
     VARConfig,
-    guidance_weights,
     new_caches,
     next_sums,
 )
 from t2i.sampling import (
+    cfg_schedule,
     classifier_free_guidance,
     draw_uniform,
     map_temperatures,
@@ -120,7 +120,7 @@ def stream_masked(
     condition:Condition, # (b,…)
     unconditional:Condition, # (b,…)
     generators:list[torch.Generator], # one per image
-    weights:list[float], # guidance per scale, see `guidance_weights`
+    weights:list[float], # guidance per scale, see `cfg_schedule`
     num_steps:int=1,     # steps per map
     temperature:float=1., temperature_schedule:str="constant", # see `map_temperatures`
     **sampling,          # top_k, top_p: see `sample_codes`
@@ -220,7 +220,7 @@ class MaskedTextVAR(TextVAR):
         guidance_schedule:str="ramp", temperature_schedule:str="constant", # see lesson 07
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per caption, map after map"
-        weights = guidance_weights(guidance_scale, len(self.net.sizes), guidance_schedule)
+        weights = cfg_schedule(guidance_scale, len(self.net.sizes), guidance_schedule)
         return stream_masked(
             self.net, self.tokenizer.quantizer, self.condition(features),
             self.condition(unconditional), generators, weights, num_steps,
@@ -236,10 +236,6 @@ class MaskedTextVARTaskConfig(SoftTextVARTaskConfig):
     "A recipe for a masked text-conditioned VAR"
     model:MaskedTextVARConfig=field(default_factory=unset_config) # null: as the tokenizer has it
     sample_num_steps:int=8 # steps per map of sampled images
-
-    def settings(self)->dict:
-        "Of sampled images; they become the model's own"
-        return super().settings() | dict(num_steps=self.sample_num_steps)
 
 class MaskedTextVARTask(SoftTextVARTask):
     "`SoftTextVARTask` on maps of which a part is known"

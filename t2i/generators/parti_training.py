@@ -31,6 +31,7 @@ from t2i.generators.parti import (
 from .parti_costs import OPTIMIZER_BYTES, TRAINING_BYTES
 from t2i.generators.text_training import (
     ContrastConfig,
+    SampleConfig,
     compared_rows,
     fill_config,
     load_frozen_tokenizer,
@@ -64,7 +65,7 @@ def unset_parti()->PartiConfig:
     return PartiConfig(grid=None, codebook_size=None, text_width=None)
 
 @dataclass
-class PartiTaskConfig:
+class PartiTaskConfig(SampleConfig):
     "A recipe for a Parti"
     tokenizer:str="shapes-vqgan"  # a bundled tokenizer, a folder or a run
     model:PartiConfig=field(default_factory=unset_parti) # null: as the tokenizer has it
@@ -77,16 +78,8 @@ class PartiTaskConfig:
     condition_dropout:float=.1    # share of captions replaced by the empty one
     contrast:ContrastConfig=field(default_factory=ContrastConfig)
     reading_pairs:int=100         # images per kind in the reading test of a validation; 0: no test
-    sample_guidance:float=3.      # settings of sampled images; they become the model's own
-    sample_temperature:float=1.
     sample_top_k:int=0
-    sample_top_p:float=0.
     train:TrainConfig=field(default_factory=TrainConfig)
-
-    def settings(self)->dict:
-        "Of sampled images; they become the model's own"
-        return dict(guidance_scale=self.sample_guidance, temperature=self.sample_temperature,
-                    top_k=self.sample_top_k, top_p=self.sample_top_p)
 
 # %% ../../nbs/39_parti_training.ipynb #4b865ec6
 PUBLISHED_RASTERS = {
@@ -156,7 +149,7 @@ def training_bytes_each(
 class PartiTask(CaptionLookup):
     "Cross-entropy of each token, given the caption and the tokens before it in raster order"
     Config = PartiTaskConfig
-    read_tokenizer = staticmethod(load_raster)
+    get_tokenizer = staticmethod(load_raster)
 
     def build_text_encoder(self, text:TextEncoderConfig)->TextEncoder:
         "Before it: whether the model that it belongs to has room"

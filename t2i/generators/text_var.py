@@ -111,7 +111,7 @@ class TextConditionedVAR(NextScaleModel):
         temperature:float=1.,
         top_k:int=0,                # 0 is off
         top_p:float=0.,             # 0 or 1 is off
-        guidance_schedule:str="ramp", # see `guidance_weights`
+        guidance_schedule:str="ramp", # see `cfg_schedule`
         temperature_schedule:str="constant", # see `map_temperatures`
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per caption, map after map"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RENAMED', 'VARConfig', 'next_sums', 'ScaleEmbedding', 'Condition', 'VARBlock', 'init_transformer', 'VARBackbone',
-           'NextScaleTransformer', 'guidance_weights', 'generate_naive', 'new_caches', 'MapPredictor', 'stream_maps',
-           'stream_scales', 'upgrade_var', 'NextScaleModel', 'ClassConditionalVAR', 'VAR']
+           'NextScaleTransformer', 'generate_naive', 'new_caches', 'MapPredictor', 'stream_maps', 'stream_scales',
+           'upgrade_var', 'NextScaleModel', 'ClassConditionalVAR', 'VAR']
 
 # %% ../../nbs/31_var.ipynb #7e2c9d84
 from collections.abc import Iterator
@@ -234,15 +234,6 @@ class NextScaleTransformer(VARBackbone):
         mask = self.mask[:x.shape[1],:x.shape[1]]
         return self.forward_blocks(x, self.condition(condition), mask)
 
-# %% ../../nbs/31_var.ipynb #6f3a7487
-def guidance_weights(
-    scale:float,         # w, see `classifier_free_guidance`
-    k:int,               # scales
-    schedule:str="ramp", # from 1 to w; or "constant": w at each scale
-)->list[float]:          # one weight per scale
-    "How guidance is spread over the maps"
-    return cfg_schedule(scale, k, schedule)
-
 # %% ../../nbs/31_var.ipynb #bccc040b
 @torch.no_grad()
 def generate_naive(
@@ -251,7 +242,7 @@ def generate_naive(
     condition:Condition, # (b,…)
     unconditional:Condition|None,     # (b,…); None: no guidance
     generators:list[torch.Generator], # one per image
-    weights:list[float], # guidance per scale, see `guidance_weights`
+    weights:list[float], # guidance per scale, see `cfg_schedule`
     temperature:float=1.,
 )->list[Tensor]:         # (b,p*p) int64 per scale
     "The plain loop, which computes all coarser maps again in each pass: a test of `stream_scales`"
@@ -283,7 +274,7 @@ class MapPredictor:
         quantizer,           # the tokenizer's `MultiScaleQuantizer`
         condition:Condition, # (b,…)
         unconditional:Condition|None, # (b,…); None: no guidance
-        weights:list[float], # guidance per scale, see `guidance_weights`
+        weights:list[float], # guidance per scale, see `cfg_schedule`
     ):
         self.net, self.quantizer, self.weights = net, quantizer, weights
         guided = unconditional is not None and any(w != 1 for w in weights)
@@ -340,7 +331,7 @@ def stream_scales(
     quantizer, # the tokenizer's `MultiScaleQuantizer`
     condition:Condition, unconditional:Condition|None, # (b,…); None: no guidance
     generators:list[torch.Generator], # one per image
-    weights:list[float], # guidance per scale, see `guidance_weights`
+    weights:list[float], # guidance per scale, see `cfg_schedule`
     *sampling, **named,  # of `stream_maps`
 )->Iterator[list[Tensor]]: # after each scale: all ids so far, (b,p*p) each
     "Sample the maps of some conditions"
@@ -388,11 +379,11 @@ class NextScaleModel(nn.Module):
         unconditional:Condition,    # (b,…)
         generators:list[torch.Generator], # one per image
         guidance_scale:float=1.,    # w
-        guidance_schedule:str="ramp", # see `guidance_weights`
+        guidance_schedule:str="ramp", # see `cfg_schedule`
         **sampling,                 # temperature, top_k, top_p: see `stream_scales`
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample map after map"
-        weights = guidance_weights(guidance_scale, len(self.net.sizes), guidance_schedule)
+        weights = cfg_schedule(guidance_scale, len(self.net.sizes), guidance_schedule)
         return stream_scales(self.net, self.tokenizer.quantizer, condition, unconditional,
                              generators, weights, **sampling)
 
@@ -422,7 +413,7 @@ class ClassConditionalVAR(NextScaleModel):
         guidance_scale:float=1.,    # w
         temperature:float=1.,
         top_k:int=0, top_p:float=0., # 0 is off
-        guidance_schedule:str="ramp", # see `guidance_weights`
+        guidance_schedule:str="ramp", # see `cfg_schedule`
         more_smooth:bool=False,     # see `stream_smooth` (lesson 38), whose sums it then yields
         temperature_schedule:str="constant", # see `map_temperatures`
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
@@ -433,7 +424,7 @@ class ClassConditionalVAR(NextScaleModel):
         if not more_smooth:
             return self.stream_conditions(
                 *conditions, generators, guidance_scale, guidance_schedule, **sampling)
-        weights = guidance_weights(guidance_scale, len(self.net.sizes), guidance_schedule)
+        weights = cfg_schedule(guidance_scale, len(self.net.sizes), guidance_schedule)
         maps = MapPredictor(self.net, self.tokenizer.quantizer, *conditions, weights)
         return stream_smooth(maps, generators, **sampling)
 

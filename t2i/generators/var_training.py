@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from ..core import T2IError, from_uint8
 from ..data.captions import describe
 from ..data.checker import find_objects
-from ..data.datasets import DataConfig, FolderDataset, info_once
+from ..data.datasets import DataConfig, FolderDataset, info_once, read_files
 from t2i.data.shapes import (
     BACKGROUNDS,
     RADII,
@@ -43,7 +43,7 @@ from ..engine.files import bundled_folder
 from .official import imagenet_names
 from t2i.generators.text_training import (
     FrozenParts,
-    cached_tokens,
+    MapsConfig,
     fill_config,
     scales_in_step,
     token_maps,
@@ -140,11 +140,7 @@ def classified(
     if config.name != "folder":
         raise T2IError(f"data.name={config.name} has no classes; known are shapes, and folder "
                        "with a subfolder per class")
-    chosen = config.path if split == "train" else config.val_path or config.path
-    augment = config.augment if split == "train" else "none"
-    return ClassFolder(
-        chosen, resolution=config.resolution, augment=augment, split=split,
-        hold_out=not config.val_path, one=config.captions == "one")
+    return read_files(config, split, ClassFolder)
 
 # %% ../../nbs/36_var_training.ipynb #44f9fb99
 def drop_labels(
@@ -180,49 +176,26 @@ def open_var_config()->VARConfig:
 
 
 @dataclass
-class ClassVARTaskConfig:
+class ClassVARTaskConfig(MapsConfig):
     "A recipe for a class-conditional VAR"
     tokenizer:str="shapes-msvq"   # a bundled tokenizer, a folder or a run
     model:VARConfig=field(default_factory=open_var_config) # null: as tokenizer and data have it
     start:str|None=None           # a VAR with weights to start from, as far as they fit
     data:DataConfig=field(default_factory=DataConfig) # see `classified`
     condition_dropout:float=.1    # share of images that are learned without their class
-    first_scales:int=0            # the maps that decide what is where; 0: all maps count alike
-    first_scales_steps:int=0      # the first so many steps train these maps alone
-    first_scales_prob:float=0.    # and so does this share of the steps after them
-    sample_guidance:float=1.5     # settings of sampled images; they become the model's own
-    sample_guidance_schedule:str="ramp" # or "constant"
-    sample_temperature:float=1.
-    sample_top_p:float=0.
+    sample_guidance:float=1.5
     train:TrainConfig=field(default_factory=TrainConfig)
     clip = None                   # no field: it reads no text
 
-    def settings(self)->dict:
-        "Of sampled images; they become the model's own"
-        return dict(guidance_scale=self.sample_guidance, temperature=self.sample_temperature,
-                    top_p=self.sample_top_p, guidance_schedule=self.sample_guidance_schedule)
-
 # %% ../../nbs/36_var_training.ipynb #c1a551f1
 class ClassifiedParts(FrozenParts):
-    "The frozen tokenizer and images with a class each, perhaps as tokens kept ahead of training"
+    "The frozen tokenizer and images with a class each"
     def __init__(self, config, folder:Path|None=None): # a `ClassVARTaskConfig`, or one like it
         super().__init__(config, folder)
-        self.cached = {}
         self.names = list(self.images("train").names)
 
     def images(self, split:str)->Dataset: # "train" or "val"
-        "The images themselves, before anything of them is kept"
         return classified(self.config.data, split)
-
-    def prepare(self, device:torch.device):
-        super().prepare(device)
-        data = self.config.data
-        if data.cache:
-            images = self.images("train")
-            self.cached["train"] = cached_tokens(data, self.tokenizer, device, images)
-
-    def dataset(self, split:str)->Dataset:
-        return self.cached.get(split) or self.images(split)
 
 # %% ../../nbs/36_var_training.ipynb #cc862704
 class ClassVARTask(ClassifiedParts):

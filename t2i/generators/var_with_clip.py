@@ -35,7 +35,6 @@ from t2i.guidance.clip_cache import (
     frozen_clip_encoder,
     text_contents,
 )
-from ..sampling import split_generator
 from ..text import TextEncoderConfig, TextFeatures
 from ..tokenizers.multiscale import MultiScaleVQVAE
 
@@ -147,6 +146,7 @@ class CaptionLookup(TextVARTask):
         texts = sorted({"", *captions[0], *captions[1]})
         about, chosen = hash_of(text_contents(texts, self.clip)), self.config.data.cache_dir
         folder = Path(chosen)/"text" if chosen else data_home()/"cache"/f"text-{about}"
+        info_once(f"{len(texts)} captions are read once by the CLIP, and kept in {folder}")
         self.text_cache = TextCache(build_text_cache(texts, self.clip, folder))
         self.clip.to("cpu")  # this makes room; `read` needs it for other captions alone
 
@@ -188,15 +188,6 @@ class ClipVARTask(CaptionLookup):
         logits, _ = self.model(self.read(captions), maps)
         return self.token_losses(logits, target).mean(), accuracy_by_scale(logits, maps)
 
-    @torch.no_grad()
     def sample(self)->tuple[Tensor,list[str]]: # (n,3,h,w), and their captions
-        "The gallery, with the recipe's settings"
-        prompts = read_gallery(self.config.gallery)
-        if not prompts:
-            return held_out_samples(self)
-        n = len(prompts)
-        both = self.model.text_encoder(*self.read(prompts + [""]*n))   # of one length
-        features = both.select(range(n)), both.select(range(n, 2*n))
-        generators = split_generator(self.config.train.seed, None, n, 1)
-        ids = self.model.generator.generate(*features, generators, **self.config.settings())
-        return self.tokenizer.decode(ids), prompts
+        "The gallery; where there is none, held-out captions"
+        return held_out_samples(self, read_gallery(self.config.gallery))
