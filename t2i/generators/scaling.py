@@ -47,7 +47,7 @@ class ScalingCurve:
     images:np.ndarray # (n,) seen so far, rising
     losses:np.ndarray # (n,) nats per token
     image_flops:int   # what training on one image costs
-    parameters:int    # of text encoder and decoder
+    parameters:int    # in the blocks of text encoder and decoder
 
     def __post_init__(self):
         self.images = np.asarray(self.images, float)
@@ -76,7 +76,7 @@ def scaling_curve(
 )->ScalingCurve:
     "What a recipe made of its compute"
     filled = filled_model(config)
-    parameters = count_parameters(filled.model, filled.text)[1]
+    parameters = count_parameters(filled.model, filled.text)[0]
     return ScalingCurve(images, losses, image_flops(config), parameters)
 
 def read_scaling_curve(
