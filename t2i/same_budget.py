@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['IMAGES', 'ALIKE', 'SIZES', 'MAPS', 'ENCODER', 'PARTI', 'VAR', 'OWN', 'TOKENS', 'POOLED', 'MASKED', 'CLASSES',
            'ADAPTER', 'EMOJI', 'EMOJI_MAPS', 'EMOJI_WORDS', 'BUDGET', 'SCORED', 'BUDGET_MARKS', 'Stage', 'Row',
-           'stage_settings', 'train_stage', 'train_row', 'learning_curve', 'row_command', 'score_row', 'sample_prompts',
-           'save_samples', 'check_rows', 'same_budget', 'shares', 'read_budget', 'budget_table', 'by_world',
-           'budget_page', 'write_budget', 'repeat_interval', 'compare_repeats']
+           'stage_settings', 'check_run', 'train_stage', 'train_row', 'learning_curve', 'row_command', 'score_parts',
+           'score_row', 'sample_prompts', 'save_samples', 'check_rows', 'check_scores', 'same_budget', 'shares',
+           'read_budget', 'budget_table', 'by_world', 'budget_page', 'write_budget', 'repeat_interval',
+           'compare_repeats']
 
 # %% ../nbs/61_same_budget.ipynb #052e67ed
 import json
@@ -25,6 +26,7 @@ from .engine.checkpoints import weights_file
 from .engine.files import atomic_path, save_png
 from .engine.recipes import load_recipe
 from .engine.runs import read_metrics
+from .generators.var_training import attribute_scores, object_prompts
 from t2i.leaderboard import (
     binomial_interval,
     board_images,
@@ -35,7 +37,7 @@ from t2i.leaderboard import (
 )
 from .scoring import ScoreOptions, evaluate_model
 from .speedruns import run_stage
-from .subjects import draw_prompts, load_subject
+from .subjects import Subject, draw_prompts, load_subject
 
 # %% ../nbs/61_same_budget.ipynb #239d8b29
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ BUDGET = {
     "shapes/text-var-pooled": Row((POOLED,)),
     "shapes/parti": Row((PARTI,)),
     "shapes/adapter": Row((CLASSES, ADAPTER)),
-    "shapes/vqgan-clip": Row(options=dict(per_task=2, clip="shapes-clip")),
+    "shapes/vqgan-clip": Row(options=dict(per_task=2, count=8, clip="shapes-clip")),
     "emoji/masked-tokens": Row((MASKED.changed(**EMOJI_MAPS),)),
     "emoji/text-var-tokens": Row((TOKENS.changed(**EMOJI_MAPS),)),
     "emoji/text-var-own": Row((OWN.changed(**EMOJI_MAPS | EMOJI_WORDS),)),
@@ -123,12 +125,29 @@ def stage_settings(
     return *[f"{name}={value}" for name, value in changes.items()], f"train.steps={steps}"
 
 # %% ../nbs/61_same_budget.ipynb #ca10a5eb
+def check_run(
+    run:Path,
+    settings:tuple[str,...], # see `stage_settings`
+):
+    "Refuse a run of another budget or seed"
+    if not (run/"last").is_file():
+        return
+    found = load_recipe(run/"recipe.yaml").config.train
+    given = dict(setting.split("=", 1) for setting in settings)
+    for name in ("seed", "steps"):
+        own, wanted = getattr(found, name), int(given[f"train.{name}"])
+        if own != wanted:
+            raise T2IError(f"{run} was trained with train.{name}={own}, not {wanted}: "
+                           "choose another folder with --output")
+
+
 def train_stage(
     recipe:str,
     folder:Path,              # of the row
     settings:tuple[str,...],  # see `stage_settings`
 )->dict: # recipe, steps, images, core_minutes
     "Train, or go on; filling the caches does not count"
+    check_run(folder/recipe, settings)
     if not (folder/recipe/"last").is_file():
         new = load_recipe(recipe, settings)
         new.task(new.config).prepare(best_device())
@@ -157,7 +176,8 @@ def train_row(
     return [train_stage(recipe, folder, given + overrides) for recipe, given in stages]
 
 # %% ../nbs/61_same_budget.ipynb #e4ffcffc
-SCORED = dict(shapes=dict(per_task=50, num_images_per_prompt=1), emoji=dict(count=100))
+SCORED = dict(shapes=dict(per_task=50, count=100, num_images_per_prompt=1),
+              emoji=dict(count=100, num_images_per_prompt=1))  # see `ScoreOptions`
 
 
 def learning_curve(
@@ -176,12 +196,24 @@ def learning_curve(
 def row_command(name:str, images:int, seed:int)->str:
     "The command that makes a row again"
     words = ["t2i", "bench", "budget", name]
-    for option, value, usual in (("--images", images, IMAGES), ("--seed", seed, 0)):
-        if value != usual:
-            words += [option, str(value)]
+    if images != IMAGES:
+        words += ["--images", str(images)]
+    if seed:
+        words += ["--seed", str(seed), "-o", f"runs/budget-{seed}"]
     return shlex.join(words)
 
 # %% ../nbs/61_same_budget.ipynb #4499d042
+def score_parts(
+    subject:Subject,
+    options:ScoreOptions, # count: prompts
+)->dict[str,float]:
+    "How often the shape and the colour of a single object are right"
+    prompts = object_prompts(options.count, options.seed)
+    images = [some[0] for some in draw_prompts(subject, prompts, options)]
+    found = attribute_scores(images, prompts)
+    return {f"object_{name}": found[name] for name in ("shape", "color", "size", "everything")}
+
+# %% ../nbs/61_same_budget.ipynb #3f691865
 def score_row(
     name:str,          # a key of `BUDGET`
     folder:Path,       # with the runs of all rows
@@ -194,6 +226,8 @@ def score_row(
     model = str(runs[-1]) if runs else row.model
     options = ScoreOptions(**SCORED[world] | row.options | options)
     scores = evaluate_model(model, world, options)
+    if world == "shapes":
+        scores |= score_parts(load_subject(model, options.device), options)
     trained = sum(count_weights(weights_file(run)) for run in runs)
     clip = [] if runs else [options.clip]                  # it steers
     curve = learning_curve(runs[-1]) if runs else []
@@ -234,6 +268,13 @@ def check_rows(names:list[str])->list[str]:
     return list(names or BUDGET)
 
 
+def check_scores(file:Path, command:str):
+    "Refuse scores of another budget or seed"
+    own = json.loads(file.read_text(encoding="utf-8"))["command"]
+    if own != command:
+        raise T2IError(f"{file} is there and comes from {own}: choose another folder with --scores")
+
+
 def same_budget(
     names:list[str],              # keys of `BUDGET`; none: all
     folder:str|Path,              # for the runs
@@ -249,12 +290,14 @@ def same_budget(
     for name in check_rows(names):
         file = scored/f"{name}.json"
         files.append(file)
+        command = row_command(name, images, seed)
         if file.is_file():
+            check_scores(file, command)
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
         stages = train_row(name, folder, images, seed, tuple(overrides))
         scores = score_row(name, folder, stages, **options)
-        scores["command"] = row_command(name, images, seed)
+        scores["command"] = command
         save_samples(scores, file.with_suffix(".png"), options.get("device"))
         with atomic_path(file) as p:
             p.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
@@ -268,7 +311,10 @@ def shares(
     if scores["benchmark"] == "shapes":
         n = scores["per_task"]
         tasks = {name.replace("_", " "): (scores[name], n) for name in (*TASKS, "unseen_pairs")}
-        return dict(mean=(scores["mean"], n*len(TASKS))) | tasks
+        count = scores["count"]
+        parts = {f"one object: {name}": (scores[f"object_{name}"], count)
+                 for name in ("shape", "color")}
+        return dict(mean=(scores["mean"], n*len(TASKS))) | tasks | parts
     n = scores["count"]
     return {
         "among the nearest five": (scores["trained_top5"], n),
