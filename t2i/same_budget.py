@@ -22,7 +22,7 @@ from .core import T2IError, best_device, image_grid
 from .data.checker import shapes_bench
 from .data.emoji_judge import emoji_bench
 from .data.shapes import TASKS
-from .engine.checkpoints import weights_file
+from .engine.checkpoints import last_checkpoint, weights_file
 from .engine.files import atomic_path, save_png
 from .engine.recipes import load_recipe
 from .engine.runs import read_metrics
@@ -102,7 +102,7 @@ BUDGET = {
     "shapes/text-var-pooled": Row((POOLED,)),
     "shapes/parti": Row((PARTI,)),
     "shapes/adapter": Row((CLASSES, ADAPTER)),
-    "shapes/vqgan-clip": Row(options=dict(per_task=2, count=8, clip="shapes-clip")),
+    "shapes/vqgan-clip": Row(options=dict(per_task=2, count=4, clip="shapes-clip")),
     "emoji/masked-tokens": Row((MASKED.changed(**EMOJI_MAPS),)),
     "emoji/text-var-tokens": Row((TOKENS.changed(**EMOJI_MAPS),)),
     "emoji/text-var-own": Row((OWN.changed(**EMOJI_MAPS | EMOJI_WORDS),)),
@@ -140,26 +140,28 @@ def check_run(
             raise T2IError(f"{run} was trained with train.{name}={own}, not {wanted}: "
                            "choose another folder with --output")
 
-
+# %% ../nbs/61_same_budget.ipynb #b2a39d85
 def train_stage(
     recipe:str,
     folder:Path,              # of the row
     settings:tuple[str,...],  # see `stage_settings`
 )->dict: # recipe, steps, images, core_minutes
     "Train, or go on; filling the caches does not count"
-    check_run(folder/recipe, settings)
-    if not (folder/recipe/"last").is_file():
-        new = load_recipe(recipe, settings)
+    run, clock = folder/recipe, folder/f"{recipe}.core_minutes"
+    check_run(run, settings)
+    new = load_recipe(recipe, settings)
+    steps, batch_size = new.config.train.steps, new.config.train.batch_size
+    minutes = float(clock.read_text()) if clock.is_file() else 0.
+    if not (run/"last").is_file() or last_checkpoint(run).name != f"step-{steps}":
         new.task(new.config).prepare(best_device())
-    clock, begun = folder/f"{recipe}.core_minutes", time.process_time()
-    before = float(clock.read_text()) if clock.is_file() else 0.
-    try:
-        done = run_stage(recipe, folder, settings)
-    finally:
-        minutes = before + (time.process_time()-begun)/60
-        with atomic_path(clock) as p:
-            p.write_text(f"{minutes}\n")
-    return {k: done[k] for k in ("recipe", "steps", "images")} | dict(core_minutes=minutes)
+        begun = time.process_time()
+        try:
+            run_stage(recipe, folder, settings)
+        finally:
+            minutes += (time.process_time()-begun)/60
+            with atomic_path(clock) as p:
+                p.write_text(f"{minutes}\n")
+    return dict(recipe=recipe, steps=steps, images=steps*batch_size, core_minutes=minutes)
 
 
 def train_row(
@@ -274,7 +276,7 @@ def check_scores(file:Path, command:str):
     if own != command:
         raise T2IError(f"{file} is there and comes from {own}: choose another folder with --scores")
 
-
+# %% ../nbs/61_same_budget.ipynb #985db9fc
 def same_budget(
     names:list[str],              # keys of `BUDGET`; none: all
     folder:str|Path,              # for the runs
