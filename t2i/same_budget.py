@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'ALIKE', 'SIZES', 'MAPS', 'ENCODER', 'PARTI', 'VAR', 'OWN', 'TOKENS', 'POOLED', 'MASKED', 'CLASSES',
-           'ADAPTER', 'EMOJI', 'EMOJI_MAPS', 'EMOJI_WORDS', 'BUDGET', 'SCORED', 'BUDGET_MARKS', 'Stage', 'Row',
-           'stage_settings', 'check_run', 'train_stage', 'train_row', 'learning_curve', 'row_command', 'score_parts',
-           'score_row', 'sample_prompts', 'save_samples', 'check_rows', 'check_scores', 'same_budget', 'shares',
-           'read_budget', 'budget_table', 'by_world', 'budget_page', 'write_budget', 'repeat_interval',
-           'compare_repeats']
+           'ADAPTER', 'EMOJI', 'EMOJI_MAPS', 'EMOJI_WORDS', 'BUDGET', 'SCORED', 'READING_PAIRS', 'READS',
+           'BUDGET_MARKS', 'Stage', 'Row', 'stage_settings', 'check_run', 'train_stage', 'train_row', 'learning_curve',
+           'row_command', 'score_parts', 'score_row', 'sample_prompts', 'save_samples', 'check_rows', 'check_scores',
+           'same_budget', 'reading_share', 'shares', 'read_budget', 'budget_table', 'by_world', 'budget_page',
+           'write_budget', 'repeat_interval', 'compare_repeats']
 
 # %% ../nbs/61_same_budget.ipynb #052e67ed
 import json
@@ -306,6 +306,19 @@ def same_budget(
     return files
 
 # %% ../nbs/61_same_budget.ipynb #64b6cae9
+READING_PAIRS = 100  # images of a reading test, as all these recipes have it
+READS = dict(shapes=("reads exchanged colors", "binding"), emoji=("reads the drawing", "drawing"))
+
+
+def reading_share(
+    scores:dict, # of `score_row`
+)->dict[str,tuple[float,int]]: # column -> share, and of how many images; {}: there was no test
+    "The reading test of the last validation"
+    column, name = READS[scores["benchmark"]]
+    last = scores["curve"][-1] if scores["curve"] else {}
+    return {column: (last[name], READING_PAIRS)} if name in last else {}
+
+# %% ../nbs/61_same_budget.ipynb #2fe0d1d1
 def shares(
     scores:dict, # of `score_row`
 )->dict[str,tuple[float,int]]: # column -> share, and of how many prompts; the main one first
@@ -316,14 +329,15 @@ def shares(
         count = scores["count"]
         parts = {f"one object: {name}": (scores[f"object_{name}"], count)
                  for name in ("shape", "color")}
-        return dict(mean=(scores["mean"], n*len(TASKS))) | tasks | parts
+        found = dict(mean=(scores["mean"], n*len(TASKS))) | tasks | parts
+        return found | reading_share(scores)
     n = scores["count"]
     return {
         "among the nearest five": (scores["trained_top5"], n),
         "the nearest": (scores["trained_top1"], n),
         "its subject": (scores["trained_subject"], n),
         "held out: among five": (scores["held_out_top5"], n),
-        "background": (scores["background"], scores["images"])}
+        "background": (scores["background"], scores["images"])} | reading_share(scores)
 
 
 def read_budget(
@@ -339,23 +353,24 @@ def read_budget(
         rows.append(row | dict(shares=found, intervals=intervals, samples=str(samples)))
     return sorted(rows, key=lambda row: [-share for share, _ in row["shares"].values()])
 
-# %% ../nbs/61_same_budget.ipynb #2fe0d1d1
+# %% ../nbs/61_same_budget.ipynb #b34bfa21
 def budget_table(
     rows:list[dict],  # of `read_budget`, of one world
-    brief:bool=False, # the main score and the last one alone
+    brief:bool=False, # the main score and the last two alone
 )->str:
     "A table in Markdown"
-    columns = list(rows[0]["shares"])
-    shown = [columns[0], columns[-1]] if brief else columns
+    columns = max([list(row["shares"]) for row in rows], key=len)
+    shown = [columns[0], *columns[-2:]] if brief else columns
     names = ["way of drawing", *shown, "prompts", "core seconds per image", "images seen",
              "core minutes of training", "weights trained", "frozen", "command"]
     lines = [names, ["---"]*len(names)]
     for row in rows:
         seen = " + ".join(f"{stage['images']:,}" for stage in row["stages"])
         minutes = sum(stage["core_minutes"] for stage in row["stages"])
+        found = {name: percent(s, row["intervals"][name]) for name, (s, _) in row["shares"].items()}
         lines.append([
             row["family"],
-            *[percent(row["shares"][name][0], row["intervals"][name]) for name in shown],
+            *[found.get(name, "–") for name in shown],
             str(row["images"]), f"{row['cpu_seconds_per_image']:.2g}", seen or "0",
             f"{minutes:.1f}", f"{row['weights_trained']/1e6:.2f}M",
             f"{row['weights_frozen']/1e6:.1f}M", f"`{row['command']}`"])
