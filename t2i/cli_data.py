@@ -457,11 +457,10 @@ def bench_budget(
     scores:option(Path, "scored", "For scores and images.", default="FOLDER/scores") = None,
     images:option(int, "images", "That each row sees.", min=64) = 20000,
     seed:option(int, "seed", "Of the trainings.") = 0,
+    prompts:option(int, "prompts", "Seed of the prompts and the images.") = 0,
     page:option(Path, "write_budget(files, page)", "A .md, new or with a place for them.") = None,
 ):
     "Ways of drawing, trained on the same number of images: minutes of a core per row."
     from t2i import same_budget as one
-    files = one.same_budget(rows or [], output, scores, images, seed)
-    if page:
-        one.write_budget(files, page)
-    say(page or one.budget_page(files).rstrip())
+    files = one.same_budget(rows or [], output, scores, images, seed, prompts)
+    say(one.write_budget(files, page) if page else one.budget_page(files).rstrip())

@@ -195,13 +195,15 @@ def learning_curve(
     return curve
 
 
-def row_command(name:str, images:int, seed:int)->str:
+def row_command(name:str, images:int, seed:int, prompts:int=0)->str:
     "The command that makes a row again"
     words = ["t2i", "bench", "budget", name]
     if images != IMAGES:
         words += ["--images", str(images)]
     if seed:
         words += ["--seed", str(seed), "-o", f"runs/budget-{seed}"]
+    if prompts:
+        words += ["--prompts", str(prompts)]
     return shlex.join(words)
 
 # %% ../nbs/61_same_budget.ipynb #4499d042
@@ -283,6 +285,7 @@ def same_budget(
     scored:str|Path|None=None,    # for NAME.json and NAME.png; None: folder/scores
     images:int=IMAGES,            # that each row sees
     seed:int=0,                   # of the trainings
+    prompts:int=0,                # seed of the prompts and the images
     overrides:tuple[str,...]=(),  # see `train_row`
     **options,                    # of `ScoreOptions`
 )->list[Path]:                    # the files of scores
@@ -292,13 +295,13 @@ def same_budget(
     for name in check_rows(names):
         file = scored/f"{name}.json"
         files.append(file)
-        command = row_command(name, images, seed)
+        command = row_command(name, images, seed, prompts)
         if file.is_file():
             check_scores(file, command)
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
         stages = train_row(name, folder, images, seed, tuple(overrides))
-        scores = score_row(name, folder, stages, **options)
+        scores = score_row(name, folder, stages, seed=prompts, **options)
         scores["command"] = command
         save_samples(scores, file.with_suffix(".png"), options.get("device"))
         with atomic_path(file) as p:
@@ -401,12 +404,13 @@ BUDGET_MARKS = "<!-- one budget -->", "<!-- end of one budget -->"
 def write_budget(
     files:list[Path], # of `same_budget`
     page:str|Path,    # see `write_board`
-):
+)->Path:              # the page
     "Renew the tables of a page, and WORLD.png beside the scores: the images of all rows"
     write_board(budget_page(files), page, BUDGET_MARKS)
     for rows in by_world(read_budget(files)).values():
         folder = Path(rows[0]["samples"]).parent
         save_png(board_images(rows), folder.with_suffix(".png"))
+    return Path(page)
 
 # %% ../nbs/61_same_budget.ipynb #8890e3de
 def repeat_interval(
@@ -419,7 +423,7 @@ def repeat_interval(
 
 def compare_repeats(
     first:dict, # of `read_budget`
-    again:dict, # the same row with another seed
+    again:dict, # the same row, measured again
 )->dict[str,tuple[float,float,bool,bool]]: # shares; within the first's interval; within the noise
     "Whether two measurements of a row agree, column by column"
     found = {}
