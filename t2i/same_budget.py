@@ -8,7 +8,7 @@ __all__ = ['IMAGES', 'ALIKE', 'SIZES', 'MAPS', 'ENCODER', 'PARTI', 'VAR', 'OWN',
            'BUDGET_MARKS', 'Stage', 'Row', 'stage_settings', 'check_run', 'train_stage', 'train_row', 'learning_curve',
            'row_command', 'score_parts', 'score_row', 'sample_prompts', 'save_samples', 'check_rows', 'check_scores',
            'same_budget', 'reading_share', 'shares', 'read_budget', 'budget_table', 'by_world', 'budget_page',
-           'write_budget', 'repeat_interval', 'compare_repeats']
+           'write_budget', 'scores_agree', 'compare_repeats']
 
 # %% ../nbs/61_same_budget.ipynb #052e67ed
 import json
@@ -413,12 +413,14 @@ def write_budget(
     return Path(page)
 
 # %% ../nbs/61_same_budget.ipynb #8890e3de
-def repeat_interval(
-    share:float, # of images that are right, in [0,1]
-    n:float,     # prompts
-)->tuple[float,float]: # in [0,1]
-    "Where a second measurement of the same kind lies in 95% of the cases"
-    return binomial_interval(share, n/2)
+def scores_agree(
+    a:float, # share of images that are right, in [0,1]
+    b:float, # of another measurement
+    n:float, # prompts of each
+)->bool:
+    "Whether two shares differ by no more than the noise of both, in 95% of the cases"
+    p = (a+b)/2
+    return abs(a-b) <= 1.96*(2*p*(1-p)/n)**.5
 
 
 def compare_repeats(
@@ -429,7 +431,6 @@ def compare_repeats(
     found = {}
     for name, (share, n) in first["shares"].items():
         other = again["shares"][name][0]
-        inside = [low <= other <= high
-                  for low, high in (first["intervals"][name], repeat_interval(share, n))]
-        found[name] = share, other, *inside
+        low, high = first["intervals"][name]
+        found[name] = share, other, low <= other <= high, scores_agree(share, other, n)
     return found
