@@ -13,7 +13,7 @@ export PROMPT
 # Bundled models whose own scores.json, of many images, is on the leaderboard.
 SCORED := shapes-var shapes-var-bag shapes-parti shapes-clip-var
 
-.PHONY: demo leaderboard speedrun test test-slow lessons notebooks site style clean help
+.PHONY: demo leaderboard budget speedrun test test-slow lessons notebooks site style clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ speedrun: .venv/.runtime  ## hours: from nothing to a scored generator, in runs/
 leaderboard: .venv/.runtime  ## minutes: score what docs/leaderboard lacks, write table and samples
 	$(QUIET) $(BIN)/t2i leaderboard $(SCORED) --measure docs/leaderboard --brief -o README.md \
 		--images docs/leaderboard/board.png
+
+budget: .venv/.runtime  ## an hour: train what docs/leaderboard/budget lacks, all on the same images
+	$(QUIET) $(BIN)/t2i bench budget -o runs/budget --scores docs/leaderboard/budget --page README.md
 
 test: .venv/.dev  ## every notebook and every test
 	$(BIN)/python tests/run.py

@@ -7,7 +7,7 @@ __all__ = ['Model', 'Device', 'Seed', 'data_app', 'bench_app', 'NewFolder', 'Spl
            'print_table', 'print_scores', 'print_yaml', 'write_folder', 'check_split', 'data_shapes', 'data_digits',
            'data_emoji', 'data_caption', 'data_coco', 'data_shards', 'cache_features', 'fill_recipe_cache',
            'data_cache', 'load_pipe', 'bench_generate', 'bench_shapes', 'bench_emoji', 'bench_var', 'bench_parti',
-           'bench_tokenizer', 'bench_dream', 'bench_speedrun']
+           'bench_tokenizer', 'bench_dream', 'bench_speedrun', 'bench_budget']
 
 # %% ../nbs/58_cli_data.ipynb #5b05b91d
 import json
@@ -448,3 +448,19 @@ def bench_speedrun(
     rows = [(s["recipe"], s["steps"], s["images"], f"{s['minutes']:.1f}") for s in result["stages"]]
     print_table(rows, "recipe", "steps", "images", "minutes")
     print_scores(dict(machine=result["machine"], minutes=result["minutes"]) | result["scores"])
+
+# %% ../nbs/58_cli_data.ipynb #3ec9e712
+@bench_app.command("budget")
+def bench_budget(
+    rows:Annotated[list[str], typer.Argument(help="shapes/parti ...; none: all")] = None,
+    output:option(Path, "folder", "Of the trainings.", "--output", "-o") = Path("runs/budget"),
+    scores:option(Path, "scored", "For scores and images.", default="FOLDER/scores") = None,
+    images:option(int, "images", "That each row sees.", min=64) = 20000,
+    seed:option(int, "seed", "Of the trainings.") = 0,
+    prompts:option(int, "prompts", "Seed of the prompts and the images.") = 0,
+    page:option(Path, "write_budget(files, page)", "A .md, new or with a place for them.") = None,
+):
+    "Ways of drawing, trained on the same number of images: minutes of a core per row."
+    from t2i import same_budget as one
+    files = one.same_budget(rows or [], output, scores, images, seed, prompts)
+    say(one.write_budget(files, page) if page else one.budget_page(files).rstrip())

@@ -289,16 +289,17 @@ MARKS = "<!-- leaderboard -->", "<!-- end of the leaderboard -->"
 
 def write_board(
     text:str,         # of `board_table`
-    output:str|Path,  # a new file, or one with both `MARKS`, between which the table is renewed
+    output:str|Path,  # a new file, or one with both marks, between which the table is renewed
+    marks:tuple[str,str]=MARKS,
 ):
     "Write the table; of a page that has a place for it, the rest stays"
     output, before, after = Path(output), "", ""
     if output.is_file():
         page = output.read_text(encoding="utf-8")
-        if not all(mark in page for mark in MARKS):
+        if not all(mark in page for mark in marks):
             raise T2IError(f"{output} is there and has no place for a leaderboard: write "
-                           f"{MARKS[0]} and {MARKS[1]} into it, or choose another file")
-        before, _, rest = page.partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
+                           f"{marks[0]} and {marks[1]} into it, or choose another file")
+        before, _, rest = page.partition(marks[0])
+        after = rest.partition(marks[1])[2]
     with atomic_path(output) as p:
-        p.write_text(f"{before}{MARKS[0]}\n{text}{MARKS[1]}{after or chr(10)}", encoding="utf-8")
+        p.write_text(f"{before}{marks[0]}\n{text}{marks[1]}{after or chr(10)}", encoding="utf-8")

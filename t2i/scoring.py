@@ -116,8 +116,7 @@ class TimedDrawing:
         "What an image costs here; loading the model does not count"
         gpu = best_device(self.options.device).type == "cuda"
         machine = torch.cuda.get_device_name() if gpu else f"{os.cpu_count()} CPU cores"
-        return dict(per_task=self.options.per_task, machine=machine,
-                    seconds_per_image=self.wall/self.images,
+        return dict(machine=machine, seconds_per_image=self.wall/self.images,
                     cpu_seconds_per_image=self.cpu/self.images)
 
     def save_samples(self, path:str):
@@ -145,7 +144,8 @@ def score_shapes(subject:Subject, options:ScoreOptions)->dict[str,float]:
     scores = shapes_scores(drawing, options.seed, options.per_task)
     if options.samples:
         drawing.save_samples(options.samples)
-    return scores | drawing.costs() | drawing_settings(subject, drawing.options)
+    costs = dict(per_task=options.per_task) | drawing.costs()
+    return scores | costs | drawing_settings(subject, drawing.options)
 
 
 def score_digits(subject:Subject, options:ScoreOptions)->dict[str,float]:
@@ -222,18 +222,18 @@ def emoji_ceiling(
 
 # %% ../nbs/57_scoring.ipynb #f8802a3f
 def score_emoji_model(subject:Subject, options:ScoreOptions)->dict[str,float]:
-    "A generator on the names of emoji, or the ceiling of a tokenizer"
-    draws = subject.kind == "generator"
-    if draws and not reads_emoji(subject.model):
+    "A generator, or a VQGAN that options.clip steers, on the names of emoji; or a ceiling"
+    draws = subject.kind == "generator" or bool(subject.kind == "vqgan" and options.clip)
+    if subject.kind == "generator" and not reads_emoji(subject.model):
         hint = "score it on its own captions, with --benchmark captions"
         raise T2IError(f"{subject.name} never learned the names of emoji: {hint}")
     judge = EmojiJudge(str(best_device(options.device)))
     options = replace(options.settle(1), count=options.count or 1000)
     if not draws:
         return emoji_ceiling(subject.model, judge, options.count, options.seed)
-    scores = emoji_scores(
-        lambda prompts: draw_prompts(subject, prompts, options), judge, options.seed, options.count)
-    return scores | drawing_settings(subject, options)
+    drawing = TimedDrawing(subject, options)
+    scores = emoji_scores(drawing, judge, options.seed, options.count)
+    return scores | drawing.costs() | drawing_settings(subject, options)
 
 # %% ../nbs/57_scoring.ipynb #a0f0e091
 def score_reconstruction(subject:Subject, options:ScoreOptions)->dict[str,float]:
