@@ -134,4 +134,4 @@ def test_from_the_shell(tmp_path):
     p = shell("edit", *paths, caption)
     assert p.returncode == 1 and "the mask has 8x8 pixels" in p.stderr.splitlines()[-1]
     p = shell("edit", tmp_path/"no.png", tmp_path/"mask.png", caption)
-    assert p.returncode == 1 and "no.png is not an image" in p.stderr.splitlines()[-1]
+    assert p.returncode == 1 and "there is no file" in p.stderr.splitlines()[-1]
