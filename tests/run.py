@@ -1,6 +1,7 @@
 "`make test`: the code of all notebooks, then pytest; closes with one line of counts."
 import os
 import re
+import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -73,4 +74,5 @@ def main():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in the background
     main()
