@@ -145,7 +145,8 @@ class PartiTask(CaptionLookup):
         t = self.tokenizer
         self.model_config = fill_config(self.config.model, grid=t.grid, text_width=text.width,
                                         codebook_size=t.codebook_size)
-        self.parameters = count_parameters(self.model_config, text)[1]
+        published = self.clip is not None and self.clip.config is None # it is read as it is
+        self.parameters = count_parameters(self.model_config, None if published else text)[1]
         check_memory(self.parameters, memory_size(torch.device("cpu")))
         return super().build_text_encoder(text)
 
