@@ -101,6 +101,19 @@ def test_resumes_to_the_same_weights_and_reads_captions_ahead(desk):
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)  # kept in 16 bits
 
 
+def test_a_run_is_moved_with_its_t5_and_only_with_it(desk, monkeypatch):
+    write_t5(desk/"before"/"own")
+    monkeypatch.chdir(desk/"before")
+    train("shapes-parti", "run", settings(desk, 2, "clip=t5:own"))
+    image = t2i.load("run")("a red circle", seed=0).images[0]
+    monkeypatch.chdir(desk)
+    (desk/"before").rename(desk/"after")
+    assert t2i.load("after/run")("a red circle", seed=0).images[0].tobytes() == image.tobytes()
+    shutil.rmtree(desk/"after"/"own")
+    with pytest.raises(T2IError, match="the clip of after/run is gone from after/own"):
+        t2i.load("after/run")
+
+
 def test_a_parti_counts_no_text_encoder_of_its_own(desk):
     recipe = load_recipe("shapes-parti", settings(desk, 2))
     task = recipe.task(recipe.config)

@@ -33,7 +33,7 @@ from .text_var import TextVAR, TextVARConfig, TextVARWithEncoder, drop_captions
 from ..guidance import clip_text
 from ..guidance.clip_cache import clip_words, frozen_clip_encoder, is_published
 from ..guidance.clip_text import text_fingerprint
-from ..guidance.t5 import load_text_model
+from ..guidance.t5 import PREFIX, load_text_model
 from ..sampling import seeded_uniform, split_generator
 from ..text import TextEncoder, TextEncoderConfig, prepare_text_tokenizer
 from ..tokenizers.multiscale import MultiScaleVQVAE
@@ -156,8 +156,9 @@ def part_entry(
     folder:Path,     # the run
 )->dict:
     "What `read_part` reads"
-    lasting = bundled_name(source) or not source.exists()        # bundled, or published
-    path = None if lasting else os.path.relpath(source, folder)
+    place = Path(str(source).removeprefix(PREFIX)).expanduser()
+    lasting = bundled_name(source) or not place.exists()         # bundled, or published
+    path = None if lasting else os.path.relpath(place, folder)
     return dict(name=name, path=path, fingerprint=fingerprint)
 
 # %% ../../nbs/36_text_training.ipynb #39e4d94f
@@ -168,17 +169,17 @@ def find_part(
 )->Path:
     "Where a frozen part of a run lies, whatever the working folder"
     known = read_part(part, folder)
-    if is_published(part, name):
-        return Path(name)
-    if known.get("name") != name:
-        return bundled_folder(name)
-    if known["path"] is None:
-        return bundled_folder(Path(name).name, only_bundled=True)
+    same = known.get("name") == name
+    if not (same and known["path"]):
+        if is_published(part, name):
+            return Path(name)
+        return bundled_folder(Path(name).name, True) if same else bundled_folder(name)
+    kind = PREFIX*name.startswith(PREFIX)
     beside = Path(os.path.normpath(folder/known["path"]))
-    places = [place for place in (beside, Path(name)) if place.is_dir()]
+    places = [place for place in (beside, Path(name.removeprefix(kind))) if place.is_dir()]
     if not places:
         raise T2IError(f"the {part} of {folder} is gone from {beside}: put it back there")
-    return places[0]
+    return Path(f"{kind}{places[0]}")
 
 def check_part(
     part:str,         # "tokenizer" or "clip"
