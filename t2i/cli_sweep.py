@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_axis', 'combinations', 'checked_fit', 'nearest_precision', 'clip_fit', 'sweep', 'best_row', 'at_border',
-           'sweep_grid', 'sweep_prompts', 'true_vectors', 'find_measure', 'report', 'sweep_command']
+           'settings_text', 'sweep_grid', 'sweep_prompts', 'true_vectors', 'find_measure', 'report', 'sweep_command']
 
 # %% ../nbs/58_sweep.ipynb #0de5160f
 import itertools
@@ -121,6 +121,14 @@ def at_border(
     return [name for name, values in wide.items() if best[name] in (min(values), max(values))]
 
 # %% ../nbs/58_sweep.ipynb #e95a3d2c
+def settings_text(
+    names:list[str],
+    values:list,
+)->str: # "alpha 1, beta 0.5"
+    "Settings in words"
+    return ", ".join(f"{name} {short_number(value)}" for name, value in zip(names, values))
+
+
 def sweep_grid(
     axes:dict[str,list],
     rows:list[dict],     # of `sweep`
@@ -128,28 +136,23 @@ def sweep_grid(
     each:int=4,          # images per cell
 ):                       # a PIL image
     "A labelled grid: the first axis across, the others down"
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image
 
     from t2i.core import image_grid
+    from t2i.outputs import captioned_grid
     across, *down = axes
     scale = max(1, 128//drawn[0][0].height)
-    cells = [image_grid(images[:each], min(2, each), scale) for images in drawn]
+    cells = {}
+    for row, images in zip(rows, drawn):
+        cell = image_grid(images[:each], min(2, each), scale)
+        cells[tuple(row[name] for name in axes)] = cell
+    blank = Image.new("RGB", cell.size, "white")
     lines = list(itertools.product(*[axes[name] for name in down]))
-    left, top = 8, 28
-    if down:
-        left = 150
-    w, h = cells[0].size
-    sheet = Image.new("RGB", (left + (w+8)*len(axes[across]), top + (h+8)*len(lines)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for column, value in enumerate(axes[across]):
-        draw.text((left + column*(w+8), 6), f"{across} {value:g}", fill="black", font=font)
-    for line, values in enumerate(lines):
-        words = [f"{name} {value}" for name, value in zip(down, values)]
-        draw.text((6, top + line*(h+8) + h//2), "\n".join(words), fill="black", font=font)
-    for row, cell in zip(rows, cells):
-        line = lines.index(tuple(row[name] for name in down))
-        sheet.paste(cell, (left + axes[across].index(row[across])*(w+8), top + line*(h+8)))
-    return sheet
+    places = itertools.product(lines, axes[across])
+    shown = [cells.get((value, *line), blank) for line, value in places]
+    heads = [settings_text([across], [value]) for value in axes[across]]
+    labels = [settings_text(down, line) for line in lines if down]
+    return captioned_grid(shown, heads, len(heads), labels, gap=8)
 
 # %% ../nbs/58_sweep.ipynb #7c9b8842
 def sweep_prompts(

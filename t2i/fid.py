@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .core import T2IError, fold_in, log, progress, to_unit
+from .core import T2IError, fold_in, import_extra, log, progress, to_unit
 from .engine.caches import dataset_hash
 from .engine.checkpoints import PublishedFile, fetch
 from .engine.files import atomic_path, data_home, hash_of
@@ -157,11 +157,8 @@ class InceptionNetwork(nn.Module):
         path:str|Path|None=None,  # the weights; None: `INCEPTION`, fetched once
     ):
         super().__init__()
-        try:
-            from torch_fidelity import feature_extractor_inceptionv3 as inception
-        except ImportError:
-            raise ImportError("FID needs an extra package: pip install '.[train]', or name a "
-                              "CLIP with --features") from None
+        inception = import_extra("torch_fidelity.feature_extractor_inceptionv3",
+                                 "FID without --features needs torch-fidelity")
         path = Path(path or fetch(INCEPTION))
         torch.load(path, map_location="cpu", weights_only=True)  # refuses all but tensors
         self.net = inception.FeatureExtractorInceptionV3(

@@ -5,24 +5,23 @@
 # %% auto #0
 __all__ = ['BOARD', 'USUAL', 'FEWER', 'MARKS', 'binomial_interval', 'read_scores', 'prompts_per_task', 'read_training',
            'own_settings', 'changed_settings', 'family', 'score_command', 'weights_used', 'leaderboard_row',
-           'leaderboard', 'percent', 'count_text', 'board_table', 'board_images', 'wrap', 'measure_board',
-           'write_board']
+           'leaderboard', 'percent', 'count_text', 'board_table', 'board_images', 'measure_board', 'write_board']
 
 # %% ../nbs/61_leaderboard.ipynb #b0a2f000
 import json
 import math
 import shlex
-import textwrap
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from .catalog import count_weights
-from .core import T2IError
+from .core import T2IError, image_grid
 from .data.shapes import TASKS
 from .engine.checkpoints import weights_file
 from .engine.files import atomic_path, bundled_folder
 from .engine.runs import read_metrics
+from .outputs import captioned_grid
 from .requests import DEFAULTS
 from .scoring import ScoreOptions, evaluate_model
 from .subjects import SETTINGS
@@ -227,25 +226,15 @@ def board_images(
                        "and FILE.json beside it holds the scores")
     strips = [Image.open(row["samples"]) for row in rows]
     prompts = json.loads(strips[0].text["prompts"])
-    side, left, top = strips[0].height*scale, 190, 74
-    sheet = Image.new("RGB", (left + (side+4)*len(prompts), top + (side+4)*len(rows)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for k, prompt in enumerate(prompts):
-        draw.multiline_text((left + k*(side+4), 4), wrap(prompt, 20), "black", font)
-    for j, (row, strip) in enumerate(zip(rows, strips)):
+    images = []
+    for row, strip in zip(rows, strips):
         if json.loads(strip.text["prompts"]) != prompts:
             raise T2IError(f"{row['samples']} has other prompts: score all with one seed")
-        y = top + j*(side+4)
-        draw.multiline_text((4, y + side//3), wrap(row["family"], 28), "black", font)
-        for k in range(len(prompts)):
-            part = strip.crop((k*strip.height, 0, (k+1)*strip.height, strip.height))
-            sheet.paste(part.resize((side, side), Image.NEAREST), (left + k*(side+4), y))
-    return sheet
-
-
-def wrap(text:str, width:int)->str:
-    "A text in lines of at most so many characters"
-    return "\n".join(textwrap.wrap(text, width))
+        side = strip.height
+        parts = [strip.crop((k*side, 0, (k+1)*side, side)) for k in range(len(prompts))]
+        images += [image_grid([part], 1, scale) for part in parts]
+    families = [row["family"] for row in rows]
+    return captioned_grid(images, prompts, len(prompts), families, gap=4)
 
 # %% ../nbs/61_leaderboard.ipynb #b0a2f009
 BOARD = {  # a file's name: a model, and what is not its usual way of being scored

@@ -82,28 +82,34 @@ def fit_lines(
             lines[-1] = longer
     return lines
 
-
+# %% ../nbs/55_outputs.ipynb #2ba0ac6a
 def captioned_grid(
     images:list[Image.Image], # of one size
-    captions:list[str],       # one per image
+    captions:list[str],       # of the first images or of all of them
     columns:int,              # images per row
+    labels:list[str]=(),      # of rows; none: no place is left for them
     gap:int=2,                # white pixels between images
 )->Image.Image:
-    "Images side by side, row by row, each below its caption"
+    "Images row by row, each below its caption, and each row to the right of its label"
     w, h = images[0].size
     font = ImageFont.load_default(max(12, min(h, w)//11))
+    left = int(13*font.size)*bool(labels)
     texts = [fit_lines(caption, w-8, font) for caption in captions]
+    texts += [[]]*(len(images)-len(texts))
     line = sum(font.getmetrics())
     parts = range(0, len(images), columns)
-    heads = [line*max(map(len, texts[i:i+columns])) + 6 for i in parts]
-    columns = min(columns, len(images))
-    sheet = Image.new("RGB", (columns*(w+gap)-gap, sum(heads) + len(parts)*(h+gap)-gap), "white")
+    tall = [max(map(len, texts[i:i+columns])) for i in parts]     # lines above each row
+    heads = [line*n + 6*(n > 0) for n in tall]
+    size = left + min(columns, len(images))*(w+gap)-gap, sum(heads) + len(parts)*(h+gap)-gap
+    sheet = Image.new("RGB", size, "white")
     draw, top = ImageDraw.Draw(sheet), 0
-    for i, head in zip(parts, heads):
+    for i, head, label in itertools.zip_longest(parts, heads, labels, fillvalue=""):
+        words = "\n".join(fit_lines(label, left-8, font))
+        draw.multiline_text((4, top + head + h//3), words, "black", font, spacing=0)
         for k, (image, lines) in enumerate(zip(images[i:i+columns], texts[i:i+columns])):
-            start = top + head - 3 - line*len(lines)              # close to its image
-            draw.multiline_text((k*(w+gap)+4, start), "\n".join(lines), "black", font, spacing=0)
-            sheet.paste(image, (k*(w+gap), top+head))
+            x, start = left + k*(w+gap), top + head - 3 - line*len(lines) # close to its image
+            draw.multiline_text((x+4, start), "\n".join(lines), "black", font, spacing=0)
+            sheet.paste(image, (x, top+head))
         top += head + h + gap
     return sheet
 

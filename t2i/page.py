@@ -13,7 +13,6 @@ import shutil
 import socket
 import tempfile
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -417,9 +416,8 @@ def open_page(
     device:str|None=None,
 ):                         # the page, its address, and a function that closes it
     "Start the page's server in the background"
-    from t2i.core import T2IError
-    if find_spec("gradio") is None:
-        raise T2IError("the page needs gradio: pip install '.[app]'")
+    from t2i.core import T2IError, import_extra
+    import_extra("gradio", "the page needs gradio", "app")
     port = free_port(host, port)
     from t2i.app import OfferedModels
     models = OfferedModels(list(names), device)

@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'png_bytes', 'slider', 'Live', 'encode_maps', 'decode_maps', 'swap_codes', 'mark_places', 'nearest_codes',
            'draw_codes', 'token_buttons', 'add_tokens', 'explore_codes', 'ScaleDrawing', 'draw_with', 'draw_scales',
            'resample_scale', 'ScalePlayer', 'play_scales', 'draw_prompt', 'guidance_sliders', 'times_own',
-           'draw_adapted', 'adapter_sliders', 'captioned', 'draw_ranked', 'prompt_box']
+           'draw_adapted', 'adapter_sliders', 'draw_ranked', 'prompt_box']
 
 # %% ../nbs/60_playground.ipynb #0a007935
 import html
@@ -19,12 +19,13 @@ from functools import partial
 import ipywidgets as widgets
 import torch
 import torch.nn as nn
-from PIL import Image, ImageChops, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw
 from torch import Tensor
 
 from .app import check_text, code_colors, enlarge, error_line, fit, notes
 from .control.adapter import weight_list
 from .core import T2IError, fold_in, from_pil, image_grid, to_pil
+from .outputs import captioned_grid
 from .pipeline import Pipeline
 from .requests import Call, check_call
 from .tokenizers.multiscale import MultiScaleVQVAE
@@ -409,18 +410,6 @@ def adapter_sliders(
         seed=slider("seed", 0, 0, 100, 1))
 
 # %% ../nbs/60_playground.ipynb #efd58ffb
-def captioned(
-    image:Image.Image,
-    text:str,
-)->Image.Image:
-    "An image with a line above it"
-    sheet = Image.new("RGB", (image.width, image.height+18), "white")
-    sheet.paste(image, (0, 18))
-    font = ImageFont.load_default(12)
-    ImageDraw.Draw(sheet).text((2, 1), text, "black", font)
-    return sheet
-
-
 def draw_ranked(
     pipe:Pipeline,
     prompt:str,
@@ -433,9 +422,9 @@ def draw_ranked(
     "The best of several candidates, each with its cosine"
     out = pipe(check_text(prompt, "prompt"), keep, rerank=candidates, seed=seed, **settings)
     best = sorted(out.scores[0], reverse=True)[:keep]
-    shown = [captioned(enlarge(image, side), f"{score:.3f}")
-             for image, score in zip(out.images, best)]
-    return image_grid(shown, keep), f"the best {keep} of {candidates} candidates, seed {seed}"
+    large = [enlarge(image, side) for image in out.images]
+    shown = captioned_grid(large, [f"{score:.3f}" for score in best], keep)
+    return shown, f"the best {keep} of {candidates} candidates, seed {seed}"
 
 # %% ../nbs/60_playground.ipynb #dbdf1e39
 def prompt_box(

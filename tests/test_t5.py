@@ -11,6 +11,7 @@ from PIL import Image
 import t2i
 from t2i.core import T2IError
 from t2i.data.shapes import render, sample_scene
+from t2i.engine.recipes import load_recipe
 from t2i.engine.runs import read_metrics
 from t2i.guidance.clip_cache import FrozenCLIPEncoder
 from t2i.training import train
@@ -98,6 +99,25 @@ def test_resumes_to_the_same_weights_and_reads_captions_ahead(desk):
     train("shapes-parti", live, settings(desk, 4, "read_ahead=false"))
     losses = [read_metrics(run)[-1]["val_loss"] for run in (whole, live)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)  # kept in 16 bits
+
+
+def test_a_run_is_moved_with_its_t5_and_only_with_it(desk, monkeypatch):
+    write_t5(desk/"before"/"own")
+    monkeypatch.chdir(desk/"before")
+    train("shapes-parti", "run", settings(desk, 2, "clip=t5:own"))
+    image = t2i.load("run")("a red circle", seed=0).images[0]
+    monkeypatch.chdir(desk)
+    (desk/"before").rename(desk/"after")
+    assert t2i.load("after/run")("a red circle", seed=0).images[0].tobytes() == image.tobytes()
+    shutil.rmtree(desk/"after"/"own")
+    with pytest.raises(T2IError, match="the clip of after/run is gone from after/own"):
+        t2i.load("after/run")
+
+
+def test_a_parti_counts_no_text_encoder_of_its_own(desk):
+    recipe = load_recipe("shapes-parti", settings(desk, 2))
+    task = recipe.task(recipe.config)
+    assert task.parameters == sum(p.numel() for p in task.model.generator.parameters())
 
 
 def test_another_t5_is_refused(desk):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLIP2', 'QUESTION', 'PARTIAL', 'TABLE', 'ABOUT', 'RuleCaptioner', 'TemplateCaptioner', 'fill_class', 'clean_caption',
-           'fault', 'CaptionConfig', 'import_transformers', 'without_prompt', 'load_blip2', 'BLIP2Captioner', 'retries',
-           'good_captions', 'caption_batch', 'read_partial', 'append_lines', 'image_files', 'finish_captions',
-           'check_captions', 'caption_folder']
+           'fault', 'CaptionConfig', 'without_prompt', 'load_blip2', 'BLIP2Captioner', 'retries', 'good_captions',
+           'caption_batch', 'read_partial', 'append_lines', 'image_files', 'finish_captions', 'check_captions',
+           'caption_folder']
 
 # %% ../../nbs/40_captioning.ipynb #75d9bed3
 import json
@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core import T2IError, best_device, half_dtype, log, progress
+from ..core import T2IError, best_device, half_dtype, import_extra, log, progress
 from ..data.checker import find_objects
 from ..data.datasets import open_image
 from ..data.shapes import Group, noun_phrase
@@ -124,15 +124,6 @@ class CaptionConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         self.beams = max(self.beams, self.count)
 
-
-def import_transformers():
-    "transformers, or how to install it"
-    try:
-        import transformers
-    except ImportError:
-        raise ImportError("BLIP-2 needs transformers: pip install '.[train]'") from None
-    return transformers
-
 # %% ../../nbs/40_captioning.ipynb #a0405e87
 def without_prompt(
     ids:Tensor,        # (b*count,l) int64, what was generated
@@ -153,7 +144,7 @@ def load_blip2(
     device:torch.device,
 )->tuple:              # its processor and the model, in evaluation mode
     "A BLIP-2 of the transformers library"
-    hub = import_transformers()
+    hub = import_extra("transformers", "BLIP-2 needs transformers")
     dtype = torch.float32 if device.type == "cpu" else half_dtype(device)
     try:
         processor = hub.Blip2Processor.from_pretrained(name, revision=revision)

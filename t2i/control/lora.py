@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core import T2IError
+from ..core import T2IError, import_extra
 from ..data.datasets import DataConfig
 from ..engine.checkpoints import initial_weights, load_state_dict_strict, misfits, read_weights
 from ..engine.files import bundled_folder, hash_of
@@ -79,12 +79,10 @@ def peft_config(
     base:str|None=None, # the name of the model
 ):                      # a `peft.LoraConfig`
     "A config in peft's form"
-    try:
-        from peft import LoraConfig
-    except ImportError:
-        raise T2IError("LoRA needs peft: pip install '.[train]'") from None
-    return LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets),
-                      base_model_name_or_path=base)
+    peft = import_extra("peft", "LoRA needs peft")
+    return peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets),
+        base_model_name_or_path=base)
 
 
 def add_lora(

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ..core import fold_in, from_pil, from_uint8, log, to_rgb
+from ..core import fold_in, from_pil, from_uint8, import_extra, log, to_rgb
 from .captions import choose_near_miss, describe, near_miss_captions, text_near_misses
 from t2i.data.coco import (
     MISSING,
@@ -112,11 +112,8 @@ DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 @lru_cache(maxsize=1)
 def digit_arrays()->tuple[np.ndarray,np.ndarray]: # (1797,32,32) uint8 and (1797,) labels
     "scikit-learn's handwritten digits, enlarged from 8x8 to 32x32"
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise ImportError("the digits need scikit-learn: pip install '.[lessons]'") from None
-    digits = load_digits()
+    sklearn = import_extra("sklearn.datasets", "the digits need scikit-learn", "lessons")
+    digits = sklearn.load_digits()
     small = (digits.images*(255/16)).round().astype(np.uint8)        # (1797,8,8)
     large = [Image.fromarray(p).resize((32,32), Image.BICUBIC) for p in small]
     return np.stack([np.asarray(p) for p in large]), digits.target

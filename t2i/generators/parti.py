@@ -348,11 +348,12 @@ class PartiWithEncoder(nn.Module):
 
 def count_parameters(
     config:PartiConfig,
-    text:TextEncoderConfig,
+    text:TextEncoderConfig|None=None, # None: the decoder alone
 )->tuple[int,int]: # in the blocks of both, and in all
     "Parameters of decoder and text encoder, without allocating them"
     with torch.device("meta"):
-        pair = PartiWithEncoder(Parti(config), TextEncoder(text))
+        encoder = TextEncoder(text) if text else nn.Identity()
+        pair = PartiWithEncoder(Parti(config), encoder)
     sizes = {name: p.numel() for name, p in pair.named_parameters()}
     return sum(n for name, n in sizes.items() if ".blocks." in name), sum(sizes.values())
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..core import T2IError
-from ..data.datasets import DataConfig
 from ..engine.checkpoints import REGISTRY, fetch
 from ..engine.distributed import world_size
 from ..engine.files import bundled_folder
@@ -30,8 +29,7 @@ from t2i.generators.parti import (
 )
 from .parti_costs import OPTIMIZER_BYTES, TRAINING_BYTES
 from t2i.generators.text_training import (
-    ContrastConfig,
-    SampleConfig,
+    TextTaskConfig,
     compared_rows,
     fill_config,
     load_frozen_tokenizer,
@@ -65,21 +63,12 @@ def unset_parti()->PartiConfig:
     return PartiConfig(grid=None, codebook_size=None, text_width=None)
 
 @dataclass
-class PartiTaskConfig(SampleConfig):
+class PartiTaskConfig(TextTaskConfig):
     "A recipe for a Parti"
     tokenizer:str="shapes-vqgan"  # a bundled tokenizer, a folder or a run
     model:PartiConfig=field(default_factory=unset_parti) # null: as the tokenizer has it
-    text:TextEncoderConfig=field(default_factory=TextEncoderConfig)
-    clip:str|None=None            # a frozen CLIP, or t5:NAME, that the text encoder reads
     read_ahead:bool=True          # keep what a published one makes of captions, see lesson 23_t5
-    text_init:str|None=None       # a run or model whose text encoder this one starts from
-    data:DataConfig=field(default_factory=DataConfig)
-    vocabulary_captions:int=20000 # captions from which the text tokenizer is learned
-    condition_dropout:float=.1    # share of captions replaced by the empty one
-    contrast:ContrastConfig=field(default_factory=ContrastConfig)
-    reading_pairs:int=100         # images per kind in the reading test of a validation; 0: no test
     sample_top_k:int=0
-    train:TrainConfig=field(default_factory=TrainConfig)
 
 # %% ../../nbs/39_parti_training.ipynb #4b865ec6
 PUBLISHED_RASTERS = {
@@ -156,7 +145,8 @@ class PartiTask(CaptionLookup):
         t = self.tokenizer
         self.model_config = fill_config(self.config.model, grid=t.grid, text_width=text.width,
                                         codebook_size=t.codebook_size)
-        self.parameters = count_parameters(self.model_config, text)[1]
+        published = self.clip is not None and self.clip.config is None # it is read as it is
+        self.parameters = count_parameters(self.model_config, None if published else text)[1]
         check_memory(self.parameters, memory_size(torch.device("cpu")))
         return super().build_text_encoder(text)
 

@@ -123,7 +123,7 @@ class ClipVARTaskConfig(TextVARTaskConfig):
     conditioning:str="tokens"   # or "pooled": one vector per caption, and no cross-attention
     read_ahead:bool=True        # keep the features of all captions, see lesson 23_text_cache
     gallery:str|None=None       # a file of prompts that every validation draws
-    reading_pairs:int=0         # see `TextVARTaskConfig`
+    reading_pairs:int=0         # see `TextTaskConfig`
 
     def __post_init__(self):
         if not self.clip:

@@ -14,7 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import to_unit
+from ..core import import_extra, to_unit
 from ..engine.checkpoints import REGISTRY, fetch
 from ..engine.distributed import world_size
 from .quantize import sum_over_processes
@@ -50,13 +50,10 @@ def ssim(
 # %% ../../nbs/14_tokenizer_losses.ipynb #b8fc358a
 def lpips_network()->nn.Module:  # two batches (b,3,h,w) in [-1,1] -> distances (b,1,1,1)
     "LPIPS with VGG-16 (https://arxiv.org/abs/1801.03924); needs the extra `train`"
-    try:
-        from lpips import LPIPS
-    except ImportError:
-        raise ImportError("LPIPS needs an extra package: pip install '.[train]'") from None
+    lpips = import_extra("lpips", "LPIPS needs lpips")
     weights = torch.load(fetch(REGISTRY["vgg16"]), map_location="cpu", weights_only=True)
     with warnings.catch_warnings(action="ignore"):
-        network = LPIPS(net="vgg", pnet_rand=True, verbose=False)
+        network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     layers = [name for name in weights if name.startswith("features.")]
     own = network.net.state_dict()
     for name, mine in zip(layers, own, strict=True):
