@@ -142,9 +142,8 @@ class PartiTask(CaptionLookup):
 
     def build_text_encoder(self, text:TextEncoderConfig)->TextEncoder:
         "Before it: whether the model that it belongs to has room"
-        t = self.tokenizer
-        self.model_config = fill_config(self.config.model, grid=t.grid, text_width=text.width,
-                                        codebook_size=t.codebook_size)
+        sizes = dict(grid=self.tokenizer.grid, codebook_size=self.tokenizer.codebook_size)
+        self.model_config = fill_config(self.config.model, text_width=text.width, **sizes)
         published = self.clip is not None and self.clip.config is None # it is read as it is
         self.parameters = count_parameters(self.model_config, None if published else text)[1]
         check_memory(self.parameters, memory_size(torch.device("cpu")))
