@@ -82,14 +82,15 @@ def bundled_files(text, root=root):
     found = set()
     texts = [text]
     while texts:
-        text = texts.pop()
+        searched = texts.pop()
         for name in names - found:
             word = rf"(?<![\w-]){re.escape(name)}(?![\w-])"
-            if name in text and re.search(word, text):
+            if name in searched and re.search(word, searched):
                 found.add(name)
                 texts += [p.read_text() for p in (folder/name).glob("*index.json")]
     files = [root/"t2i"/"recipes"/f"{name}.yaml" for name in found]
-    files += [p for name in found for p in (folder/name).rglob("*") if p.name != "README.md"]
+    unread = {"README.md"} if "scores.json" in text else {"README.md", "scores.json"}
+    files += [p for name in found for p in (folder/name).rglob("*") if p.name not in unread]
     return sorted(p for p in files if p.is_file())
 
 
