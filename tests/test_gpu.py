@@ -23,7 +23,7 @@ RECIPES = [
     "shapes-msvq", "shapes-vqgan", "shapes-gumbel-vqgan", "shapes-vit-vqgan", "shapes-clip",
     "shapes-var", "shapes-class-var", "shapes-parti", "shapes-sr4", "adapter-shapes",
     "adapter-shapes-images", "new-class", "text-pretraining", "boxes-shapes", "shapes-clip-var",
-    "digits-msvq", "digits-var", "emoji-msvq", "emoji-clip"]
+    "digits-msvq", "digits-var", "emoji-msvq", "emoji-clip", "own-msvq", "own-var"]
 SHORT = (
     "train.steps=4", "train.batch_size=8", "train.warmup=2", "train.val_batches=1", "train.keep=9",
     "train.val_every=0", "train.sample_every=0", "train.save_every=0", "train.log_every=1")
@@ -34,10 +34,12 @@ def losses(run):
 
 
 def write_photos(folder):
-    "A folder of 32 images without captions"
+    "A folder of 32 captioned images"
     folder.mkdir(exist_ok=True)
     for i in range(32):
-        Image.fromarray(render(sample_scene(i, "single_object"))).save(folder/f"{i}.png")
+        scene = sample_scene(i, "single_object")
+        Image.fromarray(render(scene)).save(folder/f"{i}.png")
+        (folder/f"{i}.txt").write_text(scene.caption)
     return folder
 
 
@@ -50,8 +52,10 @@ def short(recipe, run, *overrides, resume=False):
         small += ("data.cache=32", "reading_pairs=4", "vocabulary_captions=200")
     if recipe == "text-pretraining":
         small += ("vocabulary_captions=200", "train.workers=0")
-    if recipe == "new-class":
+    if recipe in ("new-class", "own-msvq", "own-var"):
         small += (f"data.path={write_photos(run.parent/'green thing')}",)
+    if recipe == "own-var":
+        small += ("tokenizer=shapes-msvq",)
     return losses(train(recipe, run, small + overrides, resume=resume))
 
 
