@@ -220,13 +220,14 @@ def explore_codes(
     maps = encode_maps(tokenizer, image)
     level = min(2, len(maps))                                    # a coarse map
     ids = maps[level-1][0].tolist()
+    others = [code for code in ids if code != ids[0]] or ids
     number = partial(widgets.BoundedIntText, min=0, max=tokenizer.codebook_size-1,
                      style=dict(description_width="8em"))
     live = Live(
         partial(draw_codes, tokenizer, maps, side=side),
         level=slider("map", level, 1, len(maps), 1),
         code=number(ids[0], description="code"),
-        other=number(ids[-1], description="exchange with"))
+        other=number(others[-1], description="exchange with"))
     add_tokens(live, maps, code_colors(tokenizer.codebook))
     return live
 
