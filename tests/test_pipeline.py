@@ -159,7 +159,7 @@ def test_negative_prompt_takes_the_unconditionals_place(pipe):
 
 
 def test_a_negative_background_needs_a_constant_schedule(pipe):
-    "Under a ramp the first map, which decides the background, has no guidance"
+    "Under a ramp the first map, which decides most of the background, has no guidance"
     from t2i.data.checker import find_objects
 
     def pink(**settings):
@@ -168,7 +168,7 @@ def test_a_negative_background_needs_a_constant_schedule(pipe):
 
     avoid = dict(negative_prompt="on a pink background")
     plain = pink(guidance_schedule="ramp")
-    assert plain >= 3 and pink(**avoid, guidance_schedule="ramp") == plain
+    assert plain >= 3 and pink(**avoid, guidance_schedule="ramp") > plain/2
     assert pink(**avoid, guidance_schedule="constant") < plain/2
 
 
