@@ -60,6 +60,7 @@ def small(tmp_path):
         "t2i/pretrained/small-var/model_index.json": '{"tokenizer": "small-vq"}',
         "t2i/pretrained/small-vq/w.safetensors": "1",
         "t2i/pretrained/small-vq/README.md": "1",
+        "t2i/pretrained/small-vq/scores.json": "1",
         "t2i/pretrained/small-var-lora/w.safetensors": "1",
     }
     for name, text in files.items():
@@ -87,6 +88,7 @@ def write(folder, *code):
     "t2i/pretrained/small-var/part/w.safetensors": "models",
     "t2i/pretrained/small-vq/w.safetensors": "models",  # a part of the named model
     "t2i/pretrained/small-vq/README.md": None,
+    "t2i/pretrained/small-vq/scores.json": None,  # no code of the lesson names such a file
     "t2i/pretrained/small-var-lora/w.safetensors": None,  # a longer name
     "t2i/recipes/small-var.yaml": "models",
 }.items())
@@ -106,6 +108,12 @@ def test_what_makes_a_lesson_stale(small, name, part):
     nb.cells[-1].source += "\nmore"
     nbformat.write(nb, path)
     assert "code" in lessons.stale(path, small)
+
+
+def test_scores_count_where_code_names_them(small):
+    scores = small/"t2i"/"pretrained"/"small-vq"/"scores.json"
+    assert scores not in lessons.bundled_files("load('small-vq')", small)
+    assert scores in lessons.bundled_files("load('small-vq')/'scores.json'", small)
 
 
 @pytest.mark.parametrize("cell, used", {

@@ -167,6 +167,10 @@ def test_a_negative_background_needs_a_constant_schedule(pipe):
         return sum(find_objects(np.asarray(image))[0] == "pink" for image in images)
 
     avoid = dict(negative_prompt="on a pink background")
+    settings = dict(seed=3, num_steps=1, temperature=1, guidance_schedule="ramp")
+    first, other = [next(pipe.stream("a red circle", 24, **settings, **n)) for n in ({}, avoid)]
+    for image, same in zip(first.images, other.images, strict=True):
+        assert image.tobytes() == same.tobytes()
     plain = pink(guidance_schedule="ramp")
     assert plain >= 3 and pink(**avoid, guidance_schedule="ramp") > plain/2
     assert pink(**avoid, guidance_schedule="constant") < plain/2
