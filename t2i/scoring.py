@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BENCHMARKS', 'held_out_loss', 'token_loss', 'clip_score', 'TimedDrawing', 'reads_shapes', 'score_shapes',
            'score_digits', 'score_parti_prompts', 'draw_objects', 'score_objects', 'reads_emoji', 'emoji_ceiling',
-           'score_emoji_model', 'score_reconstruction', 'score_clip', 'score_dream', 'score_upscaling',
-           'score_captions', 'caption_recall', 'score_fid', 'world_of', 'default_benchmark', 'evaluate_model']
+           'score_emoji_model', 'world_of', 'score_reconstruction', 'score_clip', 'score_dream', 'score_upscaling',
+           'score_captions', 'caption_recall', 'score_fid', 'default_benchmark', 'evaluate_model']
 
 # %% ../nbs/57_scoring.ipynb #221121f8
 import json
@@ -235,6 +235,13 @@ def score_emoji_model(subject:Subject, options:ScoreOptions)->dict[str,float]:
     scores = emoji_scores(drawing, judge, options.seed, options.count)
     return scores | drawing.costs() | drawing_settings(subject, options)
 
+# %% ../nbs/57_scoring.ipynb #5c0e7a11
+def world_of(
+    data:DataConfig|None, # what a model was trained on, where it is known
+)->str:                   # the name of the data; "shapes" in however many words; "" if unknown
+    "Where training images came from"
+    return data.name.removeprefix("terse-") if data else ""
+
 # %% ../nbs/57_scoring.ipynb #a0f0e091
 def score_reconstruction(subject:Subject, options:ScoreOptions)->dict[str,float]:
     "What a tokenizer keeps of images that it has not seen"
@@ -348,13 +355,6 @@ BENCHMARKS = dict(
 )  # the function that scores, and the kinds of models that it is for
 
 # %% ../nbs/57_scoring.ipynb #f704f85b
-def world_of(
-    data:DataConfig|None, # what a model was trained on, where it is known
-)->str:                   # the name of the data; "shapes" in however many words; "" if unknown
-    "Where training images came from"
-    return data.name.removeprefix("terse-") if data else ""
-
-
 def default_benchmark(
     subject:Subject,
     data:str|None=None, # images that were named
