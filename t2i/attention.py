@@ -91,7 +91,6 @@ class Attention(nn.Module):
         width:int,              # d
         heads:int,              # n
         l2_norm:bool=False,     # cosine attention with a learned scale per head, as in VAR's models
-        scale:float|None=None,  # of the logits without `l2_norm`; None: 1/sqrt(d/n)
         head_dim:int|None=None, # width of a head; None: d/n. The published ViT-VQGANs have 64
         bias:bool=True,         # of queries and values
     ):
@@ -100,7 +99,7 @@ class Attention(nn.Module):
         check_heads(inner, heads)
         self.heads = heads
         self.l2_norm = l2_norm
-        self.scale = 1. if l2_norm else scale
+        self.scale = 1. if l2_norm else None  # None: 1/sqrt(d/n)
         self.qkv = nn.Linear(width, 3*inner, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(inner)) if bias else None
         self.v_bias = nn.Parameter(torch.zeros(inner)) if bias else None

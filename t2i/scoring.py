@@ -238,9 +238,9 @@ def score_emoji_model(subject:Subject, options:ScoreOptions)->dict[str,float]:
 # %% ../nbs/57_scoring.ipynb #5c0e7a11
 def world_of(
     data:DataConfig|None, # what a model was trained on, where it is known
-)->str:                   # the name of the data; "shapes" in however many words; "" if unknown
+)->str:                   # "shapes" in however many words; "emoji" of whatever kind; "" if unknown
     "Where training images came from"
-    return data.name.removeprefix("terse-") if data else ""
+    return data.name.removeprefix("terse-").removesuffix("-portraits") if data else ""
 
 # %% ../nbs/57_scoring.ipynb #a0f0e091
 def score_reconstruction(subject:Subject, options:ScoreOptions)->dict[str,float]:

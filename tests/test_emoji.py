@@ -8,7 +8,7 @@ import torch
 from t2i import cli
 from t2i.core import T2IError, from_uint8, to_pil
 from t2i.data import emoji
-from t2i.data.datasets import DataConfig
+from t2i.data.datasets import DataConfig, load_dataset
 from t2i.data.emoji import Emoji, EmojiCaptions, draw_emoji, emoji_names, emoji_pool
 from t2i.data.emoji_judge import EmojiJudge, emoji_bench, emoji_scores, near_trained
 from t2i.data.shapes import Scene, Spec
@@ -186,13 +186,26 @@ def test_names_are_offered_before_the_model_is_there(t2i):
     assert json.loads(out)[0] == dict(name="a mango", exact=True, trained=True) and not err
 
 
-@pytest.mark.parametrize("name", ["emoji-msvq", "emoji-clip", "emoji-var"])
+@pytest.mark.parametrize("name", ["emoji-msvq", "emoji-clip", "emoji-scenes"])
 def test_recipes_read_emoji(name):
     config = load_recipe(name).config
     assert config.data == DataConfig("emoji", cache=config.data.cache)
-    if name == "emoji-var":
+    if name == "emoji-scenes":
         assert (config.tokenizer, config.clip) == ("emoji-msvq", "emoji-clip")
         assert config.contrast.weight > 0
+
+
+def test_the_recipe_of_portraits_keeps_the_tokens_of_all():
+    config = load_recipe("emoji-var").config
+    assert (config.tokenizer, config.clip) == ("emoji-msvq", "emoji-clip")
+    assert config.data.cache == len(load_dataset(config.data))
+
+
+def test_validation_shows_portraits_that_never_train():
+    config = DataConfig("emoji-portraits")
+    trained, held_out = (load_dataset(config, split) for split in ("train", "val"))
+    shown = [{d.scene(i).objects[0].name for i in range(len(d))} for d in (trained, held_out)]
+    assert shown == [set(emoji_pool(False)), set(emoji_pool(True))]
 
 
 # ---- Mistakes

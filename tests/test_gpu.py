@@ -23,7 +23,7 @@ RECIPES = [
     "shapes-msvq", "shapes-vqgan", "shapes-gumbel-vqgan", "shapes-vit-vqgan", "shapes-clip",
     "shapes-var", "shapes-class-var", "shapes-parti", "shapes-sr4", "adapter-shapes",
     "adapter-shapes-images", "new-class", "text-pretraining", "boxes-shapes", "shapes-clip-var",
-    "digits-msvq", "digits-var", "emoji-msvq", "emoji-clip", "own-msvq", "own-var"]
+    "digits-msvq", "digits-var", "emoji-msvq", "emoji-clip", "emoji-var", "own-msvq", "own-var"]
 SHORT = (
     "train.steps=4", "train.batch_size=8", "train.warmup=2", "train.val_batches=1", "train.keep=9",
     "train.val_every=0", "train.sample_every=0", "train.save_every=0", "train.log_every=1")

@@ -53,7 +53,7 @@ def test_a_stopped_training_goes_on(desk, monkeypatch):
 
 @pytest.mark.parametrize("recipe, fields, says", [
     ("own-msvq", (), "needs data.path"),
-    ("own-var", (), "no model 'runs/own-msvq'"),
+    ("own-var", (), "t2i train own-msvq makes runs/own-msvq"),
     ("own-var", ("tokenizer=shapes-msvq",), "needs data.path"),
     ("own-var", ("tokenizer=shapes-msvq", "data.path=nowhere"), "no folder nowhere"),
 ])

@@ -35,6 +35,7 @@ from t2i.data.coco import (
     read_split,
 )
 from .emoji import EmojiDataset
+from .emoji_portraits import EmojiPortraits
 from .shapes import Scene, render, sample_scene
 from ..engine import folders
 from ..engine.recipes import import_class
@@ -329,7 +330,7 @@ class CocoDataset(ImageFiles):
         return boxes_in_square(path, self.all_boxes.get(path.name, []))
 
 # %% ../../nbs/03_datasets.ipynb #385eb26a
-COMPUTED = ("shapes", "terse-shapes", "digits", "emoji")  # these read no folder
+COMPUTED = ("shapes", "terse-shapes", "digits", "emoji", "emoji-portraits")  # no folder is read
 CAPTIONS = ("all", "one")
 
 @dataclass
@@ -403,6 +404,8 @@ def load_dataset(
         return DigitsDataset(split)
     if name == "emoji":
         return EmojiDataset(start, count, config.resolution, captioned=captioned)
+    if name == "emoji-portraits":
+        return EmojiPortraits(config.resolution, split != "train", captioned)
     if name == "mixture":
         return import_class("t2i.data.mixtures.load_mixture")(config, split, captioned)
     if "." in name and all(part.isidentifier() for part in name.split(".")):

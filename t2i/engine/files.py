@@ -242,8 +242,9 @@ def bundled_folder(
     if os.path.isfile(name) and not only_bundled:
         raise T2IError(f"{name} is a file, not a folder: t2i convert {name} FOLDER makes one")
     kind = "bundled model" if only_bundled else "model"
-    if str(name) in {p.stem for p in (pretrained.parent/"recipes").glob("*.yaml")}:
-        raise T2IError(f"no {kind} {str(name)!r} yet: t2i train {name} makes runs/{name}")
+    recipe = str(Path(name).relative_to("runs")) if parts[:1] == ("runs",) else str(name)
+    if recipe in {p.stem for p in (pretrained.parent/"recipes").glob("*.yaml")}:
+        raise T2IError(f"no {kind} {str(name)!r} yet: t2i train {recipe} makes runs/{recipe}")
     raise T2IError(f"no {kind} {str(name)!r}: neither a folder nor bundled ({', '.join(known)}); "
                    "t2i info lists the published ones too")
 
