@@ -9,6 +9,7 @@ import sys
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -24,6 +25,7 @@ from t2i.data.datasets import (
     fit_square,
     info_once,
     load_dataset,
+    open_image,
     stream_loader,
 )
 from t2i.engine.folders import IMAGE_SUFFIXES, is_image, upright, visible_files
@@ -151,6 +153,49 @@ def test_every_square_lies_inside(size, x):
     for share in (1., .9, .7501):
         image = fit_square(Image.new("RGB", size, "red"), 9, share, x, 1-x)
         assert image.size == (9, 9) and image.getpixel((8, 8)) == (255, 0, 0)
+
+
+def photograph(path, size, **options):
+    "A JPEG with edges and shades"
+    y, x = np.mgrid[:size[1], :size[0]]/min(size)
+    waves = [np.sin(9*x + 4*y), np.cos(13*y*x), np.sign(np.sin(20*x)*np.sin(15*y))]
+    pixels = np.stack([127.5 + 120*w for w in waves], -1).astype(np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_large_photographs_are_shrunk_while_they_are_decoded(tmp_path, orientation, monkeypatch):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    path = photograph(tmp_path/"large.jpg", (1603, 1201), exif=exif)
+    whole = from_pil(fit_square(open_image(path), 64))[0]
+    sides = []
+    see = fit_square
+    monkeypatch.setattr(
+        "t2i.data.datasets.fit_square", lambda i, *a, **k: sides.append(i.size) or see(i, *a, **k))
+    files = ImageFiles([(path, [""])], 64)
+    assert (files[0]["image"] - whole).abs().mean() < 1/127.5
+    files.__getitem__(0, share=.75)  # a small crop needs more
+    ImageFiles([(path, [""])], 512)[0]
+    turned = slice(None, None, -1 if orientation == 6 else 1)
+    assert sides == [size[turned] for size in [(200, 150), (401, 300), (1603, 1201)]]
+
+
+@pytest.mark.parametrize("size", [(255, 300), (64, 64), (40, 700), (9, 9)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_images_less_than_four_times_as_large_are_read_as_before(tmp_path, size, mode):
+    path = tmp_path/"small.jpg"
+    Image.open(photograph(path, size)).convert(mode).save(path)
+    whole = from_pil(fit_square(open_image(path), 64))[0]
+    assert torch.equal(ImageFiles([(path, [""])], 64)[0]["image"], whole)
+
+
+def test_other_formats_are_read_whole(tmp_path):
+    for name in ("large.png", "large.webp", "large.gif", "large.bmp"):
+        path = photograph(tmp_path/name, (640, 520))
+        whole = from_pil(fit_square(open_image(path), 64))[0]
+        assert torch.equal(ImageFiles([(path, [""])], 64)[0]["image"], whole)
 
 
 # ---- Which files

@@ -9,6 +9,7 @@ __all__ = ['DIGIT_NAMES', 'AUGMENTATIONS', 'info_once', 'COMPUTED', 'CAPTIONS', 
            'ignore_stops', 'stream_loader']
 
 # %% ../../nbs/03_datasets.ipynb #5a8b680c
+import math
 import os
 import random
 import signal
@@ -128,8 +129,7 @@ class DigitsDataset(Dataset):
         pixels, labels = digit_arrays()
         held_out = np.arange(len(labels))%5 == 4
         keep = held_out if split == "val" else ~held_out
-        self.pixels = pixels[keep]
-        self.labels = labels[keep]
+        self.pixels, self.labels = pixels[keep], labels[keep]
 
     def __len__(self):
         return len(self.labels)
@@ -164,13 +164,13 @@ def fit_square(
 
 def open_image(
     path:str|Path,
-)->Image.Image: # RGB, upright
+    least:int=0, # the shorter side that is needed, see `folders.decode`
+)->Image.Image:  # RGB, upright
     "Read an image file; an error names it"
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        with Image.open(path) as image:
-            return to_rgb(folders.upright(image))
+        return folders.decode(path, least)
     except Exception as e:  # decoders raise errors of many kinds
         raise ValueError(f"cannot read {path}: it is not an image ({first_line(e)})") from None
 
@@ -233,12 +233,13 @@ class ImageFiles(CaptionedFiles):
     def __getitem__(self, i:int, **square)->dict: # image (3,r,r) in [-1,1], caption, near_miss
         i = range(len(self))[i]
         path, caption = self.locate(i)
-        image = fit_square(self.open(path), self.resolution, **square)
+        least = math.ceil(2*self.resolution/square.get("share", 1))  # resizing smooths the rest
+        image = fit_square(self.open(path, least), self.resolution, **square)
         return dict(image=from_pil(image)[0], caption=caption, near_miss=self.near_miss(i))
 
-    def open(self, path:Path)->Image.Image: # RGB
+    def open(self, path:Path, least:int=0)->Image.Image: # RGB, see `open_image`
         "The image of a file"
-        return open_image(path)
+        return open_image(path, least)
 
     def augmented(self, i:int, generator:torch.Generator)->dict:
         "Item i, cropped and mirrored with the generator's next four numbers; perhaps retold"
@@ -253,7 +254,7 @@ class ImageFiles(CaptionedFiles):
         "What the items depend on, for `t2i.engine.caches`"
         stats = [(path, path.stat()) for path, _ in self.items]
         files = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-        return "middle square", self.resolution, files, [captions for _, captions in self.items]
+        return "square of a draft", self.resolution, files, [captions for _, captions in self.items]
 
 # %% ../../nbs/03_datasets.ipynb #25dfc981
 info_once = cache(log.info)  # a message is logged the first time that it comes

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..core import T2IError, progress, to_rgb, warn_once
+from ..core import T2IError, progress, warn_once
 from .coco import choose_subset, first_names
 from .datasets import DataConfig, ImageFiles, split_items
 from ..engine import folders
@@ -186,11 +186,10 @@ class ShardDataset(ImageFiles):
         augment = config.augment if split == "train" else "none"
         super().__init__(items, config.resolution, augment, config.captions == "one")
 
-    def open(self, path:Place)->Image.Image: # RGB
+    def open(self, path:Place, least:int=0)->Image.Image: # RGB, see `decode`
         "The image at a place"
         try:
-            with Image.open(io.BytesIO(path.read())) as image:
-                return to_rgb(folders.upright(image))
+            return folders.decode(io.BytesIO(path.read()), least)
         except Exception as e:  # decoders raise errors of many kinds
             why = first_line(e)
             raise T2IError(f"{path.name} in {path.shard} is no whole image ({why})") from None
@@ -201,4 +200,4 @@ class ShardDataset(ImageFiles):
         stats = [(path, path.stat()) for path in shards]
         files = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
         places = [(place.name, place.offset, captions) for place, captions in self.items]
-        return "middle square", self.resolution, files, places
+        return "square of a draft", self.resolution, files, places

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CLOSED_SUFFIXES', 'OPEN_SUFFIXES', 'IMAGE_SUFFIXES', 'SYSTEM_NAMES', 'TABLES', 'SPLIT_FOLDERS', 'read_text',
            'list_visible', 'visible_files', 'spelling', 'relative_name', 'caption_list', 'parse_row', 'table_rows',
-           'table_captions', 'image_names', 'text_captions', 'folder_captions', 'upright', 'can_decode', 'is_image',
-           'usable_images', 'split_images']
+           'table_captions', 'image_names', 'text_captions', 'folder_captions', 'upright', 'decode', 'can_decode',
+           'is_image', 'usable_images', 'split_images']
 
 # %% ../../nbs/95_folders.ipynb #e020e90a
 import csv
@@ -227,6 +227,18 @@ def upright(
         image.info.pop(key, None)
     return image
 
+def decode(
+    file,        # a path, or an open file
+    least:int=0, # the shorter side that is needed, pixels; 0: the whole size
+)->Image.Image:  # RGB, upright
+    "Read an image; a JPEG far larger than `least` is shrunk by 2, 4 or 8 while it is decoded"
+    with Image.open(file) as image:
+        draft = image.draft("RGB", (least,least)) if least else None  # of other formats None, too
+        if draft and draft[1][2:] != image.size:  # the last row or column is a part of a pixel
+            width, height = map(round, draft[1][2:])
+            image = image.resize((width,height), Image.BICUBIC, box=draft[1])
+        return to_rgb(upright(image))
+
 # %% ../../nbs/95_folders.ipynb #e671c186
 @lru_cache(maxsize=None)
 def can_decode(
@@ -235,9 +247,7 @@ def can_decode(
 )->bool:
     "Whether the whole image can be decoded"
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (1,1))  # decodes a JPEG at an eighth of its size: faster, as strict
-            to_rgb(upright(image))
+        decode(path, least=1)  # a JPEG at an eighth of its size: faster, as strict
         return True
     except Exception:  # decoders raise errors of many kinds
         return False
