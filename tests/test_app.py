@@ -123,9 +123,16 @@ def test_a_file_that_is_no_image(browser, url, tmp_path):
     Image.new("RGB", (40, 30), "red").save(tmp_path/"real.png")
     tab.get_by_role("tab", name="Edit").click()
     tab.locator("#canvas input[type=file]").first.set_input_files(tmp_path/"fake.png")
-    tab.get_by_label("What the painted part").fill("a handwritten zero")
-    tab.get_by_role("button", name="Draw anew").click()
-    wait_for_line(tab, "no image to edit")
+    wait_for_line(tab, "fake.png is no image that can be read: open another file")
+    run = tab.get_by_role("button", name="Draw anew")
+    for prompt, why in ((" ", "the prompt is empty"), ("a zero", "fake.png is no image")):
+        tab.get_by_label("What the painted part").fill(prompt)
+        run.click()
+        wait_for_line(tab, why)
+    tab.locator("#canvas input[type=file]").first.set_input_files(tmp_path/"real.png")
+    wait_for_line(tab, "Paint over")
+    run.click()
+    wait_for_line(tab, "nothing is painted")
 
 
 def drag(tab, phrase, start, end):
@@ -190,6 +197,12 @@ def test_a_model_that_is_removed_and_a_taken_port(browser, url, own):
     shutil.rmtree(own)
     draw(tab, "a handwritten one", 2)
     wait_for_line(tab, f"the model {own} was removed: choose another one")
+    choose_model(tab, "digits-var")
+    draw(tab, "a handwritten one", 1)
+    wait_for_line(tab, "-m digits-var")
+    choose_model(tab, str(own))
+    wait_for_line(tab, f"the model {own} was removed: choose another one")
+    assert not tab.locator(".toast-body").count()
     choose_model(tab, "digits-var")
     draw(tab, "a handwritten one", 3)
     wait_for_line(tab, "-m digits-var")
