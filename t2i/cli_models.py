@@ -6,8 +6,8 @@
 __all__ = ['OWN', 'Number', 'Guidance', 'Steps', 'Rerank', 'Schedule', 'Temperature', 'Cooling', 'TopK', 'TopP', 'Json',
            'Benchmark', 'PerTask', 'Count', 'PerPrompt', 'EvalCLIP', 'Features', 'Samples', 'Markdown', 'score_table',
            'print_evaluation', 'evaluate', 'leading_scores', 'model_rows', 'section_rows', 'short_number',
-           'print_names', 'print_models', 'info', 'plot', 'leaderboard', 'convert', 'reconstruct', 'recipe_report',
-           'report_lines', 'folder_report', 'data_check']
+           'print_names', 'print_models', 'check_fields', 'info', 'plot', 'leaderboard', 'convert', 'reconstruct',
+           'recipe_report', 'report_lines', 'folder_report', 'data_check']
 
 # %% ../nbs/58_cli_models.ipynb #46e071a8
 import textwrap
@@ -201,6 +201,19 @@ def print_models(models:list[dict]):
         say(textwrap.fill(listed, 80, subsequent_indent="    ", break_on_hyphens=False))
     say("all scores of a model: t2i info MODEL, or --json")
 
+# %% ../nbs/58_cli_models.ipynb #1b293fc4
+def check_fields(
+    name:str,         # of a recipe
+    fields:list[str], # what stands behind it
+):
+    "Refuse a second name, and fields of what is no recipe"
+    from t2i.core import T2IError
+    for text in fields:
+        if "=" not in text:
+            raise T2IError(f"{text} is no field=value: t2i info describes one name at a time")
+    if Path(name).is_file() and not name.endswith((".yaml", ".yml")):
+        raise T2IError(f"{name} is no recipe: it has no field {fields[0].partition('=')[0]}")
+
 # %% ../nbs/58_cli_models.ipynb #d89277ad
 def info(
     model:Annotated[str, typer.Argument(
@@ -222,6 +235,8 @@ def info(
     from t2i.costs import is_recipe, recipe_costs
     if names is not None:
         return print_names(model or "emoji-var", names, as_json)
+    if overrides:
+        check_fields(model, overrides)
     if overrides or (model and is_recipe(model)):
         about = recipe_costs(model, tuple(overrides or ()), tflops, memory=memory)
     else:
