@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_data import Device, option, say
+from .cli_data import Device, complete_model, option, say
 
 # %% ../nbs/59_page.ipynb #bc7f62fd
 def free_port(
@@ -330,7 +330,6 @@ def edit_tab(studio:Studio, visitor, model):
                 type="pil", label="Paint over a part", brush=brush, layers=False,
                 transforms=[], sources=["upload"], canvas_size=(512, 512), height=470,
                 elem_id="canvas")
-            watch = gr.HTML("", js_on_load=WATCH_FILES, container=False, padding=False)
             prompt = gr.Textbox(label="What the painted part is to show", max_length=1000)
             images = gr.Slider(1, 16, 4, step=1, label="Images")
             seed = seed_field()
@@ -339,6 +338,7 @@ def edit_tab(studio:Studio, visitor, model):
                 stop = gr.Button("Stop")
         with gr.Column(scale=3):
             shown = result_column(visitor, "Edited images")
+    watch = gr.HTML("", js_on_load=WATCH_FILES)
 
     def opened(visitor, event:gr.EventData):
         return next(studio.guarded(studio.opened(visitor, event.refused), 0))
@@ -449,7 +449,8 @@ def close_page(page, desk):
 # %% ../nbs/59_page.ipynb #6645fa7a
 def app(
     models:Annotated[list[str], typer.Argument(
-        help="Runs, folders or other models to offer, beside the bundled ones.")] = None,
+        help="Runs, folders or other models to offer, beside the bundled ones.",
+        autocompletion=complete_model)] = None,
     model:option(str, "first", "The model that is chosen at first.", "--model", "-m",
                  default="the first of MODELS, or shapes-var") = None,
     host:option(str, "host", "The address; 0.0.0.0 lets other machines in.") = "127.0.0.1",
@@ -459,9 +460,8 @@ def app(
 ):
     "Open a web page that draws, edits and dreams; Ctrl-C ends it."
     from t2i.engine.runs import stop_signal
-    names = models or []
-    first = model or (names or ["shapes-var"])[0]
-    _, url, close = open_page(names, first, host, port, device)
+    first = model or (models or ["shapes-var"])[0]
+    _, url, close = open_page(models or [], first, host, port, device)
     say(f"open {url} in a browser; Ctrl-C ends it")
     try:
         with stop_signal() as stop:
