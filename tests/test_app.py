@@ -6,17 +6,16 @@ from importlib.util import find_spec
 import pytest
 from PIL import Image
 
+from browser import FLAGS, find_chromium
 from t2i.outputs import read_about
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+CHROMIUM = find_chromium()
 PATIENCE = 300_000  # milliseconds until a wait gives up; nothing waits longer than it must
 
 if find_spec("gradio") is None:
     pytest.skip("gradio is not here: pip install 't2i[app]'", allow_module_level=True)
-if find_spec("playwright") is None or CHROMIUM is None:
-    pytest.skip("the page needs playwright and Chromium to be tested", allow_module_level=True)
+if CHROMIUM is None:
+    pytest.skip("no playwright or no Chromium: see CONTRIBUTING.md", allow_module_level=True)
 
 from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
