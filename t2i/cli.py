@@ -21,6 +21,8 @@ from t2i.cli_data import (
     Model,
     Seed,
     bench_app,
+    complete_model,
+    complete_recipe,
     data_app,
     load_pipe,
     option,
@@ -46,6 +48,8 @@ from t2i.cli_models import (
     plot,
     reconstruct,
 )
+
+# %% ../nbs/53_cli.ipynb #ebf13d99
 from .cli_sweep import sweep_command
 from .page import app as open_app
 
@@ -187,18 +191,21 @@ MoreSmooth = option(
     "--more-smooth")
 Lora = option(
     list[str], "load_lora(folder, scale)", "A LoRA to switch on: a folder or a bundled name, with "
-    ":FACTOR if it is not 1; may be repeated.", "--lora", default="none")
+    ":FACTOR if it is not 1; may be repeated.", "--lora", default="none",
+    autocompletion=complete_model)
 Output = option(
     Path, "", "A .png for a grid, or a folder for one file per image; its files stay.", "--output",
     "-o", default="t2i-PROMPT.png")
 Judge = option(
     str, "clip", "The CLIP that judges with --rerank, such as shapes-clip.",
-    default="the one that the model reads")
-Upscale = option(
-    str, "upscale", "A network that enlarges the images: shapes-sr4, a run or a folder.")
-Process = option(bool, "", "Show the image after every scale, a row per image.", "--process")
+    default="the one that the model reads", autocompletion=complete_model)
 
 # %% ../nbs/53_cli.ipynb #5b8243be
+Upscale = option(
+    str, "upscale", "A network that enlarges the images: shapes-sr4, a run or a folder.",
+    autocompletion=complete_model)
+Process = option(bool, "", "Show the image after every scale, a row per image.", "--process")
+
 def draw_process(
     pipe,             # a `Pipeline`
     prompts:list[str],
@@ -347,7 +354,8 @@ app.command("sweep")(sweep_command)
 @app.command()
 def train(
     recipe:Annotated[str, typer.Argument(
-        help="A YAML file, or the name of a bundled recipe; with --resume also a run folder.")],
+        help="A YAML file, or the name of a bundled recipe; with --resume also a run folder.",
+        autocompletion=complete_recipe)],
     overrides:Annotated[list[str], typer.Argument(
         help="Any field of the recipe: train.steps=100 ...")] = None,
     output:option(Path, "run", "The run folder.", "--output", "-o", default="runs/RECIPE") = None,

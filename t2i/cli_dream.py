@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Overrides', 'Include', 'Exclude', 'Extras', 'Story', 'Init', 'VQGANName', 'CLIPNames', 'StepCount', 'Quality', 'Size',
            'Output', 'Resume', 'Show', 'Video', 'FPS', 'Every', 'parse_size', 'dream_config', 'resumed_dream',
-           'start_dream', 'report_dream', 'new_dream', 'play_dream', 'dream']
+           'start_dream', 'report_dream', 'new_dream', 'play_dream', 'dream', 'bench_dream']
 
 # %% ../nbs/59_cli_dream.ipynb #eea886b4
 from dataclasses import asdict
@@ -14,7 +14,17 @@ from typing import Annotated
 
 import typer
 
-from .cli_data import Device, Seed, option, print_yaml, say
+from t2i.cli_data import (
+    Device,
+    Repeat,
+    Seed,
+    bench_app,
+    complete_model,
+    option,
+    print_scores,
+    print_yaml,
+    say,
+)
 
 # %% ../nbs/59_cli_dream.ipynb #f9bf7b18
 def parse_size(
@@ -107,11 +117,12 @@ Init = option(
 
 # %% ../nbs/59_cli_dream.ipynb #d38db1f1
 VQGANName = option(
-    str, "vqgan", "A VQGAN: a bundled or published name, a folder or a run.", "--model", "-m")
+    str, "vqgan", "A VQGAN: a bundled or published name, a folder or a run.", "--model", "-m",
+    autocompletion=complete_model)
 CLIPNames = option(
     list[str], "clip",
     "A CLIP: a bundled name, a folder, or MODEL/TAG of OpenCLIP; may be repeated.",
-    default="shapes-clip")
+    default="shapes-clip", autocompletion=complete_model)
 StepCount = option(int, "steps", "Steps.", default="by --quality")
 Quality = option(
     str, "quality", "draft, normal or best: 100, 300 or 500 steps of 16, 32 or 64 cutouts.")
@@ -202,3 +213,23 @@ def dream(
         name = slug(include[0] if include else story.stem)
         output = output or unused_path(Path(f"dream-{name}.png"))
     play_dream(about, output, resume, video, fps, every, device)
+
+# %% ../nbs/59_cli_dream.ipynb #9146bd81
+@bench_app.command("dream")
+def bench_dream(
+    vqgan:option(str, "vqgan", "A VQGAN.", "--vqgan", "--model", "-m",
+                 autocompletion=complete_model) = "shapes-vqgan",
+    clip:option(str, "clip", "A CLIP.", autocompletion=complete_model) = "shapes-clip",
+    random_weights:option(
+        bool, "random_weights",
+        "The sizes of published models with random weights; so are those that are not here.",
+        "--random-weights") = False,
+    cutouts:option(int, "cutouts", "Cutouts per step.", min=1) = 32,
+    size:option(int, "size", "Side of the image, pixels.", default="the VQGAN's own") = None,
+    repeat:Repeat = 10,
+    device:Device = None,
+):
+    "Steps per second of t2i dream, beside the classic loop with the same models."
+    from t2i.benchmarks import dream_run, dream_speed
+    run = dream_run(vqgan, clip, random_weights, device, size=size, cutouts=cutouts)
+    print_scores(dream_speed(run, repeat))

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from .cli_data import Device, load_pipe, option, print_table, say
-from .cli_models import short_number
+from .cli_models import ModelName, short_number
 
 # %% ../nbs/58_sweep.ipynb #72039e44
 def read_axis(
@@ -220,7 +220,7 @@ def report(output:Path, rows:list[dict], axes:dict[str,list], as_json:bool):
 
 # %% ../nbs/58_sweep.ipynb #70e32c77
 def sweep_command(
-    model:Annotated[str, typer.Argument(help="A bundled name, a folder, a run, or a hub id.")],
+    model:ModelName,
     axes:Annotated[list[str], typer.Argument(
         help="Settings and their values: alpha=0,0.5,1 beta=0,1 guidance_scale=1,3 ...")],
     prompts:option(

@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_data import Device, option, say
+from .cli_data import Device, complete_model, option, say
 
 # %% ../nbs/59_page.ipynb #bc7f62fd
 def free_port(
@@ -70,7 +70,7 @@ class Visitor:
         desk:Path, # the folder of the page
     ):
         self.folder = Path(tempfile.mkdtemp(dir=desk))
-        self.drawing, self.model, self.chosen = None, "", 0
+        self.drawing, self.model, self.chosen, self.refused = None, "", 0, ""
 
     def leave(self):
         "Remove the files"
@@ -85,14 +85,11 @@ class Answers:
     ):
         self.models, self.desk = models, desk
 
-    def seed(self, value)->int|None:
-        "What the field of the seed means: empty is a random one"
-        from t2i.core import T2IError
-        text = "" if value is None else str(value).strip()
-        try:
-            return int(text) if text else None
-        except ValueError:
-            raise T2IError(f"the seed must be a whole number or empty, not {text!r:.20}") from None
+    def own_settings(self, model):
+        "Yields guidance, temperature, and a line only for an error"
+        import gradio as gr
+        own = self.models.get(model).defaults
+        yield [own["guidance_scale"], own["temperature"], gr.skip()]
 
     def guarded(self,
         answers,        # an iterator of lists: outputs, then a line
@@ -123,11 +120,11 @@ class DrawingStudio(Answers):
     def draw(self, visitor, model, prompt, negative, guidance, temperature, images, candidates,
              seed, **more): # more: of `t2i.app.draw`, for models that read more than words
         "Yields gallery, files, line"
-        from t2i.app import Frame, draw, enlarge
+        from t2i.app import Frame, draw, enlarge, read_seed
         pipe = self.models.get(model)
         settings = dict(guidance_scale=guidance, temperature=temperature) | more
         yield [[], [], f"Drawing with {model} …"]
-        for part in draw(pipe, prompt, visitor.folder, images, candidates, self.seed(seed),
+        for part in draw(pipe, prompt, visitor.folder, images, candidates, read_seed(seed),
                          negative or "", **settings):
             if isinstance(part, Frame):
                 shown = [enlarge(image, 256) for image in part.images]
@@ -151,10 +148,10 @@ class DrawingStudio(Answers):
 
     def edit(self, visitor, model, canvas, prompt, images, seed):
         "Yields gallery, files, line"
-        from t2i.app import edit
+        from t2i.app import edit, read_seed
         yield [[], [], f"Editing with {model} …"]
-        pipe, seed = self.models.get(model), self.seed(seed)
-        drawing = edit(pipe, canvas, prompt, visitor.folder, images, seed)
+        pipe, seed = self.models.get(model), read_seed(seed)
+        drawing = edit(pipe, canvas, prompt, visitor.folder, images, seed, visitor.refused)
         yield self.finish(visitor, drawing, model)
 
 # %% ../nbs/59_page.ipynb #06da357d
@@ -162,13 +159,12 @@ class DreamingStudio(DrawingStudio):
     "The button that dreams, too"
     def dream(self, visitor, vqgan, clip, include, exclude, extras, steps, seed):
         "Yields image, files, line"
-        from t2i.app import Frame, dream, enlarge
+        from t2i.app import Frame, dream, enlarge, read_seed
         yield [None, [], "Loading the models …"]
         texts = dict(include=include, exclude=exclude, extras=extras)
         models = self.models.get(vqgan), self.models.get(clip)
         about = dict(model=vqgan, clip=clip)
-        for part in dream(*models, texts, visitor.folder, steps, self.seed(seed),
-                          about=about):
+        for part in dream(*models, texts, visitor.folder, steps, read_seed(seed), about=about):
             if isinstance(part, Frame):
                 image = enlarge(part.image)
                 yield [image, [], f"Step {part.step} of {part.steps} …"]
@@ -180,19 +176,14 @@ class Studio(DreamingStudio):
     "All buttons: those that look at tokens and fill the editor, too"
     def scales(self, visitor):
         "Yields images, token maps, line"
-        from t2i.app import code_colors, drawn_scales, enlarge, token_map_image
+        from t2i.app import labelled_scales
         from t2i.core import T2IError
         if visitor.drawing is None:
             raise T2IError("draw an image first, and click on it")
         pipe, i = self.models.get(visitor.model), visitor.chosen
-        images, maps = drawn_scales(pipe, visitor.drawing, i)
-        colors = code_colors(pipe.tokenizer.codebook)
-        tokens = [token_map_image(ids, colors) for ids in maps]
-        names = [f"map {k}: {len(ids)} tokens" for k, ids in enumerate(maps, 1)]
-        steps = [f"after step {k}" for k in range(1, len(images)+1)]
+        images, tokens = labelled_scales(pipe, visitor.drawing, i)
         line = f"Image {i+1} of {len(visitor.drawing.images)}: {visitor.drawing.output.prompts[i]}"
-        shown = [enlarge(image, 256) for image in images]
-        yield [list(zip(shown, steps)), list(zip(tokens, names)), line]
+        yield [images, tokens, line]
 
     def paint(self, visitor):
         "Yields the chosen image for the editor, line"
@@ -202,6 +193,13 @@ class Studio(DreamingStudio):
             raise T2IError("draw an image first, and click on it")
         image = enlarge(visitor.drawing.output.images[visitor.chosen])
         yield [dict(background=image, layers=[], composite=image), "Paint over a part of it."]
+
+    def opened(self, visitor, refused):
+        "Yields a line about the file that was opened; `refused` is its name if it is no image"
+        from t2i.app import check_opened
+        visitor.refused = str(refused)[:100]
+        check_opened(visitor.refused)
+        yield ["Paint over a part of it."]
 
 # %% ../nbs/59_page.ipynb #bc271ed9
 STYLE = ".pixels img {image-rendering: pixelated} footer {display: none !important}"
@@ -278,9 +276,9 @@ def draw_tab(studio:Studio, visitor, model):
     connect(studio, run, "draw", [visitor, model, *settings], shown, stop)
 
     def own_settings(name):
-        own = studio.models.get(name).defaults
-        return own["guidance_scale"], own["temperature"]
-    model.change(own_settings, model, [guidance, temperature], api_visibility="private", **QUEUE)
+        return next(studio.guarded(studio.own_settings(name), 2))
+    model.change(own_settings, model, [guidance, temperature, shown[-1]],
+                 api_visibility="private", **QUEUE)
 
 # %% ../nbs/59_page.ipynb #40d46c91
 def boxes_tab(studio:Studio, visitor, model):
@@ -322,6 +320,8 @@ def boxes_tab(studio:Studio, visitor, model):
 def edit_tab(studio:Studio, visitor, model):
     "A brush on the left, images on the right"
     import gradio as gr
+
+    from t2i.app import WATCH_FILES
     with gr.Row():
         with gr.Column(scale=2):
             take = gr.Button("Take the image that was drawn or clicked last")
@@ -338,6 +338,11 @@ def edit_tab(studio:Studio, visitor, model):
                 stop = gr.Button("Stop")
         with gr.Column(scale=3):
             shown = result_column(visitor, "Edited images")
+    watch = gr.HTML("", js_on_load=WATCH_FILES)
+
+    def opened(visitor, event:gr.EventData):
+        return next(studio.guarded(studio.opened(visitor, event.refused), 0))
+    watch.upload(opened, visitor, shown[-1:], queue=False, api_visibility="private")
     connect(studio, take, "paint", [visitor], [canvas, shown[-1]])
     connect(studio, run, "edit", [visitor, model, canvas, prompt, images, seed], shown, stop)
 
@@ -444,7 +449,8 @@ def close_page(page, desk):
 # %% ../nbs/59_page.ipynb #6645fa7a
 def app(
     models:Annotated[list[str], typer.Argument(
-        help="Runs, folders or other models to offer, beside the bundled ones.")] = None,
+        help="Runs, folders or other models to offer, beside the bundled ones.",
+        autocompletion=complete_model)] = None,
     model:option(str, "first", "The model that is chosen at first.", "--model", "-m",
                  default="the first of MODELS, or shapes-var") = None,
     host:option(str, "host", "The address; 0.0.0.0 lets other machines in.") = "127.0.0.1",
@@ -454,9 +460,8 @@ def app(
 ):
     "Open a web page that draws, edits and dreams; Ctrl-C ends it."
     from t2i.engine.runs import stop_signal
-    names = models or []
-    first = model or (names or ["shapes-var"])[0]
-    _, url, close = open_page(names, first, host, port, device)
+    first = model or (models or ["shapes-var"])[0]
+    _, url, close = open_page(models or [], first, host, port, device)
     say(f"open {url} in a browser; Ctrl-C ends it")
     try:
         with stop_signal() as stop:

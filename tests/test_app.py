@@ -6,17 +6,16 @@ from importlib.util import find_spec
 import pytest
 from PIL import Image
 
+from browser import FLAGS, find_chromium
 from t2i.outputs import read_about
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+CHROMIUM = find_chromium()
 PATIENCE = 300_000  # milliseconds until a wait gives up; nothing waits longer than it must
 
 if find_spec("gradio") is None:
     pytest.skip("gradio is not here: pip install 't2i[app]'", allow_module_level=True)
-if find_spec("playwright") is None or CHROMIUM is None:
-    pytest.skip("the page needs playwright and Chromium to be tested", allow_module_level=True)
+if CHROMIUM is None:
+    pytest.skip("no playwright or no Chromium: see CONTRIBUTING.md", allow_module_level=True)
 
 from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
@@ -123,9 +122,16 @@ def test_a_file_that_is_no_image(browser, url, tmp_path):
     Image.new("RGB", (40, 30), "red").save(tmp_path/"real.png")
     tab.get_by_role("tab", name="Edit").click()
     tab.locator("#canvas input[type=file]").first.set_input_files(tmp_path/"fake.png")
-    tab.get_by_label("What the painted part").fill("a handwritten zero")
-    tab.get_by_role("button", name="Draw anew").click()
-    wait_for_line(tab, "no image to edit")
+    wait_for_line(tab, "fake.png is no image that can be read: open another file")
+    run = tab.get_by_role("button", name="Draw anew")
+    for prompt, why in ((" ", "the prompt is empty"), ("a zero", "fake.png is no image")):
+        tab.get_by_label("What the painted part").fill(prompt)
+        run.click()
+        wait_for_line(tab, why)
+    tab.locator("#canvas input[type=file]").first.set_input_files(tmp_path/"real.png")
+    wait_for_line(tab, "Paint over")
+    run.click()
+    wait_for_line(tab, "nothing is painted")
 
 
 def drag(tab, phrase, start, end):
@@ -190,6 +196,12 @@ def test_a_model_that_is_removed_and_a_taken_port(browser, url, own):
     shutil.rmtree(own)
     draw(tab, "a handwritten one", 2)
     wait_for_line(tab, f"the model {own} was removed: choose another one")
+    choose_model(tab, "digits-var")
+    draw(tab, "a handwritten one", 1)
+    wait_for_line(tab, "-m digits-var")
+    choose_model(tab, str(own))
+    wait_for_line(tab, f"the model {own} was removed: choose another one")
+    assert not tab.locator(".toast-body").count()
     choose_model(tab, "digits-var")
     draw(tab, "a handwritten one", 3)
     wait_for_line(tab, "-m digits-var")

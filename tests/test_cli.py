@@ -66,6 +66,36 @@ def test_completion_is_offered(t2i):
     assert "--install-completion" in t2i("--help")[1]
 
 
+@pytest.mark.parametrize("line, names", [
+    ("generate -m shapes-vq", ["shapes-vqgan"]), ("generate -m runs/", ["runs/mine"]),
+    ("generate -m no-such", []), ("generate --lora shapes-l", ["shapes-lora"]),
+    ("train digits", ["digits-msvq", "digits-var"]), ("train runs/m", ["runs/mine"]),
+    ("info digits", ["digits-msvq", "digits-var"]), ("sweep digits-v", ["digits-var"]),
+    ("bench dream -m shapes-vq", ["shapes-vqgan"]), ("evaluate emoji-c", ["emoji-clip"]),
+    ("plot r", ["runs/mine"]), ("app shapes-sr", ["shapes-sr4"]),
+])
+def test_names_are_completed(t2i, monkeypatch, line, names):
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/recipe.yaml").touch()
+    typed = dict(_T2I_COMPLETE="complete_bash", COMP_WORDS=f"t2i {line}",
+                 COMP_CWORD=str(len(line.split())))
+    for name, value in typed.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = t2i()
+    assert (code, out.split(), err) == (0, names, "")
+
+
+def test_completion_is_quick_and_never_fails(tmp_path):
+    typed = dict(_T2I_COMPLETE="complete_bash", COMP_WORDS="t2i train digits-v", COMP_CWORD="2")
+    (tmp_path/"runs").write_text("no folder")
+    command = [sys.executable, "-X", "importtime", "-m", "t2i"]
+    environment = os.environ | typed
+    p = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (p.returncode, p.stdout.split()) == (0, ["digits-var"])
+    for heavy in ("torch", "numpy", "yaml"):
+        assert f"| {heavy}\n" not in p.stderr, f"completion imports {heavy}"
+
+
 @pytest.mark.parametrize("command", [
     "generate", "dream", "train", "evaluate", "info", "sweep", "data cache", "data caption",
     "bench dream"])
@@ -218,6 +248,15 @@ def test_info(t2i):
     assert code == 0 and "generator" in out and "tokenizer" in out and "num_steps" in out
     code, out, _ = t2i("info", "shapes-clip")
     assert code == 0 and "embed_dim" in out
+
+
+def test_info_of_one_at_a_time(t2i):
+    Image.new("RGB", (4, 4)).save("a.png")
+    for names, why in ((["a.png", "b.png"], "one name at a time"),
+                       (["b.png"], "no such file or folder: b.png"),
+                       (["some/b.JPG"], "no such file or folder: some/b.JPG")):
+        code, out, err = t2i("info", *names)
+        assert (code, out, len(err.splitlines())) == (1, "", 1) and why in err
 
 
 def test_info_of_an_image(t2i):

@@ -3,7 +3,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import subprocess
 import sys
 import time
@@ -14,15 +13,14 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from browser import FLAGS, find_chromium
 from house import root
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+CHROMIUM = find_chromium()
 PATIENCE = 120_000  # milliseconds until a wait gives up; nothing waits longer than it must
 
-if find_spec("playwright") is None or CHROMIUM is None:
-    pytest.skip("the widgets need playwright and Chromium to be tested", allow_module_level=True)
+if CHROMIUM is None:
+    pytest.skip("no playwright or no Chromium: see CONTRIBUTING.md", allow_module_level=True)
 if find_spec("jupyterlab") is None:
     pytest.skip("jupyterlab is not here: pip install 't2i[dev]'", allow_module_level=True)
 
