@@ -162,11 +162,16 @@ def read_seed(
 
 # %% ../nbs/59_app.ipynb #fa3af8e2
 @contextmanager
-def notes(): # gives a list
+def notes(
+    complete:bool=False, # with all names of a warning that is about many, see `warn_once`
+): # gives a list
     "Collect what the package logs meanwhile"
+    def text(record):
+        names = getattr(record, "names", ()) if complete else ()
+        return f"{record.message_alone}: {', '.join(names)}" if names else record.getMessage()
     lines = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: lines.append(record.getMessage())
+    handler.emit = lambda record: lines.append(text(record))
     log = logging.getLogger("t2i")
     log.addHandler(handler)
     try:

@@ -273,7 +273,8 @@ def cache_features(
     model = load_clip(clip, device)
     config = DataConfig(data, resolution=model.image_size)
     if data not in COMPUTED:
-        config = DataConfig("coco" if coco else "folder", data, resolution=model.image_size)
+        config = DataConfig(path=data, resolution=model.image_size)  # finds out what it holds
+        config.name = "coco" if coco else config.name
     dataset = load_dataset(config, split)
     usual = 100_000 if getattr(dataset, "endless", False) else len(dataset)
     count = min(count or usual, len(dataset))

@@ -418,16 +418,18 @@ def report_lines(
 # %% ../nbs/58_cli_models.ipynb #661d58bc
 def folder_report(
     folder:Path,
-)->dict: # train, val: images; captions: in all; notes: what is skipped, and why
-    "What a training would read from a folder of captioned images"
+)->dict: # kind; train, val: images; captions: in all; notes: all that is skipped, and why
+    "What a training would read from a folder of captioned images, of COCO, or of shards"
     from t2i.app import notes
-    from t2i.data.datasets import FolderDataset
-    report = {}
-    with notes() as lines:
+    from t2i.data.datasets import DataConfig, load_dataset
+    config = DataConfig(path=str(folder))
+    kind = config.name if config.name in ("folder", "coco") else "shards"
+    report = dict(kind=kind, train=0, val=0, captions=0)
+    with notes(complete=True) as lines:
         for split in ("train", "val"):
-            dataset = FolderDataset(folder, split=split)
+            dataset = load_dataset(config, split)
             report[split] = len(dataset.items)
-            report["captions"] = report.get("captions", 0) + sum(len(c) for _, c in dataset.items)
+            report["captions"] += sum(len(c) for _, c in dataset.items)
     return report | dict(notes=list(dict.fromkeys(lines)))
 
 

@@ -28,9 +28,12 @@ log = logging.getLogger("t2i")
 @cache
 def warn_once(
     message:str,
-):
+    names:tuple[str,...]=(), # what it is about; the line shows the first ten and counts the others,
+):                           # the record has all as its `names`
     "Log a warning the first time it occurs in this process"
-    log.warning(message)
+    more = f" and {len(names)-10:,} more"*(len(names) > 10)
+    shown = f": {', '.join(names[:10])}{more}"*bool(names)
+    log.warning("%s%s", message, shown, extra=dict(message_alone=message, names=names))
 
 # %% ../nbs/00_core.ipynb #f3457e23
 def progress(

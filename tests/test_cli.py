@@ -453,3 +453,33 @@ def test_another_tokenizer_under_the_same_name(t2i):
     Path("copy/model_index.json").write_text(json.dumps(index))
     code, _, err = t2i("generate", "a handwritten two", "-m", "copy", "-n", 1, "-o", "c.png")
     assert code == 1 and "another tokenizer" in err and not Path("c.png").exists()
+
+
+def test_data_check_recognises_what_recipes_do(t2i):
+    sample = Path(__file__).parents[1]/"data"/"sample"
+    code, out, err = t2i("data", "check", sample/"coco", "--json")
+    assert code == 0
+    assert json.loads(out) == dict(kind="coco", train=8, val=4, captions=60, notes=[])
+    assert t2i("data", "shards", "packed", "--data", sample/"coco", "--per-shard", 4)[0] == 0
+    code, out, err = t2i("data", "check", "packed", "--json")
+    assert code == 0 and json.loads(out)["kind"] == "shards"
+    code, out, err = t2i("data", "check", sample)
+    assert code == 0 and f"t2i data check {sample/'coco'} counts them" in err
+
+
+def test_data_check_names_all_that_is_skipped(t2i):
+    Path("photos").mkdir()
+    for i in range(14):
+        Image.new("RGB", (8, 8)).save(f"photos/{i:02}.png")
+    for i in range(2):
+        Path(f"photos/{i:02}.txt").write_text("a square")
+    code, out, err = t2i("data", "check", "photos", "--json")
+    (note,) = json.loads(out)["notes"]
+    assert code == 0 and note.count("(no caption)") == 12 and "11.png (no caption)" in note
+    assert "11.png (no caption) and 2 more" in err
+    assert "t2i data check photos --json names all" in err
+
+
+def test_data_cache_recognises_coco(t2i):
+    sample = Path(__file__).parents[1]/"data"/"sample"/"coco"
+    assert t2i("data", "cache", "features", "--data", sample, "--count", 2)[0] == 0

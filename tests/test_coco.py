@@ -149,7 +149,7 @@ def test_blank_captions_are_named_and_dropped(tmp_path, caplog):
     table.write_text(json.dumps(content | dict(annotations=notes)))
     data = CocoDataset(tmp_path/"coco", resolution=8)
     assert len(data.items) == 6 and all(data.caption(i).strip() for i in range(len(data)))
-    assert f"2 images have no caption and are left out ({first:012}.jpg" in caplog.text
+    assert f"2 images have no caption and are left out: {first:012}.jpg" in caplog.text
 
 
 def test_one_caption_is_drawn_at_each_visit():

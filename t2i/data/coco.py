@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'COCO_IMAGES', 'COCO_SOURCE', 'COCO_FILES', 'first_names', 'read_table', 'CocoSplit', 'read_split',
-           'lost_images', 'present_items', 'folder_kind', 'Box', 'read_boxes', 'boxes_in_square', 'choose_subset',
-           'odd_boxes', 'unreadable_images', 'check_coco', 'report_rows', 'is_complete', 'fetch_coco']
+           'lost_images', 'present_items', 'folder_kind', 'warn_of_coco', 'Box', 'read_boxes', 'boxes_in_square',
+           'choose_subset', 'odd_boxes', 'unreadable_images', 'check_coco', 'report_rows', 'is_complete', 'fetch_coco']
 
 # %% ../../nbs/03_coco.ipynb #39df6ed8
 import json
@@ -98,10 +98,10 @@ def present_items(
 )->list[tuple[Path,list[str]]]: # file, captions
     "The captioned images of a split that are there; the others are named"
     items = found.items()
-    if found.mute() or found.blank:
-        warn_once(f"{found.images}: {len(found.mute())} images have no caption and are left out "
-                  f"({first_names(found.mute()) or 'none'}); blank captions are left out of "
-                  f"{len(found.blank)} ({first_names(found.blank) or 'none'})")
+    for names, what in ((found.mute(), "images have no caption and are left out"),
+                        (found.blank, "images have blank captions, which are left out")):
+        if names:
+            warn_once(f"{found.images}: {len(names)} {what}", tuple(names))
     names = [path.relative_to(found.images).as_posix() for path, _ in items]
     lost = lost_images(names, found.images)
     if len(lost) == len(items):
@@ -109,10 +109,12 @@ def present_items(
         raise FileNotFoundError(f"no images in {found.images}: unpack COCO's {archive}")
     if not lost:
         return items
-    text = f"{len(lost)} of {len(items)} images are missing in {found.images}: {first_names(lost)}"
+    text = f"{len(lost)} of {len(items)} images are missing in {found.images}"
     if missing == "refuse":
-        raise FileNotFoundError(f"{text}; data.missing=skip goes on with the others")
-    warn_once(text)
+        way = f"t2i data coco --root {found.images.parent} --check --json names all"
+        raise FileNotFoundError(
+            f"{text}: {first_names(lost)}; {way}; data.missing=skip goes on with the others")
+    warn_once(text, tuple(lost))
     gone = set(lost)
     return [item for name, item in zip(names, items) if name not in gone]
 
@@ -124,6 +126,16 @@ def folder_kind(
     if any(path.glob("annotations/captions_*2017.json")):
         return "coco"
     return "t2i.data.webdataset.ShardDataset" if any(path.glob("*.tar")) else "folder"
+
+
+def warn_of_coco(
+    files:list[Path], # of a folder that is read as plain images
+):
+    "Say which folders of COCO lie there, whose captions are not read"
+    tables = [p for p in files if p.match("annotations/captions_*2017.json")]
+    for folder in sorted({p.parents[1] for p in tables}):
+        warn_once(f"{folder} is a folder of COCO: its captions are read where data.path is this "
+                  f"folder alone; t2i data check {folder} counts them")
 
 # %% ../../nbs/03_coco.ipynb #6ecfa66d
 @dataclass(frozen=True)

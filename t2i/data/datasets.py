@@ -34,6 +34,7 @@ from t2i.data.coco import (
     present_items,
     read_boxes,
     read_split,
+    warn_of_coco,
 )
 from .emoji import EmojiDataset
 from .emoji_portraits import EmojiPortraits
@@ -287,15 +288,15 @@ class FolderDataset(ImageFiles):
         if not self.folder.is_dir():
             raise FileNotFoundError(f"no folder {folder}")
         files = folders.visible_files(self.folder)
+        warn_of_coco(files if captioned else [])
         paths = [p for p in files if p.suffix.lower() in folders.IMAGE_SUFFIXES]
         parts = folders.split_images(paths, self.folder) if split else {}
         paths = parts.get(split) or parts.get("train") or paths
         captions = folders.folder_captions(self.folder, files, strict=captioned)
         items = folders.usable_images(paths, self.folder, captions, captioned)
         if not items and captioned:
-            raise ValueError(f"no captioned image in {folder}: "
-                             "put name.txt beside name.png, or one captions.jsonl "
-                             "(a tokenizer needs no captions)")
+            raise ValueError(f"no captioned image in {folder}: put name.txt beside name.png, or "
+                             "one captions.jsonl (a tokenizer needs no captions)")
         if not items:
             raise ValueError(f"no image that can be read in {folder}")
         if split and hold_out and "val" not in parts:

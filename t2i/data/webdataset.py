@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..core import T2IError, progress, warn_once
-from .coco import choose_subset, first_names
+from .coco import choose_subset
 from .datasets import DataConfig, ImageFiles, split_items
 from ..engine import folders
 from ..engine.downloads import explain_full_disk
@@ -99,8 +99,8 @@ def shard_items(
         else:
             left_out.append(key)
     if left_out:
-        warn_once(f"{path}: left out {len(left_out)} samples without an image or a caption "
-                  f"({first_names(left_out)})")
+        warn_once(f"{path}: left out {len(left_out)} samples without an image or a caption",
+                  tuple(left_out))
     return items
 
 # %% ../../nbs/03_webdataset.ipynb #99cf5e1c

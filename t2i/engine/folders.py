@@ -210,8 +210,8 @@ def folder_captions(
         rows = {spelling(inside/name): texts for name, texts in rows.items()}
         lost = [name for name in rows if name not in names]
         if lost:
-            warn_once(f"{len(lost)} of {len(rows)} names in {tables[place]} meet no image: "
-                      f"{', '.join(lost[:5])}{' …' if len(lost) > 5 else ''}")
+            warn_once(f"{len(lost)} of {len(rows)} names in {tables[place]} meet no image",
+                      tuple(lost))
         captions |= rows
     return captions
 
@@ -276,8 +276,9 @@ def usable_images(
         else:
             skipped.append(f"{name} ({'no caption' if decoded else 'unreadable'})")
     if skipped:
-        warn_once(f"skipped {len(skipped)} of {len(paths)} images in {folder}: "
-                  f"{', '.join(skipped[:10])}{' …' if len(skipped) > 10 else ''}")
+        all_names = f" (t2i data check {folder} --json names all)"*(len(skipped) > 10)
+        warn_once(f"skipped {len(skipped)} of {len(paths)} images in {folder}{all_names}",
+                  tuple(skipped))
     return items
 
 # %% ../../nbs/95_folders.ipynb #11a4b28c
