@@ -68,8 +68,7 @@ def say(
     try:
         typer.echo(line)
     except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # what follows is written to nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what follows is lost
 
 # %% ../nbs/58_cli_data.ipynb #848e10c7
 def print_table(

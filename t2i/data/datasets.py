@@ -128,8 +128,7 @@ class DigitsDataset(Dataset):
         split:str="train", # "train" (1438 images) or "val" (359)
     ):
         pixels, labels = digit_arrays()
-        held_out = np.arange(len(labels))%5 == 4
-        keep = held_out if split == "val" else ~held_out
+        keep = (np.arange(len(labels))%5 == 4) == (split == "val")
         self.pixels, self.labels = pixels[keep], labels[keep]
 
     def __len__(self):
