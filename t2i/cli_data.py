@@ -202,6 +202,7 @@ def data_caption(
 ):
     "Write captions.jsonl beside images; stopped, the same command goes on."
     from t2i.control import captioning
+    captioning.images_to_caption(folder)  # before a model is loaded
     fields = dict(count=count, max_tokens=max_tokens, beams=beams,
                   repetition_penalty=repetition_penalty)
     if prompt is not None or model == "templates":
@@ -220,7 +221,7 @@ def data_coco(
     decode:option(bool, "decode", "Read every image to its end, too.", "--decode") = False,
     keep:option(bool, "keep", "Keep the archives.", "--keep") = False,
     source:option(str, "source", "A mirror of the archives.", default="cocodataset.org") = None,
-    as_json:option(bool, "", "One line for programs.", "--json") = False,
+    as_json:option(bool, "", "One line for programs, with all names.", "--json") = False,
 ):
     "Fetch COCO 2017, 20 GB, and report what is there; interrupted, it goes on."
     from t2i.data import coco

@@ -362,7 +362,12 @@ def test_dream_shows_its_settings(t2i, tmp_path):
 # ---- Mistakes
 
 
+IMAGES = str(Path(__file__).parents[1]/"docs/leaderboard/budget")  
+
+
 @pytest.mark.parametrize("args, says", [
+    (["data", "caption", "nowhere"], "nowhere is no folder"),  # no model is loaded before
+    (["data", "coco", "--root", __file__, "--check"], "is a file"),
     (["generate"], "no prompt"),
     (["generate", "x", "-m", "no-such-model"], "model 'no-such-model'"),
     (["generate", "x", "-m", "no/such-model"], "cannot fetch 'no/such-model'"),
@@ -386,7 +391,7 @@ def test_dream_shows_its_settings(t2i, tmp_path):
     (["generate", "x", "--upscale", "shapes-vqgan"], "unknown model_type 'vqgan'"),
     (["generate", "x", "--upscale", "shapes-vqgan", "--process"], "leave out --upscale"),
     (["edit", "a.png", "b.png", "x"], "there is no file a.png"),
-    (["data", "caption", ".", "-m", "no/blip"], "Can't load image processor for 'no/blip'): is it"),
+    (["data", "caption", PHOTOS, "-m", "no/blip"], "image processor for 'no/blip'): is it"),
     (["info", "parti-4b"], "no bundled model 'parti-4b'"),
     (["evaluate", "shapes-var", "--benchmark", "partiprompts"], "needs --data"),
     (["evaluate", "shapes-var", "--benchmark", "partiprompts", "--data", "no.tsv", "--eval-clip",

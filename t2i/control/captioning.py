@@ -6,7 +6,7 @@
 __all__ = ['BLIP2', 'QUESTION', 'PARTIAL', 'TABLE', 'ABOUT', 'RuleCaptioner', 'TemplateCaptioner', 'fill_class', 'clean_caption',
            'fault', 'CaptionConfig', 'without_prompt', 'load_blip2', 'BLIP2Captioner', 'retries', 'good_captions',
            'caption_batch', 'read_partial', 'append_lines', 'image_files', 'finish_captions', 'check_captions',
-           'caption_folder']
+           'images_to_caption', 'caption_folder']
 
 # %% ../../nbs/40_captioning.ipynb #75d9bed3
 import json
@@ -308,6 +308,21 @@ def check_captions(folder:Path):
                     len(known), folder, TABLE)
 
 # %% ../../nbs/40_captioning.ipynb #2bc7f851
+def images_to_caption(
+    folder:Path, # with images, perhaps in subfolders, and without captions
+)->list[Path]:
+    "The images of a folder; refused if there is none, or if there are captions already"
+    if not folder.is_dir():
+        raise T2IError(f"{folder} is no folder; give one with images")
+    files = image_files(folder)
+    if not files:
+        raise T2IError(f"no image in {folder}")
+    if (folder/TABLE).exists():
+        raise T2IError(f"{folder/TABLE} exists: remove it, or keep it")
+    check_captions(folder)
+    return files
+
+
 def caption_folder(
     folder:str|Path,      # of images, perhaps in subfolders
     captioner,            # a `BLIP2Captioner`, or another
@@ -316,12 +331,7 @@ def caption_folder(
 )->Path:                  # captions.jsonl in the folder
     "Caption all images of a folder; a stopped run goes on"
     folder, config = Path(folder), config or CaptionConfig()
-    files = image_files(folder)
-    if not files:
-        raise T2IError(f"no image in {folder}")
-    if (folder/TABLE).exists():
-        raise T2IError(f"{folder/TABLE} exists: remove it, or keep it")
-    check_captions(folder)
+    files = images_to_caption(folder)
     about = captioner.about | asdict(config)
     done = read_partial(folder/PARTIAL, about)
     if not done and not (folder/PARTIAL).is_file():

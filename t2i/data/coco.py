@@ -34,8 +34,11 @@ def read_table(
     path:Path,
 )->dict: # its lists
     "A JSON table of COCO"
+    root = path.parents[1]
+    if root.is_file():
+        raise NotADirectoryError(f"{root} is a file; COCO needs a folder")
     if not path.is_file():
-        way = f"t2i data coco --root {path.parents[1]} fetches annotations_trainval2017.zip"
+        way = f"t2i data coco --root {root} fetches annotations_trainval2017.zip"
         raise FileNotFoundError(f"no {path}: {way}")
     try:
         return json.loads(folders.read_text(path))

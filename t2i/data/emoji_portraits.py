@@ -13,6 +13,7 @@ from t2i.data.emoji import (
     Emoji,
     EmojiDataset,
     describe_emoji,
+    emoji_names,
     emoji_pool,
 )
 from .shapes import SIDE, Scene
@@ -26,13 +27,15 @@ class EmojiPortraits(EmojiDataset):
         held_out:bool=False,  # what training never shows, and only that
         captioned:bool=True,  # False: items have an image alone
     ):
-        size = len(emoji_pool(held_out))*len(EMOJI_BACKGROUNDS)
+        pool = emoji_pool(held_out)
+        self.numbers = pool + [i for i in pool if not emoji_names()[i].tone]
+        size = len(self.numbers)*len(EMOJI_BACKGROUNDS)
         super().__init__(0, size, resolution, held_out, captioned)
 
     def scene(self, i:int, telling:str="")->Scene:
         "The scene of item i"
         number, background = divmod(i, len(EMOJI_BACKGROUNDS))
-        drawing = Emoji(emoji_pool(self.held_out)[number], SIDE//2, SIDE//2, 30)
+        drawing = Emoji(self.numbers[number], SIDE//2, SIDE//2, 30)
         rng = random.Random(f"portrait {i}{telling}")
         return describe_emoji((drawing,), list(EMOJI_BACKGROUNDS)[background], rng)
 
