@@ -362,7 +362,7 @@ def test_dream_shows_its_settings(t2i, tmp_path):
 # ---- Mistakes
 
 
-IMAGES = str(Path(__file__).parents[1]/"docs/leaderboard/budget")  
+IMAGES = str(Path(__file__).parents[1]/"docs/leaderboard/budget")
 
 
 @pytest.mark.parametrize("args, says", [
@@ -391,7 +391,7 @@ IMAGES = str(Path(__file__).parents[1]/"docs/leaderboard/budget")
     (["generate", "x", "--upscale", "shapes-vqgan"], "unknown model_type 'vqgan'"),
     (["generate", "x", "--upscale", "shapes-vqgan", "--process"], "leave out --upscale"),
     (["edit", "a.png", "b.png", "x"], "there is no file a.png"),
-    (["data", "caption", PHOTOS, "-m", "no/blip"], "image processor for 'no/blip'): is it"),
+    (["data", "caption", IMAGES, "-m", "no/blip"], "image processor for 'no/blip'): is it"),
     (["info", "parti-4b"], "no bundled model 'parti-4b'"),
     (["evaluate", "shapes-var", "--benchmark", "partiprompts"], "needs --data"),
     (["evaluate", "shapes-var", "--benchmark", "partiprompts", "--data", "no.tsv", "--eval-clip",
