@@ -207,8 +207,7 @@ def data_caption(
                   repetition_penalty=repetition_penalty)
     if prompt is not None or model == "templates":
         fields["prompt"] = prompt or "a photo of a {class}"
-    own = dict(rule=captioning.RuleCaptioner, templates=captioning.TemplateCaptioner)
-    captioner = own[model]() if model in own else captioning.BLIP2Captioner(model, revision, device)
+    captioner = captioning.load_captioner(model, revision, device)
     config = captioning.CaptionConfig(**fields)
     say(captioning.caption_folder(folder, captioner, config, batch_size))
 

@@ -6,7 +6,7 @@
 __all__ = ['BLIP2', 'QUESTION', 'PARTIAL', 'TABLE', 'ABOUT', 'RuleCaptioner', 'TemplateCaptioner', 'fill_class', 'clean_caption',
            'fault', 'CaptionConfig', 'without_prompt', 'load_blip2', 'BLIP2Captioner', 'retries', 'good_captions',
            'caption_batch', 'read_partial', 'append_lines', 'image_files', 'finish_captions', 'check_captions',
-           'images_to_caption', 'caption_folder']
+           'load_captioner', 'images_to_caption', 'caption_folder']
 
 # %% ../../nbs/40_captioning.ipynb #75d9bed3
 import json
@@ -307,7 +307,17 @@ def check_captions(folder:Path):
         log.warning("%d images of %s have captions already: %s will be read instead of them",
                     len(known), folder, TABLE)
 
-# %% ../../nbs/40_captioning.ipynb #2bc7f851
+# %% ../../nbs/40_captioning.ipynb #080e7b40
+def load_captioner(
+    model:str,           # rule, templates; or a BLIP-2: its hub id or folder
+    revision:str|None=None, # of the hub's files
+    device:str|None=None,
+):
+    "What writes captions, by its name"
+    own = dict(rule=RuleCaptioner, templates=TemplateCaptioner)
+    return own[model]() if model in own else BLIP2Captioner(model, revision, device)
+
+
 def images_to_caption(
     folder:Path, # with images, perhaps in subfolders, and without captions
 )->list[Path]:
@@ -322,7 +332,7 @@ def images_to_caption(
     check_captions(folder)
     return files
 
-
+# %% ../../nbs/40_captioning.ipynb #2bc7f851
 def caption_folder(
     folder:str|Path,      # of images, perhaps in subfolders
     captioner,            # a `BLIP2Captioner`, or another
