@@ -4,7 +4,7 @@ BIN := .venv/bin
 QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 MPLBACKEND=agg
 CODE := t2i tests nbs docs
 
-# What the bundled model draws right; `make demo PROMPT="…"` draws your own prompt instead.
+# What the bundled models draw right; `make demo PROMPT="…"` draws your own prompt instead.
 PROMPTS := "a large red circle left of a small blue star" "two black triangles" \
 	"a small green heart above a large orange triangle" "a purple square on a teal background" \
 	"a yellow ring and a black diamond on a pink background" "a blue cross below a red circle"
@@ -18,9 +18,14 @@ SCORED := shapes-var shapes-var-bag shapes-parti shapes-clip-var
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-demo: .venv/.runtime  ## a grid of images, four per prompt, from the bundled model (PROMPT="…")
+demo: .venv/.runtime  ## shapes and emoji from the bundled models (PROMPT="…": four of your own)
 	@$(BIN)/t2i generate $(if $(PROMPT),"$$PROMPT",$(PROMPTS)) -n 4 --seed 0 -o t2i-demo.png >/dev/null
 	@echo "The images are in $(CURDIR)/t2i-demo.png"
+ifndef PROMPT
+	@$(BIN)/t2i generate --prompts docs/emoji-prompts.txt -m emoji-var -n 1 --seed 0 \
+		-o t2i-demo-emoji.png >/dev/null
+	@echo "and, as emoji, in $(CURDIR)/t2i-demo-emoji.png"
+endif
 
 speedrun: .venv/.runtime  ## hours: from nothing to a scored generator, in runs/speedrun (goes on after a stop)
 	$(BIN)/t2i bench speedrun -o runs/speedrun

@@ -164,8 +164,11 @@ def model_rows(models:list[dict])->list[list]:
     "Rows of the table of models: name, kind, millions of parameters, pixels, megabytes, scores"
     rows = []
     for m in models:
-        rows.append([m["name"], m["kind"], f"{m['parameters']/1e6:.1f}M", m["resolution"],
-                     f"{m['megabytes']:.1f}", leading_scores(m["scores"])])
+        millions = m["parameters"]/1e6
+        digits = 1 if millions < 10 else 0                       # 3.2M, 13M
+        size = f"{millions:.{digits}f}M"
+        rows.append([m["name"], m["kind"], size, m["resolution"], f"{m['megabytes']:.1f}",
+                     leading_scores(m["scores"])])
     return rows
 
 

@@ -1,6 +1,7 @@
 "Emoji: the split and its near copies, the benchmark on untrained models, names, bad input."
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,14 +11,25 @@ from t2i.core import T2IError, from_uint8, to_pil
 from t2i.data import emoji
 from t2i.data.datasets import DataConfig, load_dataset
 from t2i.data.emoji import Emoji, EmojiCaptions, draw_emoji, emoji_names, emoji_pool
-from t2i.data.emoji_judge import EmojiJudge, emoji_bench, emoji_scores, near_trained
+from t2i.data.emoji_judge import (
+    EmojiJudge,
+    EmojiPrompt,
+    emoji_bench,
+    emoji_scores,
+    near_trained,
+    score_emoji,
+)
 from t2i.data.shapes import Scene, Spec
+from t2i.engine.files import bundled_folder
 from t2i.engine.recipes import load_recipe
 from t2i.generators.text_var import TextVAR, TextVARConfig
 from t2i.pipeline import make_pipeline
+from t2i.saved import load
 from t2i.scoring import ScoreOptions, default_benchmark, evaluate_model, load_subject
 from t2i.text import TextEncoder, TextEncoderConfig, TextTokenizer
 from t2i.tokenizers.multiscale import MultiScaleVQVAE, MultiScaleVQVAEConfig
+
+DOCS = Path(__file__).parents[1]/"docs"
 
 
 @pytest.fixture
@@ -207,6 +219,26 @@ def test_validation_shows_portraits_that_never_train():
         portraits = load_dataset(config, split)
         shown = {portraits.scene(i).objects[0].name for i in range(len(portraits))}
         assert shown == set(emoji_pool(held_out))
+
+
+# ---- The bundled generator
+
+
+def test_it_draws_what_the_front_page_asks_for():
+    "With another seed than the page's; the judge reads every image"
+    prompts = []
+    for line in (DOCS/"emoji-prompts.txt").read_text(encoding="utf-8").splitlines()[1:]:
+        name, _, ground = line.removesuffix(" background").rpartition(" on a ")
+        prompts.append(EmojiPrompt(line, emoji.emoji_number(name), ground))
+    out = load("emoji-var", "cpu")([p.text for p in prompts], seed=1, output_type="pt")
+    scores = score_emoji(out.images, prompts, EmojiJudge())
+    assert scores["top1"] >= .6 and scores["top5"] >= .8 and scores["background"] >= .9, scores
+
+
+def test_its_weights_are_small_and_have_their_own_licence():
+    home = bundled_folder("emoji-var", only_bundled=True)
+    assert "CC BY-SA 4.0" in (home/"LICENSE").read_text(encoding="utf-8")
+    assert sum(path.stat().st_size for path in home.rglob("*.safetensors")) <= 40e6
 
 
 # ---- Mistakes
