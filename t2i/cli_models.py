@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['complete_run', 'OWN', 'Number', 'Guidance', 'Steps', 'Rerank', 'Schedule', 'Temperature', 'Cooling', 'TopK', 'TopP',
            'Json', 'ModelName', 'Benchmark', 'PerTask', 'Count', 'PerPrompt', 'EvalCLIP', 'Features', 'Samples',
-           'Markdown', 'score_table', 'print_evaluation', 'evaluate', 'leading_scores', 'model_rows', 'section_rows',
+           'Markdown', 'score_table', 'print_evaluation', 'evaluate', 'model_rows', 'leading_scores', 'section_rows',
            'short_number', 'print_names', 'print_models', 'check_fields', 'info', 'plot', 'leaderboard', 'convert',
            'reconstruct', 'recipe_report', 'report_lines', 'folder_report', 'data_check']
 
@@ -146,6 +146,18 @@ def evaluate(
         samples, temperature_schedule)
     print_evaluation(evaluate_model(model, benchmark, options), as_json, markdown)
 
+# %% ../nbs/58_cli_models.ipynb #ddb37ad7
+def model_rows(models:list[dict])->list[list]:
+    "Rows of the table of models: name, kind, millions of parameters, pixels, megabytes, scores"
+    rows = []
+    for m in models:
+        millions = m["parameters"]/1e6
+        digits = 1 if millions < 10 else 0                       # 3.2M, 13M
+        size = f"{millions:.{digits}f}M"
+        rows.append([m["name"], m["kind"], size, m["resolution"], f"{m['megabytes']:.1f}",
+                     leading_scores(m["scores"])])
+    return rows
+
 # %% ../nbs/58_cli_models.ipynb #24de8d8e
 def leading_scores(
     scores:dict,  # of a model
@@ -158,18 +170,6 @@ def leading_scores(
     while len(", ".join(texts)) > width and len(texts) > 1:
         texts.pop()
     return ", ".join(texts)
-
-
-def model_rows(models:list[dict])->list[list]:
-    "Rows of the table of models: name, kind, millions of parameters, pixels, megabytes, scores"
-    rows = []
-    for m in models:
-        millions = m["parameters"]/1e6
-        digits = 1 if millions < 10 else 0                       # 3.2M, 13M
-        size = f"{millions:.{digits}f}M"
-        rows.append([m["name"], m["kind"], size, m["resolution"], f"{m['megabytes']:.1f}",
-                     leading_scores(m["scores"])])
-    return rows
 
 
 def section_rows(

@@ -206,7 +206,6 @@ STYLE = ".pixels img {image-rendering: pixelated} footer {display: none !importa
 QUEUE = dict(concurrency_id="model", concurrency_limit=1, show_progress="minimal")
 EXAMPLES = [
     ["shapes-var", "a large red circle left of a small blue star on a gray background"],
-    ["shapes-var", "three small green hearts on a pink background"],
     ["emoji-var", "a woman scientist with dark skin tone on a teal background"],
     ["digits-var", "a handwritten seven"],
 ]
