@@ -309,7 +309,7 @@ def check_captions(folder:Path):
 
 # %% ../../nbs/40_captioning.ipynb #080e7b40
 def load_captioner(
-    model:str,           # rule, templates; or a BLIP-2: its hub id or folder
+    model:str,              # rule, templates; or a BLIP-2: its hub id or folder
     revision:str|None=None, # of the hub's files
     device:str|None=None,
 ):
@@ -319,9 +319,9 @@ def load_captioner(
 
 
 def images_to_caption(
-    folder:Path, # with images, perhaps in subfolders, and without captions
+    folder:Path, # of images, perhaps in subfolders
 )->list[Path]:
-    "The images of a folder; refused if there is none, or if there are captions already"
+    "The images of a folder; refused if there is none, or if its table of captions is there"
     if not folder.is_dir():
         raise T2IError(f"{folder} is no folder; give one with images")
     files = image_files(folder)
@@ -329,7 +329,6 @@ def images_to_caption(
         raise T2IError(f"no image in {folder}")
     if (folder/TABLE).exists():
         raise T2IError(f"{folder/TABLE} exists: remove it, or keep it")
-    check_captions(folder)
     return files
 
 # %% ../../nbs/40_captioning.ipynb #2bc7f851
@@ -342,6 +341,7 @@ def caption_folder(
     "Caption all images of a folder; a stopped run goes on"
     folder, config = Path(folder), config or CaptionConfig()
     files = images_to_caption(folder)
+    check_captions(folder)
     about = captioner.about | asdict(config)
     done = read_partial(folder/PARTIAL, about)
     if not done and not (folder/PARTIAL).is_file():
