@@ -13,10 +13,10 @@ import logging
 import math
 import shlex
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -85,9 +85,8 @@ class OfferedModels:
         device:str|None=None,  # see `load`
         keep:int=3,            # models that stay loaded
     ):
-        self.device, self.keep = device, keep
         self.lock = threading.Lock()
-        self.loaded = OrderedDict()                              # name -> (stamp, model)
+        self.loaded = lru_cache(keep)(lambda name, stamp: load(name, device))
         self.kinds = {name: model_kind(load(name, device)) for name in names}
         for name, kind in self.kinds.items():
             if not kind:
@@ -108,14 +107,8 @@ class OfferedModels:
         with self.lock:
             stamp = model_stamp(name)
             if stamp is None:
-                self.loaded.pop(name, None)
                 raise T2IError(f"the model {name} was removed: choose another one")
-            if self.loaded.get(name, (None,))[0] != stamp:
-                self.loaded[name] = stamp, load(name, self.device)
-            self.loaded.move_to_end(name)
-            while len(self.loaded) > self.keep:
-                self.loaded.popitem(last=False)
-            return self.loaded[name][1]
+            return self.loaded(name, stamp)
 
 # %% ../nbs/59_app.ipynb #7cd36258
 LIMITS = dict(prompt=1000, images=16, candidates=64, steps=500)  # prompt: characters
@@ -126,9 +119,9 @@ def check_text(
     needed:bool=True,
 )->str:          # without spaces around it
     "A text of a sensible length"
-    text = (text or "").strip() if isinstance(text, str | None) else text
-    if not isinstance(text, str):
+    if not isinstance(text, str | None):
         raise T2IError(f"the {what} must be a text")
+    text = (text or "").strip()
     if needed and not text:
         raise T2IError(f"the {what} is empty: write what to draw")
     if len(text) > LIMITS["prompt"]:
@@ -324,13 +317,12 @@ def labelled_scales(
     pipe:Pipeline,   # that drew it
     drawing:Drawing,
     i:int,           # the number of an image of it
-    side:int=256,    # pixels, about
 )->tuple[list,list]: # pairs of an image and its label: after every map, and every map
     "How an image was drawn, as galleries show it"
     images, maps = drawn_scales(pipe, drawing, i)
     colors = code_colors(pipe.tokenizer.codebook)
-    after = [(enlarge(image, side), f"after step {k}") for k, image in enumerate(images, 1)]
-    tokens = [(token_map_image(ids, colors, side), f"map {k}: {len(ids)} tokens")
+    after = [(enlarge(image, 256), f"after step {k}") for k, image in enumerate(images, 1)]
+    tokens = [(token_map_image(ids, colors), f"map {k}: {len(ids)} tokens")
               for k, ids in enumerate(maps, 1)]
     return after, tokens
 
@@ -395,9 +387,8 @@ def edit(
     "Draw anew what was painted over"
     prompt, images = check_text(prompt, "prompt"), check_count(images, "images")
     image, mask = read_canvas(canvas, pipe.tokenizer.config.resolution, refused)
-    given = {name: value for name, value in settings.items() if value is not None}
     with notes() as lines:
-        output = pipe.edit(image, mask, prompt, images, seed=choose_seed(seed), **given)
+        output = pipe.edit(image, mask, prompt, images, seed=choose_seed(seed), **settings)
     return save_drawing(output, folder, notes=lines)
 
 # %% ../nbs/59_app.ipynb #8f26b1ac

@@ -94,17 +94,16 @@ def model_summary(
 )->dict:         # name, kind, parameters, resolution (pixels), megabytes, scores
     "One line about a saved model"
     files = list(folder.rglob("*.safetensors"))
+    parameters = sum(map(count_weights, files))
     if (folder/"open_clip_config.json").is_file():
         config = json.loads((folder/"open_clip_config.json").read_text(encoding="utf-8"))
         kind = "CLIP"
         resolution = config["model_cfg"]["vision_cfg"]["image_size"]
-        parameters = sum(map(count_weights, files))
     elif (folder/"adapter_config.json").is_file():
         config = json.loads((folder/"adapter_config.json").read_text(encoding="utf-8"))
         kind = "LoRA"
         base = bundled_folder(config["base_model_name_or_path"])
         resolution = model_summary(base)["resolution"]
-        parameters = sum(map(count_weights, files))
     else:
         about = describe(load_folder(folder))
         kind, own = kind_of(about)

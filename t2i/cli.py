@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'AnyNumber', 'PromptWords', 'PromptFile', 'Negative', 'Alpha', 'Beta', 'Boxes', 'MoreSmooth', 'Lora', 'Output',
-           'Judge', 'Upscale', 'Process', 'Sweep', 'error_line', 'print_version', 'common_options', 'main', 'per_map',
-           'read_lora_option', 'add_loras', 'read_request', 'draw_process', 'check_process', 'choose_output',
-           'usual_number', 'generate', 'edit', 'end_training', 'train']
+           'Judge', 'Upscale', 'Process', 'error_line', 'print_version', 'common_options', 'main', 'per_map',
+           'read_lora_option', 'read_request', 'draw_process', 'check_process', 'generate', 'edit', 'end_training',
+           'train']
 
 # %% ../nbs/53_cli.ipynb #ebf13d98
 import logging
@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from . import cli_models
 from t2i.cli_data import (
     Device,
     Model,
@@ -30,26 +31,6 @@ from t2i.cli_data import (
     say,
 )
 from .cli_dream import dream
-from t2i.cli_models import (
-    OWN,
-    Cooling,
-    Guidance,
-    Number,
-    Rerank,
-    Schedule,
-    Steps,
-    Temperature,
-    TopK,
-    TopP,
-    convert,
-    evaluate,
-    info,
-    leaderboard,
-    plot,
-    reconstruct,
-)
-
-# %% ../nbs/53_cli.ipynb #ebf13d99
 from .cli_sweep import sweep_command
 from .page import app as open_app
 
@@ -122,13 +103,12 @@ def per_map(
     text:str|None, # "0.5", or "1,1,0.5" with a number per map
 )->float|list[float]|None:
     "The value of --alpha or --beta"
-    from t2i.core import T2IError
     if text is None:
         return None
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise T2IError(f"the weight is {text!r}; it must be a number, or one per map") from None
+        raise ValueError(f"the weight is {text!r}; it must be a number, or one per map") from None
     return numbers[0] if len(numbers) == 1 else numbers
 
 # %% ../nbs/53_cli.ipynb #c1c5d837
@@ -136,24 +116,13 @@ def read_lora_option(
     text:str,           # "shapes-lora", or "shapes-lora:0.5"
 )->tuple[str,float]:    # name or folder, and factor
     "The value of --lora"
-    from t2i.core import T2IError
     name, colon, factor = text.rpartition(":")
     if not colon:
         return text, 1.
     try:
         return name, float(factor)
     except ValueError:
-        raise T2IError(f"--lora is {text!r}; write NAME or NAME:FACTOR, with a number") from None
-
-
-def add_loras(
-    pipe,                 # a `Pipeline`
-    texts:list[str]|None, # see `read_lora_option`
-):                        # the pipeline
-    "Switch on what --lora names"
-    for text in texts or []:
-        pipe.load_lora(*read_lora_option(text))
-    return pipe
+        raise ValueError(f"--lora is {text!r}; write NAME or NAME:FACTOR, with a number") from None
 
 # %% ../nbs/53_cli.ipynb #51eb3250
 def read_request(
@@ -180,8 +149,9 @@ Negative = option(
     "What to avoid. Under the schedule ramp it cannot change background and layout.")
 Alpha = option(
     str, "alpha", "Weight of the class, of an adapter: a number from 0, or one per map.",
-    default=OWN, callback=per_map)
-Beta = option(str, "beta", "Weight of an adapter's text, likewise.", default=OWN, callback=per_map)
+    default=cli_models.OWN, callback=per_map)
+Beta = option(
+    str, "beta", "Weight of an adapter's text, likewise.", default=cli_models.OWN, callback=per_map)
 Boxes = option(
     list[str], "boxes", "What goes where: PHRASE:LEFT,TOP,RIGHT,BOTTOM, from 0 to 1; may be "
     "repeated. Without a prompt, the phrases are it. shapes-var takes its branch shapes-boxes.",
@@ -220,9 +190,8 @@ def draw_process(
     seed = choose_seed(seed)
     frames = list(pipe.stream(prompts, number, seed=seed, **settings))
     scale = max(1, 128//frames[-1].image.width)
-    strips = []
-    for images in zip(*[frame.images for frame in frames]):
-        strips.append(image_grid(images, len(frames), scale))
+    rows = zip(*[frame.images for frame in frames])
+    strips = [image_grid(row, len(frames), scale) for row in rows]
     given = {k: v for k, v in settings.items() if v is not None}
     about = pipe.about | dict(num_images_per_prompt=number) | pipe.defaults | given
     return Output(strips, [p for p in prompts for _ in range(number)], seed, about)
@@ -230,64 +199,44 @@ def draw_process(
 # %% ../nbs/53_cli.ipynb #c0ffee53
 def check_process(process:bool, **others):
     "Strips of all scales show every image as it is drawn"
-    from t2i.core import T2IError
     for name, value in others.items():
         if process and value:
-            raise T2IError(f"--process shows every image as it is drawn: leave out --{name}")
-
-
-def choose_output(output:Path|None, prompt:str)->Path:
-    "Where the images go; a place that cannot be written is refused before the work"
-    from t2i.outputs import check_writable, slug, unused_path
-    output = output or unused_path(Path(f"t2i-{slug(prompt)}.png"))
-    check_writable(output)
-    return output
-
-
-def usual_number(
-    given:int|None,
-    prompts:list[str],
-    file:Path|None,    # where prompts come from
-)->int:                # images per prompt
-    "Four images per prompt, or a gallery: one for each of a file of several"
-    if given is not None:
-        return given
-    return 1 if file and len(prompts) > 1 else 4
+            raise ValueError(f"--process shows every image as it is drawn: leave out --{name}")
 
 # %% ../nbs/53_cli.ipynb #5343a0e6
 @app.command()
 def generate(
     prompts:PromptWords = None,
     model:Model = "shapes-var",
-    num_images_per_prompt:AnyNumber = None,
-    guidance_scale:Guidance = None,
-    guidance_schedule:Schedule = None,
+    number:AnyNumber = None,
+    guidance_scale:cli_models.Guidance = None,
+    guidance_schedule:cli_models.Schedule = None,
     negative_prompt:Negative = "",
-    top_k:TopK = None, top_p:TopP = None,
-    temperature:Temperature = None,
-    temperature_schedule:Cooling = None,
-    num_steps:Steps = None, more_smooth:MoreSmooth = False,
+    top_k:cli_models.TopK = None, top_p:cli_models.TopP = None,
+    temperature:cli_models.Temperature = None,
+    temperature_schedule:cli_models.Cooling = None,
+    num_steps:cli_models.Steps = None, more_smooth:MoreSmooth = False,
     alpha:Alpha = None, beta:Beta = None, lora:Lora = None, box:Boxes = None,
-    rerank:Rerank = None,
-    clip:Judge = None,
-    upscale:Upscale = None,
-    seed:Seed = None,
-    output:Output = None,
-    process:Process = False,
-    prompts_file:PromptFile = None,
+    rerank:cli_models.Rerank = None, clip:Judge = None, upscale:Upscale = None,
+    seed:Seed = None, output:Output = None,
+    process:Process = False, prompts_file:PromptFile = None,
     device:Device = None,
 ):
     "Draw images from prompts."
+    from t2i.outputs import choose_output
     texts, model = read_request(box, prompts, prompts_file, model)
-    number = usual_number(num_images_per_prompt, texts, prompts_file)
-    output = choose_output(output, texts[0])
+    if number is None:  # a file of several prompts is a gallery
+        number = 1 if prompts_file and len(texts) > 1 else 4
+    output = choose_output(output, "t2i", texts[0])
     check_process(process, rerank=rerank, upscale=upscale)
     settings = dict(
         guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
         top_p=top_p, temperature=temperature, temperature_schedule=temperature_schedule,
         num_steps=num_steps, more_smooth=more_smooth or None, alpha=alpha, beta=beta,
         boxes=box or None, negative_prompt=negative_prompt)
-    pipe = add_loras(load_pipe(model, device), lora)
+    pipe = load_pipe(model, device)
+    for text in lora or []:
+        pipe.load_lora(*read_lora_option(text))
     if process:
         out = draw_process(pipe, texts, number, seed, settings)
     else:
@@ -302,13 +251,13 @@ def edit(
     mask:Annotated[Path, typer.Argument(help="An image, white where IMAGE is to be redrawn.")],
     prompt:Annotated[str, typer.Argument(help="What the masked part is to show, in quotes.")],
     model:Model = "shapes-var",
-    num_images_per_prompt:Number = 4,
-    guidance_scale:Guidance = None,
-    guidance_schedule:Schedule = None,
+    num_images_per_prompt:cli_models.Number = 4,
+    guidance_scale:cli_models.Guidance = None,
+    guidance_schedule:cli_models.Schedule = None,
     negative_prompt:Negative = "",
-    top_k:TopK = None,
-    top_p:TopP = None,
-    temperature:Temperature = None,
+    top_k:cli_models.TopK = None,
+    top_p:cli_models.TopP = None,
+    temperature:cli_models.Temperature = None,
     context:option(
         int, "context", "Pixels near the mask that the model reads.", default="all", min=1) = None,
     seed:Seed = None,
@@ -317,22 +266,18 @@ def edit(
 ):
     "Redraw a part of an image; the rest stays as it is."
     from t2i.control.editing import open_image
-    output = choose_output(output, prompt)
+    from t2i.outputs import choose_output
+    output = choose_output(output, "t2i", prompt)
     given = open_image(image), open_image(mask, "black")
     settings = dict(
         guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
         top_p=top_p, temperature=temperature, negative_prompt=negative_prompt, seed=seed)
-    settings = {name: value for name, value in settings.items() if value is not None}
     pipe = load_pipe(model, device)
     out = pipe.edit(*given, prompt, num_images_per_prompt, context, **settings)
     for path in out.save(output):
         say(path)
 
 # %% ../nbs/53_cli.ipynb #ccebc79d
-Sweep = option(
-    str, "train_sweep(values=...)", "One run per value of a field, as data.fraction=0.1,0.3,1; "
-    "the folder gets the runs and their curves.", "--sweep", default="none")
-
 def end_training(
     folder:Path, # what was trained
     done:bool,   # False: it was stopped on the way
@@ -346,7 +291,7 @@ def end_training(
         raise typer.Exit(130)
 
 # %% ../nbs/53_cli.ipynb #7416dc92
-for command in (dream, evaluate, info, plot, leaderboard, convert, reconstruct, open_app):
+for command in (dream, *cli_models.COMMANDS, open_app):
     app.command(command.__name__)(command)
 app.command("sweep")(sweep_command)
 
@@ -366,7 +311,9 @@ def train(
     show:option(
         bool, "", "Print the whole recipe, defaults included, and train nothing.",
         "--show") = False,
-    sweep:Sweep = None,
+    sweep:option(
+        str, "train_sweep(values=...)", "One run per value of a field, as data.fraction=0.1,0.3,1; "
+        "the folder gets the runs and their curves.", "--sweep", default="none") = None,
 ):
     "Train by a recipe."
     from t2i.engine.recipes import load_recipe

@@ -96,8 +96,7 @@ def print_scores(
 ):
     "Print scores as a table, or as JSON"
     if as_json:
-        say(json.dumps(scores))
-        return
+        return say(json.dumps(scores))
     table = dict(scores)
     for name, value in scores.items():
         if isinstance(value, float):
@@ -127,10 +126,10 @@ def write_folder(
     count:int,   # images, or all if there are fewer
 ):
     "Images and captions.jsonl, as `FolderDataset` reads them"
-    from t2i.core import T2IError, progress, to_pil
+    from t2i.core import progress, to_pil
     from t2i.engine.files import atomic_path
     if folder.exists():
-        raise T2IError(f"{folder} exists: choose another folder, or remove it")
+        raise ValueError(f"{folder} exists: choose another folder, or remove it")
     lines = []
     with atomic_path(folder) as p:
         p.mkdir()
@@ -146,9 +145,8 @@ def write_folder(
 NewFolder = Annotated[Path, typer.Argument(help="A new folder.")]
 def check_split(split:str)->str: # the same
     "Refuse what is neither train nor val"
-    from t2i.core import T2IError
     if split not in ("train", "val"):
-        raise T2IError(f"unknown split {split!r}; known are train, val")
+        raise ValueError(f"unknown split {split!r}; known are train, val")
     return split
 Split = option(str, "split", "train or val.", callback=check_split)
 
@@ -264,11 +262,10 @@ def cache_features(
     device:str|None,
 ):
     "Keep a CLIP's features of images and captions"
-    from t2i.core import T2IError
     from t2i.data.datasets import COMPUTED, DataConfig, load_dataset
     from t2i.guidance.clip import build_feature_cache, load_clip
     if count is not None and count < 1:
-        raise T2IError(f"--count is {count}; it must be at least 1")
+        raise ValueError(f"--count is {count}; it must be at least 1")
     model = load_clip(clip, device)
     config = DataConfig(data, resolution=model.image_size)
     if data not in COMPUTED:
@@ -287,12 +284,12 @@ def fill_recipe_cache(
     device:str|None,
 ):
     "Compute all that a recipe reads from a cache: tokens of images, text features"
-    from t2i.core import T2IError, best_device
+    from t2i.core import best_device
     from t2i.engine.recipes import load_recipe
     found = load_recipe(recipe, (*overrides, f"data.cache_dir={folder}"))
     data = getattr(found.config, "data", None)
     if not (getattr(data, "cache", 0) or getattr(found.config, "read_ahead", False)):
-        raise T2IError(f"{recipe} keeps nothing: give data.cache=N, the images to encode ahead")
+        raise ValueError(f"{recipe} keeps nothing: give data.cache=N, the images to encode ahead")
     found.task(found.config).prepare(best_device(device))
 
 # %% ../nbs/58_cli_data.ipynb #a0aed08b
@@ -317,9 +314,8 @@ def data_cache(
     device:Device = None,
 ):
     "Keep what frozen models compute, for a recipe or of one CLIP; interrupted, it goes on."
-    from t2i.core import T2IError
     if overrides and not recipe:
-        raise T2IError(f"{overrides[0]!r} is a field of a recipe: name the recipe with --recipe")
+        raise ValueError(f"{overrides[0]!r} is a field of a recipe: name the recipe with --recipe")
     try:
         if recipe:
             fill_recipe_cache(folder, recipe, overrides or [], device)
@@ -333,7 +329,6 @@ def data_cache(
 # %% ../nbs/58_cli_data.ipynb #ce862a45
 def load_pipe(name:str, device:str|None):
     "Load a model that draws from prompts"
-    from t2i.core import T2IError
     from t2i.generators.super_resolution import SuperResolution
     from t2i.guidance.clip import CLIP
     from t2i.pipeline import Pipeline
@@ -343,7 +338,7 @@ def load_pipe(name:str, device:str|None):
         return pipe
     kinds = {CLIP: "CLIP", SuperResolution: "network that enlarges"}
     kind = kinds.get(type(pipe), "tokenizer")
-    raise T2IError(f"{name} is a {kind} and draws nothing from prompts; try -m shapes-var")
+    raise ValueError(f"{name} is a {kind} and draws nothing from prompts; try -m shapes-var")
 Repeat = option(int, "repeat", "Runs of each way; the median counts.", min=1)
 BatchSize = option(int, "batch_size", "Images at a time.", min=1)
 
@@ -400,9 +395,8 @@ def bench_var(
     from t2i.generators.var import VARConfig
     from t2i.var_speed import PUBLISHED_VAR_TOKENIZER, var_speed
     config = VARConfig(depth=depth, width=64*depth, heads=depth)
-    tokenizer = PUBLISHED_VAR_TOKENIZER
-    print_scores(var_speed(config, tokenizer, batch_size, cfg, repeat, compiled=compiled,
-                           processor=processor))
+    print_scores(var_speed(config, PUBLISHED_VAR_TOKENIZER, batch_size, cfg, repeat,
+                           compiled=compiled, processor=processor))
 
 
 @bench_app.command("parti")

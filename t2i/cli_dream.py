@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Overrides', 'Include', 'Exclude', 'Extras', 'Story', 'Init', 'VQGANName', 'CLIPNames', 'StepCount', 'Quality', 'Size',
            'Output', 'Resume', 'Show', 'Video', 'FPS', 'Every', 'parse_size', 'dream_config', 'resumed_dream',
-           'start_dream', 'report_dream', 'new_dream', 'play_dream', 'dream', 'bench_dream']
+           'start_dream', 'report_dream', 'new_dream', 'dream', 'bench_dream']
 
 # %% ../nbs/59_cli_dream.ipynb #eea886b4
 from dataclasses import asdict
@@ -35,8 +35,7 @@ def parse_size(
         return None
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        from t2i.core import T2IError
-        raise T2IError(f"--size is {text!r}; it must be a side, or HxW as in 256x384")
+        raise ValueError(f"--size is {text!r}; it must be a side, or HxW as in 256x384")
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 # %% ../nbs/59_cli_dream.ipynb #6a282128
@@ -49,19 +48,18 @@ def dream_config(
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from t2i.core import T2IError
     from t2i.guidance.vqgan_clip import make_config
     for word in overrides:
         if "=" not in word:
-            hint = "a prompt comes after --include"
-            raise T2IError(f"{word!r} is no setting, as lr=0.05 is; {hint}")
+            raise ValueError(
+                f"{word!r} is no setting, as lr=0.05 is; a prompt comes after --include")
     given = {name: value for name, value in given.items() if value is not None}
     usual = OmegaConf.structured(make_config(quality, **given))
     try:
         return OmegaConf.to_object(OmegaConf.merge(usual, OmegaConf.from_dotlist(overrides)))
     except OmegaConfBaseException as e:
         where = getattr(e, "full_key", None) or ""
-        raise T2IError(f"cannot use the setting {where}: {str(e).splitlines()[0]}") from None
+        raise ValueError(f"cannot use the setting {where}: {str(e).splitlines()[0]}") from None
 
 # %% ../nbs/59_cli_dream.ipynb #7d1785d2
 def resumed_dream(
@@ -69,13 +67,14 @@ def resumed_dream(
     given:list,      # other options: with --resume there must be none
 )->dict:             # prompts, models and settings of the run
     "What the run in a folder was started with"
-    from t2i.core import T2IError
     from t2i.guidance.dream import read_run
+    from t2i.outputs import check_writable
     if output is None or output.suffix.lower() == ".png":
-        raise T2IError("--resume needs the run's folder: -o FOLDER")
+        raise ValueError("--resume needs the run's folder: -o FOLDER")
     about = read_run(output)
     if any(value not in (None, [], ()) for value in given):
-        raise T2IError(f"the run in {output} has its own prompts and settings: leave them out")
+        raise ValueError(f"the run in {output} has its own prompts and settings: leave them out")
+    check_writable(output)
     return about
 
 # %% ../nbs/59_cli_dream.ipynb #bf9192ed
@@ -146,32 +145,13 @@ def new_dream(
     seed:int|None,                    # None: a random one
 )->dict:                              # prompts, story and seed
     "What a new run should show"
-    from t2i.core import T2IError
     from t2i.guidance.dream import read_story
     from t2i.requests import choose_seed
     if not prompts["include"] and not story:
-        raise T2IError('nothing to include: give at least one --include "a red circle"')
+        raise ValueError('nothing to include: give at least one --include "a red circle"')
     scenes = read_story(story) if story else []
     given = {name: texts or [] for name, texts in prompts.items()}
     return given | dict(story=scenes, seed=choose_seed(seed))
-
-# %% ../nbs/59_cli_dream.ipynb #ee49aa0c
-def play_dream(
-    about:dict,        # see `start_dream`
-    output:Path,
-    resume:bool,
-    video:Path|None,
-    fps:float,
-    every:int,
-    device:str|None,
-):
-    "Make a run, play it to its end or to Ctrl-C, and print what was written"
-    from t2i.guidance import dream as dreams
-    from t2i.outputs import check_writable
-    check_writable(output)
-    run = start_dream(about, device)
-    finished = dreams.dream(run, output, about, every, video, fps, resume)
-    report_dream(run, output, video, finished)
 
 # %% ../nbs/59_cli_dream.ipynb #faf68172
 def dream(
@@ -188,16 +168,15 @@ def dream(
     init:Init = None,
     seed:Seed = None,
     output:Output = None,
-    resume:Resume = False,
-    show:Show = False,
+    resume:Resume = False, show:Show = False,
     video:Video = None,
-    fps:FPS = 15.0,
-    every:Every = 5,
+    fps:FPS = 15.0, every:Every = 5,
     device:Device = None,
 ):
     "Optimise an image for prompts: CLIP guides a VQGAN's latents."
     from t2i.engine.files import check_video
-    from t2i.outputs import slug, unused_path
+    from t2i.guidance import dream as dreams
+    from t2i.outputs import choose_output
     if video:
         check_video(video)
     given = [story, overrides, steps, size, init, clip, seed, include, exclude, extras]
@@ -210,9 +189,10 @@ def dream(
         about = new_dream(dict(include=include, exclude=exclude, extras=extras), story, seed)
         about |= dict(model=model, clip=clip or ["shapes-clip"], size=parse_size(size),
                       settings=asdict(settings))
-        name = slug(include[0] if include else story.stem)
-        output = output or unused_path(Path(f"dream-{name}.png"))
-    play_dream(about, output, resume, video, fps, every, device)
+        output = choose_output(output, "dream", include[0] if include else story.stem)
+    run = start_dream(about, device)
+    finished = dreams.dream(run, output, about, every, video, fps, resume)
+    report_dream(run, output, video, finished)
 
 # %% ../nbs/59_cli_dream.ipynb #9146bd81
 @bench_app.command("dream")

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['complete_run', 'OWN', 'Number', 'Guidance', 'Steps', 'Rerank', 'Schedule', 'Temperature', 'Cooling', 'TopK', 'TopP',
            'Json', 'ModelName', 'Benchmark', 'PerTask', 'Count', 'PerPrompt', 'EvalCLIP', 'Features', 'Samples',
-           'Markdown', 'score_table', 'print_evaluation', 'evaluate', 'model_rows', 'leading_scores', 'section_rows',
-           'short_number', 'print_names', 'print_models', 'check_fields', 'info', 'plot', 'leaderboard', 'convert',
-           'reconstruct', 'recipe_report', 'report_lines', 'folder_report', 'data_check']
+           'Markdown', 'COMMANDS', 'score_table', 'print_evaluation', 'evaluate', 'model_rows', 'leading_scores',
+           'section_rows', 'short_number', 'print_names', 'print_models', 'check_fields', 'info', 'plot', 'leaderboard',
+           'convert', 'reconstruct', 'recipe_report', 'report_lines', 'folder_report', 'data_check']
 
 # %% ../nbs/58_cli_models.ipynb #46e071a8
+import json
 import textwrap
 from pathlib import Path
 from typing import Annotated
@@ -152,8 +153,7 @@ def model_rows(models:list[dict])->list[list]:
     rows = []
     for m in models:
         millions = m["parameters"]/1e6
-        digits = 1 if millions < 10 else 0                       # 3.2M, 13M
-        size = f"{millions:.{digits}f}M"
+        size = f"{millions:.1f}M" if millions < 10 else f"{millions:.0f}M"
         rows.append([m["name"], m["kind"], size, m["resolution"], f"{m['megabytes']:.1f}",
                      leading_scores(m["scores"])])
     return rows
@@ -192,8 +192,6 @@ def short_number(value): # the same, or a text
 # %% ../nbs/58_cli_models.ipynb #735c5f5f
 def print_names(model:str, text:str, as_json:bool):
     "Names that are like a text, one per row"
-    import json
-
     from t2i.catalog import near_names
     found = near_names(model, text)
     if as_json:
@@ -223,12 +221,11 @@ def check_fields(
     fields:list[str], # what stands behind it
 ):
     "Refuse a second name, and fields of what is no recipe"
-    from t2i.core import T2IError
     for text in fields:
         if "=" not in text:
-            raise T2IError(f"{text} is no field=value: t2i info describes one name at a time")
+            raise ValueError(f"{text} is no field=value: t2i info describes one name at a time")
     if Path(name).is_file() and not name.endswith((".yaml", ".yml")):
-        raise T2IError(f"{name} is no recipe: it has no field {fields[0].partition('=')[0]}")
+        raise ValueError(f"{name} is no recipe: it has no field {fields[0].partition('=')[0]}")
 
 # %% ../nbs/58_cli_models.ipynb #d89277ad
 def info(
@@ -246,8 +243,6 @@ def info(
     as_json:Json = False,
 ):
     "Describe a model or image, tell what a recipe costs, or list the models; fetches nothing."
-    import json
-
     from t2i.catalog import describe_name, list_models
     from t2i.costs import is_recipe, recipe_costs
     if names is not None:
@@ -295,16 +290,13 @@ def leaderboard(
     device:Device = None,
 ):
     "Compare models: scores with their noise, what they cost, and the command of each row."
-    import json
-
     from t2i import leaderboard as board
-    from t2i.core import T2IError
     from t2i.engine.files import save_png
     names = list(sources or [])
     if measure:
         names += board.measure_board(measure, device=device)
     if not names:
-        raise T2IError("nothing to compare: name files of scores or models, or --measure FOLDER")
+        raise ValueError("nothing to compare: name files of scores or models, or --measure FOLDER")
     rows = board.leaderboard(names)
     if images:
         save_png(board.board_images(rows), images)
@@ -333,14 +325,13 @@ def convert(
     import torch
 
     from t2i.catalog import local_path
-    from t2i.core import T2IError
     from t2i.engine.checkpoints import save_part
     from t2i.engine.files import atomic_path
     from t2i.guidance.clip import CLIP, save_clip
     from t2i.pipeline import Pipeline
     from t2i.saved import load
     if folder.exists():
-        raise T2IError(f"{folder} exists: choose another folder, or remove it")
+        raise ValueError(f"{folder} exists: choose another folder, or remove it")
     model = load(source, "cpu", resolution)
     if isinstance(model, Pipeline):
         model.save_pretrained(folder)
@@ -370,24 +361,26 @@ def reconstruct(
     from PIL import ImageOps
 
     from t2i.control.editing import open_image
-    from t2i.core import T2IError, from_pil, image_grid, to_pil
+    from t2i.core import from_pil, image_grid, to_pil
     from t2i.engine.files import save_png
-    from t2i.outputs import check_writable, slug, unused_path
+    from t2i.outputs import choose_output
     from t2i.saved import load
     from t2i.tokenizers.losses import psnr
-    output = output or unused_path(Path(f"{image.stem}-{slug(Path(model).name)}.png"))
-    check_writable(output)
+    output = choose_output(output, image.stem, Path(model).name)
     given = open_image(image).convert("RGB")
     found = load(model, device)
     tok = getattr(found, "tokenizer", found)
     if not hasattr(tok, "decode_features"):
-        raise T2IError(f"{model} has no tokenizer of images: try -m shapes-vqgan")
+        raise ValueError(f"{model} has no tokenizer of images: try -m shapes-vqgan")
     before = from_pil(ImageOps.fit(given, (tok.config.resolution,)*2))
     after = tok.decode(tok.encode(before)).float().cpu()
     score = round(psnr(after, before).item(), 2)
     save_png(image_grid(to_pil(before) + to_pil(after), 2), output, model=model, psnr=score)
     print_scores(dict(psnr=score))
     say(output)
+
+
+COMMANDS = evaluate, info, plot, leaderboard, convert, reconstruct  # of `t2i` itself
 
 # %% ../nbs/58_cli_models.ipynb #0d810a1e
 def recipe_report(
@@ -404,7 +397,7 @@ def recipe_report(
         raise FileNotFoundError(f"no folder {recipe}, and no recipe of this name") from None
     config = load_recipe(recipe, overrides).config
     if not hasattr(config, "data"):
-        raise T2IError(f"{recipe} names no data")
+        raise ValueError(f"{recipe} names no data")
     captioned = hasattr(config, "vocabulary_captions")  # a tokenizer reads images alone
     return source_rows(config.data, captioned, config.train.steps*config.train.batch_size)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_axis', 'combinations', 'checked_fit', 'nearest_precision', 'clip_fit', 'sweep', 'best_row', 'at_border',
-           'settings_text', 'sweep_grid', 'sweep_prompts', 'true_vectors', 'find_measure', 'report', 'sweep_command']
+           'settings_text', 'sweep_grid', 'true_vectors', 'find_measure', 'report', 'sweep_command']
 
 # %% ../nbs/58_sweep.ipynb #0de5160f
 import itertools
@@ -22,20 +22,18 @@ def read_axis(
     text:str, # "alpha=0,0.5,1"
 )->tuple[str,list]: # the setting, and its values
     "One axis of a sweep"
-    from t2i.core import T2IError
     from t2i.requests import CHOICES, DEFAULTS, check_settings
     name, equals, values = text.partition("=")
     name = name.replace("-", "_")
     if not equals or name not in DEFAULTS or not all(values.split(",")):
         known = ", ".join(DEFAULTS)
-        raise T2IError(f"{text!r} is no axis: write alpha=0,0.5,1; settings are {known}")
-    if name in CHOICES:
-        found = values.split(",")
-    else:
+        raise ValueError(f"{text!r} is no axis: write alpha=0,0.5,1; settings are {known}")
+    found = values.split(",")
+    if name not in CHOICES:
         try:
-            found = [float(value) for value in values.split(",")]
+            found = [float(value) for value in found]
         except ValueError:
-            raise T2IError(f"{text!r}: {name} needs numbers with commas between") from None
+            raise ValueError(f"{text!r}: {name} needs numbers with commas between") from None
     if name in ("top_k", "num_steps"):
         found = [int(value) for value in found]
     for value in found:
@@ -133,9 +131,8 @@ def sweep_grid(
     axes:dict[str,list],
     rows:list[dict],     # of `sweep`
     drawn:list[list],    # of `sweep`: PIL images
-    each:int=4,          # images per cell
 ):                       # a PIL image
-    "A labelled grid: the first axis across, the others down"
+    "A labelled grid: the first axis across, the others down; in a cell, the first four prompts"
     from PIL import Image
 
     from t2i.core import image_grid
@@ -144,7 +141,7 @@ def sweep_grid(
     scale = max(1, 128//drawn[0][0].height)
     cells = {}
     for row, images in zip(rows, drawn):
-        cell = image_grid(images[:each], min(2, each), scale)
+        cell = image_grid(images[:4], 2, scale)
         cells[tuple(row[name] for name in axes)] = cell
     blank = Image.new("RGB", cell.size, "white")
     lines = list(itertools.product(*[axes[name] for name in down]))
@@ -155,28 +152,17 @@ def sweep_grid(
     return captioned_grid(shown, heads, len(heads), labels, gap=8)
 
 # %% ../nbs/58_sweep.ipynb #7c9b8842
-def sweep_prompts(
-    path:Path|None, # one prompt per line
-    count:int,
-)->list[str]:
-    "The prompts of a sweep"
-    from t2i.generators.var_training import object_prompts
-    from t2i.requests import read_prompts
-    return read_prompts(None, path)[:count] if path else object_prompts(count, seed=1)
-
-
 def true_vectors(
     clip,     # a `CLIP`
     folder,   # of images
     resolution:int,
-    count:int=1000, # at most
 ):            # (m,d)
-    "The vectors of true images"
+    "The vectors of true images, of a thousand at most"
     import torch
 
     from t2i.data.datasets import FolderDataset
     data = FolderDataset(folder, resolution, captioned=False)
-    images = [data[i]["image"] for i in range(min(count, len(data)))]
+    images = [data[i]["image"] for i in range(min(1000, len(data)))]
     parts = torch.stack(images).split(64)
     with torch.no_grad():
         return torch.cat([clip.encode_image(part) for part in parts])
@@ -192,15 +178,14 @@ def find_measure(
     "What measures text fit and quality: the checker of shapes, or a CLIP"
     from functools import partial
 
-    from t2i.core import T2IError
     from t2i.guidance.clip import load_clip
     from t2i.scoring import reads_shapes
     if eval_clip is None:
         if not prompts and reads_shapes(pipe):
             return checked_fit
-        raise T2IError("--eval-clip is missing: a CLIP measures own prompts, and other worlds")
+        raise ValueError("--eval-clip is missing: a CLIP measures own prompts, and other worlds")
     if not prompts and not reads_shapes(pipe):
-        raise T2IError("--prompts is missing: a file with one prompt per line")
+        raise ValueError("--prompts is missing: a file with one prompt per line")
     clip = load_clip(eval_clip, device)
     true = data and true_vectors(clip, data, pipe.tokenizer.config.resolution)
     return partial(clip_fit, clip, true=true)
@@ -237,14 +222,15 @@ def sweep_command(
     device:Device = None,
 ):
     "Draw with every combination of settings: a labelled grid, a table, the best setting."
-    from t2i.core import T2IError
     from t2i.engine.files import save_png
+    from t2i.generators.var_training import object_prompts
     from t2i.outputs import check_writable
+    from t2i.requests import read_prompts
     chosen = dict(read_axis(axis) for axis in axes)
     if not combinations(chosen):
-        raise T2IError("alpha and beta are 0 everywhere: there is nothing to draw")
+        raise ValueError("alpha and beta are 0 everywhere: there is nothing to draw")
     check_writable(output)
-    texts = sweep_prompts(prompts, count)
+    texts = read_prompts(None, prompts)[:count] if prompts else object_prompts(count, seed=1)
     pipe = load_pipe(model, device)
     measure = find_measure(pipe, prompts, eval_clip, data, device)
     rows, drawn = sweep(pipe, chosen, texts, measure, seed)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POLICY', 'STYLE', 'QUEUE', 'EXAMPLES', 'free_port', 'Guard', 'Visitor', 'Answers', 'DrawingStudio', 'DreamingStudio',
-           'Studio', 'connect', 'result_column', 'seed_field', 'draw_tab', 'boxes_tab', 'edit_tab', 'dream_tab',
-           'scales_tab', 'build_page', 'open_page', 'close_page', 'app']
+           'Studio', 'connect', 'result_column', 'seed_field', 'run_buttons', 'draw_tab', 'boxes_tab', 'edit_tab',
+           'dream_tab', 'scales_tab', 'build_page', 'open_page', 'close_page', 'app']
 
 # %% ../nbs/59_page.ipynb #e1d989a7
 import os
@@ -26,7 +26,6 @@ def free_port(
     port:int|None=None,   # 0: any; None: the first free one from 7860
 )->int:
     "A port on which a page can be opened"
-    from t2i.core import T2IError
     for number in range(7860, 7960) if port is None else [port]:
         with socket.socket() as s:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -34,12 +33,12 @@ def free_port(
                 s.bind((host, number))
                 return s.getsockname()[1]
             except OverflowError:
-                raise T2IError(f"port {port} does not exist: they end at 65535") from None
+                raise ValueError(f"port {port} does not exist: they end at 65535") from None
             except OSError as e:
                 why = e.strerror or e
     if port is not None:
-        raise T2IError(f"cannot open port {port} on {host}: {why}; --port 0 takes a free one")
-    raise T2IError(f"cannot open any port from 7860 to 7959 on {host}: {why}")
+        raise ValueError(f"cannot open port {port} on {host}: {why}; --port 0 takes a free one")
+    raise ValueError(f"cannot open any port from 7860 to 7959 on {host}: {why}")
 
 # %% ../nbs/59_page.ipynb #798659aa
 POLICY = ("default-src 'self' blob: data: 'unsafe-inline' 'unsafe-eval'; "
@@ -135,10 +134,9 @@ class DrawingStudio(Answers):
     def place(self, visitor, model, text, prompt, images, seed):
         "Yields gallery, files, line; shapes-var takes its branch shapes-boxes"
         from t2i.boxes_by_mouse import box_lines, read_boxes, show_boxes
-        from t2i.core import T2IError
         boxes = read_boxes(box_lines(text))
         if not boxes:
-            raise T2IError("there is no box yet: write a phrase, and drag the mouse")
+            raise ValueError("there is no box yet: write a phrase, and drag the mouse")
         model = "shapes-boxes" if model == "shapes-var" else model
         prompt = prompt or " and ".join(phrase for phrase, _ in boxes)
         for gallery, files, line in self.draw(visitor, model, prompt, "", None, None, images, 0,
@@ -177,9 +175,8 @@ class Studio(DreamingStudio):
     def scales(self, visitor):
         "Yields images, token maps, line"
         from t2i.app import labelled_scales
-        from t2i.core import T2IError
         if visitor.drawing is None:
-            raise T2IError("draw an image first, and click on it")
+            raise ValueError("draw an image first, and click on it")
         pipe, i = self.models.get(visitor.model), visitor.chosen
         images, tokens = labelled_scales(pipe, visitor.drawing, i)
         line = f"Image {i+1} of {len(visitor.drawing.images)}: {visitor.drawing.output.prompts[i]}"
@@ -188,9 +185,8 @@ class Studio(DreamingStudio):
     def paint(self, visitor):
         "Yields the chosen image for the editor, line"
         from t2i.app import enlarge
-        from t2i.core import T2IError
         if visitor.drawing is None:
-            raise T2IError("draw an image first, and click on it")
+            raise ValueError("draw an image first, and click on it")
         image = enlarge(visitor.drawing.output.images[visitor.chosen])
         yield [dict(background=image, layers=[], composite=image), "Paint over a part of it."]
 
@@ -249,6 +245,13 @@ def seed_field():
     info = "The same number draws the same images; empty: a random one."
     return gr.Textbox(label="Seed", placeholder="random", max_length=20, info=info)
 
+
+def run_buttons(label:str): # a button that starts the work, and one that ends it
+    "Side by side"
+    import gradio as gr
+    with gr.Row():
+        return gr.Button(label, variant="primary"), gr.Button("Stop")
+
 # %% ../nbs/59_page.ipynb #2ed9bfcb
 def draw_tab(studio:Studio, visitor, model):
     "Prompt and settings on the left, images on the right"
@@ -258,9 +261,7 @@ def draw_tab(studio:Studio, visitor, model):
             prompt = gr.Textbox(label="Prompt", lines=2, max_length=1000,
                                 placeholder="a large red circle on a gray background")
             negative = gr.Textbox(label="What to avoid", max_length=1000)
-            with gr.Row():
-                run = gr.Button("Draw", variant="primary")
-                stop = gr.Button("Stop")
+            run, stop = run_buttons("Draw")
             defaults = studio.models.get(model.value).defaults
             guidance = gr.Slider(0, 10, defaults["guidance_scale"], step=.1,
                                  label="Guidance: how strictly")
@@ -295,9 +296,7 @@ def boxes_tab(studio:Studio, visitor, model):
                 undo, clear = gr.Button("Undo the last box"), gr.Button("Remove all boxes")
             text = gr.Textbox(label="Boxes: PHRASE:LEFT,TOP,RIGHT,BOTTOM, from 0 to 1", lines=2,
                               max_length=1000, info="One per line; they may be typed, too.")
-            with gr.Row():
-                run = gr.Button("Draw into the boxes", variant="primary")
-                stop = gr.Button("Stop")
+            run, stop = run_buttons("Draw into the boxes")
             prompt = gr.Textbox(label="Prompt; empty: the phrases of the boxes", max_length=1000)
             images = gr.Slider(1, 16, 4, step=1, label="Images")
             seed = seed_field()
@@ -333,9 +332,7 @@ def edit_tab(studio:Studio, visitor, model):
             prompt = gr.Textbox(label="What the painted part is to show", max_length=1000)
             images = gr.Slider(1, 16, 4, step=1, label="Images")
             seed = seed_field()
-            with gr.Row():
-                run = gr.Button("Draw anew", variant="primary")
-                stop = gr.Button("Stop")
+            run, stop = run_buttons("Draw anew")
         with gr.Column(scale=3):
             shown = result_column(visitor, "Edited images")
     watch = gr.HTML("", js_on_load=WATCH_FILES)
@@ -361,9 +358,7 @@ def dream_tab(studio:Studio, visitor):
             seed = seed_field()
             vqgan = gr.Dropdown(vqgans, value="shapes-vqgan", label="VQGAN, whose codes draw")
             clip = gr.Dropdown(clips, value="shapes-clip", label="CLIP, which guides")
-            with gr.Row():
-                run = gr.Button("Dream", variant="primary")
-                stop = gr.Button("Stop")
+            run, stop = run_buttons("Dream")
         with gr.Column(scale=3):
             image = gr.Image(label="The image so far", format="png", height=420, interactive=False,
                              elem_classes="pixels")
@@ -421,13 +416,13 @@ def open_page(
     device:str|None=None,
 ):                         # the page, its address, and a function that closes it
     "Start the page's server in the background"
-    from t2i.core import T2IError, import_extra
+    from t2i.core import import_extra
     import_extra("gradio", "the page needs gradio", "app")
     port = free_port(host, port)
     from t2i.app import OfferedModels
     models = OfferedModels(list(names), device)
     if first not in models.names("generator"):
-        raise T2IError(f"{first} draws nothing from prompts; try -m shapes-var")
+        raise ValueError(f"{first} draws nothing from prompts; try -m shapes-var")
     desk = tempfile.TemporaryDirectory(prefix="t2i-")
     os.environ["GRADIO_TEMP_DIR"] = str(Path(desk.name)/"cache")
     page = build_page(Studio(models, Path(desk.name)), first)

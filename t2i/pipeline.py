@@ -163,12 +163,12 @@ class StreamingParts(PipelineParts):
         prompt:str,               # what the masked part is to show
         num_images_per_prompt:int=1,
         context:int|None=None,    # pixels around the mask that the model reads; None: all
-        **arguments,              # as in a call; see `EDIT_SETTINGS`
+        **arguments,              # as in a call; None: that of `EDIT_SETTINGS`, or the model's own
     )->Output:                    # outside the mask, the pixels are those of the image
         "Redraw a part of an image, see lesson 44"
-        call = check_call(self, prompt, num_images_per_prompt, **EDIT_SETTINGS | arguments)
-        names = [*EDIT_SETTINGS, "top_k", "top_p"]  # of one pass per map
-        settings = {name: call.settings[name] for name in names}
+        own = {name: value for name, value in arguments.items() if value is not None}
+        call = check_call(self, prompt, num_images_per_prompt, **EDIT_SETTINGS | own)
+        settings = {k: call.settings[k] for k in (*EDIT_SETTINGS, "top_k", "top_p")}
         side = self.tokenizer.config.resolution
         given = read_image(image, side), read_known(mask, side)
         texts = call.prompts, [call.settings["negative_prompt"]]*len(call.prompts)

@@ -328,12 +328,10 @@ class ScalePlayer:
 def play_scales(
     pipe:Pipeline, # of a VAR
     prompt:str,
-    seed:int=0,
-    side:int=192,  # of each image, pixels, about
-    **settings,    # as in a call of the pipeline
+    **settings,    # of `ScalePlayer`: seed, side, and those of a call of the pipeline
 )->Live:           # with the controls step, scale and other
     "Walk through the maps of a drawing, and draw one of them again with another seed"
-    player = ScalePlayer(pipe, prompt, seed, side, **settings)
+    player = ScalePlayer(pipe, prompt, **settings)
     return Live(
         player, step=slider("after map", pipe.steps, 1, pipe.steps, 1),
         scale=slider("resample map", 0, 0, pipe.steps, 1),
@@ -357,14 +355,12 @@ def draw_prompt(
 def guidance_sliders(
     pipe:Pipeline,
     prompt:str,
-    images:int=2,
-    side:int=192,
-    **settings,   # others than those of the sliders
-)->Live:          # with the controls guidance_scale, temperature and seed
+    **settings, # of `draw_prompt`, others than those of the sliders
+)->Live:        # with the controls guidance_scale, temperature and seed
     "Move guidance, temperature and seed, and see the images"
     own = pipe.defaults
     return Live(
-        partial(draw_prompt, pipe, prompt, images, side, **settings),
+        partial(draw_prompt, pipe, prompt, **settings),
         guidance_scale=slider("guidance", own["guidance_scale"], 0., 10., .5),
         temperature=slider("temperature", own["temperature"], 0., 2., .05),
         seed=slider("seed", 0, 0, 100, 1))
@@ -384,28 +380,24 @@ def draw_adapted(
     prompt:str,
     alpha:float,   # times the trained weight of the class
     beta:float,    # times the trained weight of the text
-    images:int=2,
-    side:int=192,  # of each image, pixels, about
-    **settings,
+    **settings,    # of `draw_prompt`
 )->tuple[Image.Image,str]:
     "Images of a prompt, with the class and the text weighted anew"
     own = pipe.defaults
     weights = dict(alpha=times_own(own["alpha"], alpha), beta=times_own(own["beta"], beta))
-    return draw_prompt(pipe, prompt, images, side, **weights, **settings)
+    return draw_prompt(pipe, prompt, **weights, **settings)
 
 # %% ../nbs/60_playground.ipynb #f6f9940d
 def adapter_sliders(
     pipe:Pipeline, # of an adapter
     prompt:str,
-    images:int=2,
-    side:int=192,
-    **settings,
+    **settings,    # of `draw_prompt`, others than those of the sliders
 )->Live:           # with the controls alpha, beta and seed
     "Move the weights of class and text, and see the images"
     if "alpha" not in pipe.defaults:
         raise T2IError(f"{pipe.name} has no alpha and beta: take an adapter, as shapes-adapter")
     return Live(
-        partial(draw_adapted, pipe, prompt, images=images, side=side, **settings),
+        partial(draw_adapted, pipe, prompt, **settings),
         alpha=slider("alpha, times own", 1., 0., 2., .1),
         beta=slider("beta, times own", 1., 0., 2., .1),
         seed=slider("seed", 0, 0, 100, 1))
@@ -433,13 +425,12 @@ def prompt_box(
     prompt:str="a large red circle", # at first
     candidates:int=8,
     keep:int=4,
-    side:int=192,
-    **settings,
+    **settings,     # of `draw_ranked`
 )->Live:            # with the controls prompt, candidates and seed
     "Write a prompt, and see the best of its candidates"
     text = widgets.Text(prompt, description="prompt", continuous_update=False,
                         style=dict(description_width="8em"), layout=widgets.Layout(width="48em"))
     return Live(
-        partial(draw_ranked, pipe, keep=keep, side=side, **settings), prompt=text,
+        partial(draw_ranked, pipe, keep=keep, **settings), prompt=text,
         candidates=slider("candidates", candidates, keep, 64, 1),
         seed=slider("seed", 0, 0, 100, 1))

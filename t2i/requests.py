@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'CHOICES', 'LIMITS', 'SENTENCE_WORDS', 'FLAG_VALUES', 'check_settings', 'prompt_list', 'choose_seed',
-           'with_near_word', 'warn_of_rest', 'warn_of_prompts', 'Call', 'read_call_boxes', 'check_call', 'read_prompts',
-           'check_quotes']
+           'with_near_word', 'warn_of_rest', 'warn_of_prompts', 'Call', 'check_call', 'read_prompts', 'check_quotes']
 
 # %% ../nbs/54_requests.ipynb #adc9a554
 import math
@@ -52,16 +51,15 @@ def check_settings(
             if value not in CHOICES[name]:
                 allowed = " or ".join(map(str, CHOICES[name]))
                 raise T2IError(f"{name} is {value!r}; it must be {allowed}")
-            continue
-        if name in ("alpha", "beta"):  # of an adapter
+        elif name in ("alpha", "beta"):  # of an adapter
             if min(weight_list(value, name)) < 0:
                 raise T2IError(f"{name} is {value!r}; it must be 0, which leaves it out, or more")
-            continue
-        if name not in LIMITS:
+        elif name in LIMITS:
+            kind, low, high, allowed = LIMITS[name]
+            if not isinstance(value, kind) or not math.isfinite(value) or not low <= value <= high:
+                raise T2IError(f"{name} is {value!r}; it must be {allowed}")
+        else:
             raise TypeError(f"unknown setting {name!r}; known are {', '.join(DEFAULTS)}")
-        kind, low, high, allowed = LIMITS[name]
-        if not isinstance(value, kind) or not math.isfinite(value) or not low <= value <= high:
-            raise T2IError(f"{name} is {value!r}; it must be {allowed}")
 
 # %% ../nbs/54_requests.ipynb #d9c07e70
 def prompt_list(
@@ -163,19 +161,6 @@ class Call:
         "The settings of some of the images, with their boxes"
         return self.settings | ({} if self.boxes is None else dict(boxes=self.boxes[rows]))
 
-# %% ../nbs/54_requests.ipynb #789d8561
-def read_call_boxes(
-    parts,       # of a pipeline
-    boxes:list,  # see `boxes_per_image`
-    prompts:int,
-    number:int,  # images per prompt
-)->list[list]:   # per image
-    "The boxes of a call; a model without a branch for them is refused"
-    if not hasattr(parts, "phrases"):
-        raise T2IError("this model takes no boxes: load shapes-boxes, or leave them out")
-    return boxes_per_image(boxes, prompts, number)
-
-
 # %% ../nbs/54_requests.ipynb #e28038ee
 def check_call(
     parts, # of a pipeline: `defaults` and `text_tokenizer`
@@ -201,7 +186,9 @@ def check_call(
     generators = split_generator(seed, generator, len(prompts), num_images_per_prompt)
     texts, given_boxes = prompts + [negative_prompt]*bool(negative_prompt), boxes
     if boxes is not None:
-        boxes = read_call_boxes(parts, boxes, len(prompts), num_images_per_prompt)
+        if not hasattr(parts, "phrases"):
+            raise T2IError("this model takes no boxes: load shapes-boxes, or leave them out")
+        boxes = boxes_per_image(boxes, len(prompts), num_images_per_prompt)
         texts = [p for p in texts if p] + sorted({phrase for own in boxes for phrase, _ in own})
     warn_of_prompts(parts.text_tokenizer, texts)
     settings = dict(negative_prompt=negative_prompt) | parts.defaults | given
