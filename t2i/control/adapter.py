@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['AdapterConfig', 'weight_list', 'check_weights', 'unit_pooled', 'Adapter', 'mix', 'scale_settings', 'ScalePredictor',
-           'chosen_weight', 'LabelledText', 'BesideFrozen', 'SteeredCondition', 'AdaptedVAR', 'var_fingerprint',
-           'check_fits', 'check_base', 'find_class', 'CaptionReader', 'CaptionEncoder', 'AdapterTaskConfig',
-           'load_base', 'filled_config', 'AdapterParts', 'AdapterTask']
+           'chosen_weight', 'LabelledText', 'BesideFrozen', 'SteeredCondition', 'AdaptedVAR', 'check_fits',
+           'find_class', 'CaptionReader', 'CaptionEncoder', 'AdapterTaskConfig', 'load_base', 'filled_config',
+           'AdapterParts', 'AdapterTask']
 
 # %% ../../nbs/41_adapter.ipynb #e973ff5d
 import re
@@ -23,13 +23,12 @@ from torch import Tensor
 from ..attention import CrossAttention
 from ..core import T2IError
 from ..data.datasets import DataConfig
-from ..engine.files import hash_of
 from ..generators.official import ClassNames, same_name
-from ..generators.text_training import MapsConfig, bundled_name, scales_in_step, token_maps
+from ..generators.text_training import MapsConfig, bundled_name
 from ..generators.text_var import drop_captions
 from ..generators.var import VAR, Condition, MapPredictor, stream_maps
 from ..generators.var_training import ClassifiedParts, drop_labels
-from ..generators.var_with_clip import accuracy_by_scale, class_conditional
+from ..generators.var_with_clip import class_conditional, weights_fingerprint
 from ..guidance.clip import CLIP
 from ..guidance.clip_cache import clip_words
 from ..guidance.clip_text import attach_clip, clip_features
@@ -48,7 +47,7 @@ class AdapterConfig:
     beta:list[float]=field(default_factory=lambda: [1.])  # weight of the text
     learn_weights:bool=False  # train alpha and beta, too
     base:str|None=None        # the frozen VAR: a bundled or published name, a folder or a run
-    base_fingerprint:str=""   # see `var_fingerprint`
+    base_fingerprint:str=""   # see `weights_fingerprint`
     width:int|None=None       # d of the VAR
     scales:int|None=None      # k of the VAR
     clip:str|None=None        # the frozen CLIP
@@ -208,7 +207,7 @@ class BesideFrozen(nn.Module):
 class SteeredCondition(BesideFrozen):
     "A frozen class-conditional VAR and an adapter, which alone is trained and saved"
     def __init__(self, config:AdapterConfig, base:VAR):
-        check_base(config, base)
+        check_fits(config, base, "adapter", width=base.config.width, scales=len(base.net.sizes))
         super().__init__(config, base)
         self.adapter = Adapter(config)
 
@@ -271,34 +270,21 @@ class AdaptedVAR(SteeredCondition):
                            temperature_schedule=temperature_schedule)
 
 # %% ../../nbs/41_adapter.ipynb #00102922
-def var_fingerprint(
-    var:VAR,
-)->str: # 16 hexadecimal digits
-    "A name for the weights of a VAR"
-    weights = var.state_dict()
-    return hash_of(*[weights[name].half() for name in sorted(weights)])
-
-
 def check_fits(
-    config,          # with base and base_fingerprint
-    sizes:dict,      # of the frozen model; the config has the same names
-    fingerprint:str, # of its weights
-    what:str,        # the name of what is trained beside it
+    config,         # with base and base_fingerprint
+    base:nn.Module, # the frozen model
+    what:str,       # the name of what is trained beside it
+    **sizes,        # of the frozen model; the config has the same names
 ):
     "Refuse a frozen model that this was not made for"
     for name, own in sizes.items():
         if getattr(config, name) != own:
             raise T2IError(f"the {what} is for a model with {name} {getattr(config, name)}, this "
                            f"one has {own}: load the model it was trained beside, {config.base}")
-    if config.base_fingerprint not in ("", fingerprint):
+    found = weights_fingerprint(base)
+    if config.base_fingerprint not in ("", found):
         raise T2IError(f"the {what} was trained beside another model than this (fingerprint "
-                       f"{config.base_fingerprint}, not {fingerprint}): load {config.base}")
-
-
-def check_base(config:AdapterConfig, base:VAR):
-    "Refuse a VAR that an adapter was not made for"
-    sizes = dict(width=base.config.width, scales=len(base.net.sizes))
-    check_fits(config, sizes, var_fingerprint(base), "adapter")
+                       f"{config.base_fingerprint}, not {found}): load {config.base}")
 
 # %% ../../nbs/41_adapter.ipynb #d5cad1b5
 def find_class(
@@ -406,7 +392,7 @@ class AdapterParts(ClassifiedParts):
     def __init__(self, config:AdapterTaskConfig, folder:Path|None=None):
         super().__init__(config, folder)
         read = partial(load_base, tokenizer=self.tokenizer)
-        base = self.frozen("base", config.base, read, var_fingerprint)
+        base = self.frozen("base", config.base, read, weights_fingerprint)
         if len(self.names) != base.config.num_classes:
             raise T2IError(f"the data have {len(self.names)} classes, {config.base} has "
                            f"{base.config.num_classes}: they must be the same")
@@ -422,7 +408,7 @@ class AdapterParts(ClassifiedParts):
 
 # %% ../../nbs/41_adapter.ipynb #baa2a60f
 class AdapterTask(AdapterParts):
-    "Cross-entropy of each token of each map; the adapter alone is trained"
+    "`NextScaleStep` of the model; the adapter alone is trained"
     def left_out(self)->tuple[float,float]:
         "Shares of images without class and caption, and without their class alone"
         if not self.model.training:
@@ -437,14 +423,6 @@ class AdapterTask(AdapterParts):
         captions = drop_captions(batch["caption"], batch["u"], without)
         labels = drop_labels(batch["label"], batch["u"], without+nameless, len(self.names))
         return self.read(captions, labels)
-
-    def training_step(self,
-        batch:dict, # what `condition` reads; image (b,3,h,w) or tokens (b,l)
-    )->tuple[Tensor,dict[str,Tensor]]:
-        maps = token_maps(batch, self.tokenizer)[:scales_in_step(self)]
-        logits = self.model(self.condition(batch), maps)
-        loss = F.cross_entropy(logits.transpose(1, 2), torch.cat(maps, 1))
-        return loss, accuracy_by_scale(logits, maps)
 
     def sample_captions(self)->list[str]:
         "Held-out captions, up to 16"
