@@ -303,6 +303,7 @@ def boxed_config(
 # %% ../../nbs/43_boxes.ipynb #6645364f
 class FrozenAndBranch(BesideFrozen):
     "A frozen text-conditioned VAR and a side branch, which alone is trained and saved"
+    forward = NextScaleModel.forward
     stream_conditions = NextScaleModel.stream_conditions
 
     def __init__(self, config:BoxConfig, base:TextVAR):
@@ -328,14 +329,6 @@ class FrozenAndBranch(BesideFrozen):
 # %% ../../nbs/43_boxes.ipynb #e6dc3f9e
 class BoxedVAR(FrozenAndBranch):
     "A frozen VAR that keeps to boxes, in training and in sampling"
-    def forward(self,
-        text:BoxedText,
-        tokens:list[Tensor],  # (b,p*p) int64 per scale; the first few scales will do
-        *unmasked:list[Tensor], # of a masked generator, see lesson 33
-    )->Tensor:                # (b,l,v) logits
-        "Teacher forcing"
-        return self.net(self.condition(text), self.tokenizer.quantizer, tokens, *unmasked)
-
     def stream(self,
         text:BoxedText,
         unconditional:BoxedText, # without caption and boxes, or what is to be avoided

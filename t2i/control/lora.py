@@ -262,12 +262,11 @@ def load_lora(
     if wrong:
         for layer in lora_layers(model).values():
             layer.delete_adapter(name)
-    else:
-        for key, weight in weights.items():
-            own[key].data.copy_(weight)
-    set_lora(model, before)
-    if wrong:
+        set_lora(model, before)
         raise T2IError(f"{path} does not fit the model; {'; '.join(wrong)}")
+    for key, weight in weights.items():
+        own[key].data.copy_(weight)
+    set_lora(model, before)
 
 # %% ../../nbs/42_lora.ipynb #3ec0f57a
 @dataclass

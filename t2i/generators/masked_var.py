@@ -192,14 +192,6 @@ class MaskedTextVAR(TextVAR):
     def __init__(self, config:MaskedTextVARConfig, tokenizer:MultiScaleVQVAE|None=None):
         super().__init__(config, tokenizer)
 
-    def forward(self,
-        features:TextFeatures, # of b captions
-        tokens:list[Tensor],   # (b,p*p) int64 per scale
-        unmasked:list[Tensor]|None=None, # (b,p*p) bool per scale, True = known; None: nothing is
-    )->Tensor:                 # (b,l,v) logits
-        "Teacher forcing, with a part of each map known"
-        return self.net(self.condition(features), self.tokenizer.quantizer, tokens, unmasked)
-
     def stream(self,
         features:TextFeatures,      # of b captions
         unconditional:TextFeatures, # of b empty (or negative) captions

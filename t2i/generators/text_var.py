@@ -104,10 +104,9 @@ class TextConditionedVAR(NextScaleModel):
         temperature_schedule:str="constant", # see `map_temperatures`
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per caption, map after map"
-        conditions = self.condition(features), self.condition(unconditional)
         return self.stream_conditions(
-            *conditions, generators, guidance_scale, guidance_schedule,
-            temperature=temperature, top_k=top_k, top_p=top_p,
+            self.condition(features), self.condition(unconditional), generators, guidance_scale,
+            guidance_schedule, temperature=temperature, top_k=top_k, top_p=top_p,
             temperature_schedule=temperature_schedule)
 
 # %% ../../nbs/32_text_var.ipynb #f1641478

@@ -8,7 +8,7 @@ __all__ = ['RENAMED', 'VARConfig', 'next_sums', 'ScaleEmbedding', 'Condition', '
            'NextScaleModel', 'ClassConditionalVAR', 'VAR']
 
 # %% ../../nbs/31_var.ipynb #7e2c9d84
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -371,23 +371,27 @@ class NextScaleModel(nn.Module):
 
     def forward(self,
         given,               # what `condition` reads: b labels, b texts
-        tokens:list[Tensor], # (b,p*p) int64 per scale
+        tokens:list[Tensor], # (b,p*p) int64 per scale; the first few scales will do
+        *masks:list[Tensor], # of a masked generator, see lesson 33
     )->Tensor:               # (b,l,v) logits
         "Teacher forcing"
-        return self.net(self.condition(given), self.tokenizer.quantizer, tokens)
+        return self.net(self.condition(given), self.tokenizer.quantizer, tokens, *masks)
 
+    @torch.no_grad()
     def stream_conditions(self,
         condition:Condition,        # (b,…)
         unconditional:Condition,    # (b,…)
         generators:list[torch.Generator], # one per image
         guidance_scale:float=1.,    # w
         guidance_schedule:str="ramp", # see `cfg_schedule`
-        **sampling,                 # temperature, top_k, top_p: see `stream_scales`
+        stream:Callable=stream_maps, # or `stream_smooth` (lesson 38)
+        **sampling,                 # temperature, top_k, top_p: see `stream_maps`
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample map after map"
         weights = cfg_schedule(guidance_scale, len(self.net.sizes), guidance_schedule)
-        return stream_scales(self.net, self.tokenizer.quantizer, condition, unconditional,
-                             generators, weights, **sampling)
+        maps = MapPredictor(
+            self.net, self.tokenizer.quantizer, condition, unconditional, weights)
+        return stream(maps, generators, **sampling)
 
 # %% ../../nbs/31_var.ipynb #e38a1b03
 class ClassConditionalVAR(NextScaleModel):
@@ -420,15 +424,11 @@ class ClassConditionalVAR(NextScaleModel):
         temperature_schedule:str="constant", # see `map_temperatures`
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per label, map after map"
-        conditions = self.condition(labels), self.condition(unconditional)
-        sampling = dict(temperature=temperature, top_k=top_k, top_p=top_p,
-                        temperature_schedule=temperature_schedule)
-        if not more_smooth:
-            return self.stream_conditions(
-                *conditions, generators, guidance_scale, guidance_schedule, **sampling)
-        weights = cfg_schedule(guidance_scale, len(self.net.sizes), guidance_schedule)
-        maps = MapPredictor(self.net, self.tokenizer.quantizer, *conditions, weights)
-        return stream_smooth(maps, generators, **sampling)
+        return self.stream_conditions(
+            self.condition(labels), self.condition(unconditional), generators, guidance_scale,
+            guidance_schedule, stream_smooth if more_smooth else stream_maps,
+            temperature=temperature, top_k=top_k, top_p=top_p,
+            temperature_schedule=temperature_schedule)
 
 # %% ../../nbs/31_var.ipynb #c23992dd
 class VAR(ClassConditionalVAR, PyTorchModelHubMixin):
