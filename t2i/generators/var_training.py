@@ -66,17 +66,13 @@ def single_scene(
     return describe(scene, rng) if rng.random() < .75 else scene
 
 # %% ../../nbs/36_var_training.ipynb #e4ff2603
+@dataclass(eq=False)
 class SingleShapes(Dataset):
     "Scenes of the shapes world with one object, whose shape is the class"
+    start:int=0      # seed of the first scene
+    size:int=10**9   # number of items
     endless = True   # see `InfiniteDataset`
     names = SHAPES   # of the classes, by label
-
-    def __init__(self,
-        start:int=0,     # seed of the first scene
-        size:int=10**9,  # number of items
-    ):
-        self.start = start
-        self.size = size
 
     def __len__(self):
         return self.size

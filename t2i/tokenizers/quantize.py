@@ -125,14 +125,13 @@ def kmeans(
     vectors:Tensor,             # (vectors,d), of this process
     count:int,                  # centres, v; with fewer vectors, some centres come twice
     generator:torch.Generator,  # picks the vectors to start from
-    steps:int=10,
     block:int|None=None,        # for several processes, see `gather_rows`
 )->Tensor:                      # (v,d)
-    "Cluster centres of the vectors of all processes (Lloyd 1982)"
+    "Cluster centres of the vectors of all processes, after ten steps (Lloyd 1982)"
     total = len(vectors)*world_size()
     start = torch.randperm(total, generator=generator).repeat(-(-count//total))[:count]
     centres = gather_rows(vectors, start, block)
-    for _ in range(steps):
+    for _ in range(10):
         ids = nearest_code(vectors, centres)                                         # (vectors,)
         counts = sum_over_processes(code_counts(ids, count))[:,None]                 # (v,1)
         sums = sum_over_processes(torch.zeros_like(centres).index_add_(0, ids, vectors))
