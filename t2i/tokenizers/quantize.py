@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['nearest_code', 'straight_through', 'Codebook', 'code_counts', 'usage', 'perplexity', 'check_ids',
-           'sum_over_processes', 'kmeans', 'ExpiringCodebook', 'EMACodebook', 'make_codebook']
+           'sum_over_processes', 'kmeans', 'fresh_codes', 'ExpiringCodebook', 'EMACodebook', 'make_codebook']
 
 # %% ../../nbs/10_quantize.ipynb #7d8cd502
 import torch
@@ -125,18 +125,33 @@ def kmeans(
     vectors:Tensor,             # (vectors,d), of this process
     count:int,                  # centres, v; with fewer vectors, some centres come twice
     generator:torch.Generator,  # picks the vectors to start from
+    steps:int=10,
     block:int|None=None,        # for several processes, see `gather_rows`
 )->Tensor:                      # (v,d)
-    "Cluster centres of the vectors of all processes, after ten steps (Lloyd 1982)"
+    "Cluster centres of the vectors of all processes (Lloyd 1982)"
     total = len(vectors)*world_size()
     start = torch.randperm(total, generator=generator).repeat(-(-count//total))[:count]
     centres = gather_rows(vectors, start, block)
-    for _ in range(10):
+    for _ in range(steps):
         ids = nearest_code(vectors, centres)                                         # (vectors,)
         counts = sum_over_processes(code_counts(ids, count))[:,None]                 # (v,1)
         sums = sum_over_processes(torch.zeros_like(centres).index_add_(0, ids, vectors))
         centres = torch.where(counts > 0, sums/counts.clamp(min=1), centres)
     return centres
+
+# %% ../../nbs/10_quantize.ipynb #ce1d3760
+def fresh_codes(
+    vectors:Tensor,             # (vectors,d), of this process
+    count:int,                  # v
+    generator:torch.Generator,  # the same on every process
+    block:int,                  # see `gather_rows`
+    first:bool,                 # True: centres of k-means; False: random vectors
+)->Tensor:                      # (v,d)
+    "New places for codes, among the vectors of all processes"
+    if first:
+        return kmeans(vectors, count, generator, block=block)
+    rows = torch.randint(len(vectors)*world_size(), (count,), generator=generator)
+    return gather_rows(vectors, rows, block)
 
 # %% ../../nbs/10_quantize.ipynb #17d857c3
 class ExpiringCodebook(Codebook):
@@ -167,11 +182,7 @@ class ExpiringCodebook(Codebook):
         vectors, ids = (torch.cat(p) for p in zip(*self.pending))      # (vectors,d), (vectors,)
         self.pending.clear()
         first = bool(self.ema_counts.sum() == 0)
-        if first:
-            fresh = kmeans(vectors, count, generator, block=block)     # (v,d)
-        else:
-            rows = torch.randint(len(vectors)*world_size(), (count,), generator=generator)
-            fresh = gather_rows(vectors, rows, block)                  # (v,d)
+        fresh = fresh_codes(vectors, count, generator, block, first)   # (v,d)
         counts = sum_over_processes(code_counts(ids, count))
         self.ema_counts.lerp_(counts, 1. if first else 1-self.decay)
         dead = self.ema_counts < self.dead_code_threshold*self.ema_counts.mean()
