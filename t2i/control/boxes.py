@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_BOXES', 'SMALLEST', 'check_box', 'read_box', 'read_boxes', 'is_box', 'boxes_per_image', 'cell_shares',
            'cell_offsets', 'BoxedText', 'BoxConfig', 'fourier', 'BoxEmbedding', 'SideBlock', 'BoxCondition',
-           'SideBranch', 'BranchedNet', 'check_boxed_base', 'boxed_config', 'FrozenAndBranch', 'BoxedVAR',
-           'PhraseReader', 'boxed_text']
+           'SideBranch', 'BranchedNet', 'boxed_config', 'FrozenAndBranch', 'BoxedVAR', 'PhraseReader', 'boxed_text']
 
 # %% ../../nbs/43_boxes.ipynb #b2ae1d55
 import math
@@ -20,11 +19,11 @@ from torch import Tensor
 
 from ..attention import CrossAttention, modulate
 from .adapter import BesideFrozen, check_fits
-from .lora import base_fingerprint
 from ..core import T2IError
 from ..generators.masked_var import MaskedTextVAR
 from ..generators.text_var import TextCondition, TextVAR
 from ..generators.var import NextScaleModel
+from ..generators.var_with_clip import weights_fingerprint
 from ..text import TextFeatures
 
 # %% ../../nbs/43_boxes.ipynb #d0681cf1
@@ -152,7 +151,7 @@ class BoxedText:
 class BoxConfig:
     "What shapes a side branch for boxes, and the model that it belongs to"
     base:str|None=None      # the frozen model: a bundled name, a folder or a run
-    base_fingerprint:str="" # see `base_fingerprint`
+    base_fingerprint:str="" # see `weights_fingerprint`
     depth:int|None=None     # blocks of the base
     width:int|None=None     # d of the base
     text_width:int|None=None
@@ -290,16 +289,6 @@ class BranchedNet:
             x = block(x, blocks[i], mask, caches and caches[i])
         return self.net.head(modulate(x, *head)).float()
 
-# %% ../../nbs/43_boxes.ipynb #73387c91
-def check_boxed_base(
-    config:BoxConfig,
-    base:TextVAR,
-):
-    "Refuse a model that a branch was not made for"
-    own = dict(width=base.config.width, depth=base.config.depth, scales=base.config.scales,
-               text_width=base.config.text_width)
-    check_fits(config, own, base_fingerprint(base), "branch")
-
 # %% ../../nbs/43_boxes.ipynb #86996e90
 def boxed_config(
     config:BoxConfig, # of a recipe
@@ -308,16 +297,19 @@ def boxed_config(
 )->BoxConfig:
     "A branch's config with what the base decides"
     c = base.config
-    return replace(config, base=name, base_fingerprint=base_fingerprint(base), depth=c.depth,
+    return replace(config, base=name, base_fingerprint=weights_fingerprint(base), depth=c.depth,
                    width=c.width, text_width=c.text_width, scales=c.scales)
 
 # %% ../../nbs/43_boxes.ipynb #6645364f
 class FrozenAndBranch(BesideFrozen):
     "A frozen text-conditioned VAR and a side branch, which alone is trained and saved"
+    forward = NextScaleModel.forward
     stream_conditions = NextScaleModel.stream_conditions
 
     def __init__(self, config:BoxConfig, base:TextVAR):
-        check_boxed_base(config, base)
+        c = base.config
+        check_fits(config, base, "branch", width=c.width, depth=c.depth, scales=c.scales,
+                   text_width=c.text_width)
         super().__init__(config, base)
         self.branch = SideBranch(config)
 
@@ -337,14 +329,6 @@ class FrozenAndBranch(BesideFrozen):
 # %% ../../nbs/43_boxes.ipynb #e6dc3f9e
 class BoxedVAR(FrozenAndBranch):
     "A frozen VAR that keeps to boxes, in training and in sampling"
-    def forward(self,
-        text:BoxedText,
-        tokens:list[Tensor],  # (b,p*p) int64 per scale; the first few scales will do
-        *unmasked:list[Tensor], # of a masked generator, see lesson 33
-    )->Tensor:                # (b,l,v) logits
-        "Teacher forcing"
-        return self.net(self.condition(text), self.tokenizer.quantizer, tokens, *unmasked)
-
     def stream(self,
         text:BoxedText,
         unconditional:BoxedText, # without caption and boxes, or what is to be avoided

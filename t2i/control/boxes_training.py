@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pack_boxes', 'unpack_boxes', 'WithBoxes', 'object_box', 'BoxedShapes', 'read_bbox_file', 'refuse_augment',
            'BoxedFolder', 'BoxedCoco', 'drop_boxes', 'BoxTaskConfig', 'BoxTaskParts', 'BoxTask', 'found_boxes',
-           'overlap', 'match_boxes', 'box_scores', 'box_prompts']
+           'match_boxes', 'box_scores', 'box_prompts']
 
 # %% ../../nbs/43_boxes_training.ipynb #32b79025
 import json
@@ -19,6 +19,7 @@ from PIL import Image
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from t2i.control.boxes import (
     MAX_BOXES,
@@ -264,28 +265,17 @@ def found_boxes(
         boxes.append(tuple(float(edge)/SIDE for edge in edges))
     return list(zip(objects, boxes))
 
-# %% ../../nbs/43_boxes_training.ipynb #a6749735
-def overlap(
-    a:tuple[float,...], # left, top, right, bottom
-    b:tuple[float,...],
-)->float:               # in [0,1]
-    "Intersection over union"
-    width = max(0., min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0., min(a[3], b[3]) - max(a[1], b[1]))
-    areas = [(box[2]-box[0])*(box[3]-box[1]) for box in (a, b)]
-    return width*height/(sum(areas) - width*height)
-
 # %% ../../nbs/43_boxes_training.ipynb #cb6034d7
 def match_boxes(
     asked:list, # (phrase, edges) each
     found:list, # of `found_boxes`
 )->tuple[list[float],list[bool]]: # per asked box: overlap; is it color and shape that lies there?
     "The best assignment of found objects to asked boxes; a missing object overlaps by 0"
-    table = np.zeros((len(asked), len(found)))
-    for i, (_, edges) in enumerate(asked):
-        for j, (_, own) in enumerate(found):
-            table[i,j] = overlap(edges, own)
-    rows, cols = linear_sum_assignment(-table)
+    def edges(boxes):
+        return torch.tensor([own for _, own in boxes], dtype=torch.float64).view(-1, 4)
+
+    table = box_iou(edges(asked), edges(found)).numpy()          # (asked,found)
+    rows, cols = linear_sum_assignment(table, maximize=True)
     overlaps, bound = [0.]*len(asked), [False]*len(asked)
     for i, j in zip(rows, cols):
         if table[i,j] > 0:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BLIP2', 'QUESTION', 'PARTIAL', 'TABLE', 'ABOUT', 'RuleCaptioner', 'TemplateCaptioner', 'fill_class', 'clean_caption',
            'fault', 'CaptionConfig', 'without_prompt', 'load_blip2', 'BLIP2Captioner', 'retries', 'good_captions',
-           'caption_batch', 'read_partial', 'append_lines', 'image_files', 'finish_captions', 'check_captions',
-           'load_captioner', 'images_to_caption', 'caption_folder']
+           'caption_batch', 'read_partial', 'append_lines', 'finish_captions', 'check_captions', 'load_captioner',
+           'images_to_caption', 'caption_folder']
 
 # %% ../../nbs/40_captioning.ipynb #75d9bed3
 import json
@@ -270,12 +270,6 @@ def append_lines(
         os.fsync(file.fileno())
 
 # %% ../../nbs/40_captioning.ipynb #d21aeb77
-def image_files(folder:Path)->list[Path]: # sorted
-    "The images of a folder that can be read"
-    paths = [p for p in visible_files(folder) if p.suffix.lower() in IMAGE_SUFFIXES]
-    return [p for p in paths if is_image(p)]
-
-
 def finish_captions(
     folder:Path,
     rows:list[dict], # one per image: file_name, text, fault
@@ -324,7 +318,8 @@ def images_to_caption(
     "The images of a folder; refused if there is none, or if its table of captions is there"
     if not folder.is_dir():
         raise T2IError(f"{folder} is no folder; give one with images")
-    files = image_files(folder)
+    named = [p for p in visible_files(folder) if p.suffix.lower() in IMAGE_SUFFIXES]
+    files = [p for p in named if is_image(p)]
     if not files:
         raise T2IError(f"no image in {folder}")
     if (folder/TABLE).exists():
@@ -340,26 +335,26 @@ def caption_folder(
 )->Path:                  # captions.jsonl in the folder
     "Caption all images of a folder; a stopped run goes on"
     folder, config = Path(folder), config or CaptionConfig()
-    files = images_to_caption(folder)
+    files = {p.relative_to(folder).as_posix(): p for p in images_to_caption(folder)}
     check_captions(folder)
     about = captioner.about | asdict(config)
     done = read_partial(folder/PARTIAL, about)
-    if not done and not (folder/PARTIAL).is_file():
+    if not (folder/PARTIAL).is_file():
         append_lines(folder/PARTIAL, [about])
-    left = [p for p in files if p.relative_to(folder).as_posix() not in done]
+    left = [name for name in files if name not in done]
     for start in progress(range(0, len(left), batch_size), desc="captions", unit="batch"):
         part = left[start:start+batch_size]
-        prompts = [fill_class(config.prompt, path, folder) for path in part]
+        prompts = [fill_class(config.prompt, files[name], folder) for name in part]
         try:
-            found = caption_batch(captioner, [open_image(p) for p in part], prompts, config)
+            images = [open_image(files[name]) for name in part]
+            found = caption_batch(captioner, images, prompts, config)
         except KeyboardInterrupt:
             log.warning("stopped after %d of %d images: the same command goes on from there",
                         len(done), len(files))
             raise
-        rows = [dict(file_name=p.relative_to(folder).as_posix(), text=good, fault=wrong)
-                for p, (good, wrong) in zip(part, found)]
+        rows = [dict(file_name=name, text=good, fault=wrong)
+                for name, (good, wrong) in zip(part, found)]
         append_lines(folder/PARTIAL, rows)
-        done |= {row["file_name"]: row for row in rows}
-    names = [p.relative_to(folder).as_posix() for p in files]
-    finish_captions(folder, [done[name] for name in names], about)
+        done |= dict(zip(part, rows))
+    finish_captions(folder, [done[name] for name in files], about)
     return folder/TABLE

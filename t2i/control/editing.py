@@ -165,7 +165,7 @@ def read_image(
 )->Tensor:                    # (1,3,side,side) in [-1,1]
     "An image of the model's size"
     if isinstance(image, Image.Image):
-        image = from_pil([flatten(image).convert("RGB")])
+        image = from_pil(image)
     image = image.reshape(-1, *image.shape[-3:]).float()
     if tuple(image.shape) != (1, 3, side, side):
         found = f"{image.shape[-1]}x{image.shape[-2]}"

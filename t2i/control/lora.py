@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['LoRAConfig', 'lora_layers', 'linear_names', 'match_targets', 'peft_config', 'add_lora', 'watch_gradients',
-           'check_reached', 'lora_names', 'check_factors', 'set_lora', 'active_loras', 'remove_lora',
-           'base_fingerprint', 'lora_weights', 'save_lora', 'read_lora', 'load_lora', 'LoRATaskConfig', 'base_task',
-           'LoRATask', 'LoadsLoRA', 'LoRAParts']
+           'check_reached', 'lora_names', 'check_factors', 'set_lora', 'active_loras', 'remove_lora', 'lora_weights',
+           'save_lora', 'read_lora', 'load_lora', 'LoRATaskConfig', 'base_task', 'LoRATask', 'LoadsLoRA', 'LoRAParts']
 
 # %% ../../nbs/42_lora.ipynb #6342b7e7
 import json
@@ -24,8 +23,9 @@ from torch import Tensor
 from ..core import T2IError, import_extra
 from ..data.datasets import DataConfig
 from ..engine.checkpoints import initial_weights, load_state_dict_strict, misfits, read_weights
-from ..engine.files import bundled_folder, hash_of
+from ..engine.files import bundled_folder
 from ..engine.recipes import load_recipe
+from ..generators.var_with_clip import weights_fingerprint
 from ..training import Task, TrainConfig
 
 # %% ../../nbs/42_lora.ipynb #e198d113
@@ -189,14 +189,6 @@ def remove_lora(
         del model.peft_config
 
 # %% ../../nbs/42_lora.ipynb #8cdb367b
-def base_fingerprint(
-    model:nn.Module,
-)->str: # 16 hexadecimal digits
-    "A name for the weights of a model, whatever LoRAs stand beside them"
-    state = {name.replace(".base_layer.", "."): w for name, w in model.state_dict().items()}
-    return hash_of(*[state[name].half() for name in sorted(state) if ".lora_" not in name])
-
-
 def lora_weights(
     model:nn.Module,
     name:str,
@@ -231,7 +223,7 @@ def save_lora(
     (Path(folder)/"adapter_config.json").write_text(text+"\n")
     saved = {key: w.detach().cpu().to(dtype).contiguous() for key, w in weights.items()}
     save_file(saved, Path(folder)/"adapter_model.safetensors",
-              metadata=dict(format="pt", base_fingerprint=base_fingerprint(model)))
+              metadata=dict(format="pt", base_fingerprint=weights_fingerprint(model)))
 
 
 def read_lora(
@@ -261,7 +253,7 @@ def load_lora(
     weights = read_weights(path)
     with safe_open(path, "pt") as file:
         expected = (file.metadata() or {}).get("base_fingerprint")
-    if expected not in (None, base_fingerprint(model)):
+    if expected not in (None, weights_fingerprint(model)):
         raise T2IError(f"{folder} was trained on other weights than these: load {base or 'those'}")
     before = active_loras(model)
     add_lora(model, config, name)
@@ -270,12 +262,11 @@ def load_lora(
     if wrong:
         for layer in lora_layers(model).values():
             layer.delete_adapter(name)
-    else:
-        for key, weight in weights.items():
-            own[key].data.copy_(weight)
-    set_lora(model, before)
-    if wrong:
+        set_lora(model, before)
         raise T2IError(f"{path} does not fit the model; {'; '.join(wrong)}")
+    for key, weight in weights.items():
+        own[key].data.copy_(weight)
+    set_lora(model, before)
 
 # %% ../../nbs/42_lora.ipynb #3ec0f57a
 @dataclass

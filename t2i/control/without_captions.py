@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .adapter import AdapterTask, AdapterTaskConfig, LabelledText
-from .new_class import known_names
 from ..core import fold_in
 from ..data.datasets import FolderDataset, read_files
 from ..engine.caches import CachedDataset, build_cache, dataset_hash
 from ..engine.files import data_home, hash_of
+from ..generators.finetuning import known_names
 from ..generators.official import same_name
 from ..generators.text_training import find_part
 from ..generators.var_training import drop_labels

@@ -29,8 +29,8 @@ from t2i.generators.parti import (
 )
 from .parti_costs import OPTIMIZER_BYTES, TRAINING_BYTES
 from t2i.generators.text_training import (
+    ContrastedTextVAR,
     TextTaskConfig,
-    compared_rows,
     fill_config,
     load_frozen_tokenizer,
 )
@@ -42,20 +42,13 @@ from ..tokenizers.vqgan import VQGAN, VQTokenizer
 from ..training import TrainConfig
 
 # %% ../../nbs/39_parti_training.ipynb #49e59817
-class ContrastedParti(PartiWithEncoder):
-    "Generator and text encoder, for images under their captions and under near misses"
-    def forward(self,
-        text:tuple,                  # what the text encoder reads of b captions
-        rows:list[Tensor],           # (b,w) int64 per row
-        near_misses:tuple|None=None, # what it reads of near misses, of one of `every` images
-        every:int=1,
-        scales:int=4,                # so many rows are predicted from near misses
-    )->tuple[Tensor,Tensor|None]:    # logits (b,l,v), and (b/every,l',v) of the first rows
-        logits = super().forward(text, torch.cat(rows, 1))
-        if near_misses is None:
-            return logits, None
-        first = torch.cat(compared_rows(rows, scales, every), 1)
-        return logits, super().forward(near_misses, first)
+class ContrastedParti(ContrastedTextVAR):
+    "A Parti and its text encoder, for images under their captions and under near misses"
+    def predict(self,
+        text:tuple,        # what the text encoder reads of b captions
+        rows:list[Tensor], # (b,w) int64 per row
+    )->Tensor:             # logits (b,l,v)
+        return PartiWithEncoder.forward(self, text, torch.cat(rows, 1))
 
 # %% ../../nbs/39_parti_training.ipynb #a806a118
 def unset_parti()->PartiConfig:

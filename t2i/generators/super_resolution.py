@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['shrink', 'enlarge_bicubic', 'WideBlock', 'SuperResolutionConfig', 'SuperResolution', 'LargeShapes', 'crop_pairs',
-           'SuperResolutionTaskConfig', 'PairsTask', 'SuperResolutionTask', 'one_of_each_square', 'verdicts',
-           'upscaling_scores', 'find_upscaler']
+           'SuperResolutionTaskConfig', 'PairsTask', 'SuperResolutionTask', 'verdicts', 'upscaling_scores',
+           'find_upscaler']
 
 # %% ../../nbs/34_super_resolution.ipynb #eecdb358
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -185,9 +184,8 @@ class PairsTask(Task):
         "Small and large images; the small ones are made, where there are none"
         device = next(self.model.parameters()).device
         large = batch["image"].to(device)
-        small = shrink(large, self.config.model.scale)
-        if "small" in batch:
-            small = batch["small"].to(device)
+        made = "small" not in batch
+        small = shrink(large, self.config.model.scale) if made else batch["small"].to(device)
         if self.tokenizer:
             clean = small[:round(self.config.clean*len(small))]
             tokens = self.tokenizer.encode(small[len(clean):])
@@ -217,20 +215,13 @@ class SuperResolutionTask(PairsTask):
         return torch.cat([smooth, self.model(small), large]).clamp(-1, 1)
 
 # %% ../../nbs/34_super_resolution.ipynb #c4dc0cf6
-def one_of_each_square(
-    images:Tensor, # (b,3,h*s,w*s), [-1,1]
-    scale:int,
-)->np.ndarray:     # (b,h,w,3) uint8
-    "The pixel behind the middle of each square that took the place of a small pixel"
-    return to_uint8(images[...,scale//2::scale,scale//2::scale])
-
 def verdicts(
     images:Tensor,      # (b,3,64s,64s), [-1,1]
     scenes:list[Scene],
     scale:int,
 )->list[bool]:
-    "Which enlarged images show what their scenes demand"
-    pixels = one_of_each_square(images, scale)
+    "Which enlarged images show what their scenes demand, by one pixel of each square"
+    pixels = to_uint8(images[...,scale//2::scale,scale//2::scale])   # behind the squares' middles
     return [check(image, scene).ok for image, scene in zip(pixels, scenes)]
 
 # %% ../../nbs/34_super_resolution.ipynb #a388c4c5
@@ -246,11 +237,9 @@ def upscaling_scores(
     count = min(count, len(dataset))
     for start in progress(range(0, count, batch_size), desc="enlarging"):
         numbers = range(start, min(count, start+batch_size))
-        items = [dataset[i] for i in numbers]
-        large = torch.stack([item["image"] for item in items]).to(device)
-        small = shrink(large, scale)
-        if "small" in items[0]:
-            small = torch.stack([item["small"] for item in items]).to(device)
+        batch = default_collate([dataset[i] for i in numbers])
+        large = batch["image"].to(device)
+        small = batch["small"].to(device) if "small" in batch else shrink(large, scale)
         ways = dict(psnr=model(small), psnr_bicubic=enlarge_bicubic(small, scale))
         row = {name: psnr(images, large).cpu() for name, images in ways.items()}
         if hasattr(dataset, "scene") and small.shape[-1] == SIDE:
@@ -278,6 +267,6 @@ def find_upscaler(
         model = load_task(folder).model
     elif (folder/"config.json").is_file():
         model = load_part(dict(super_resolution=(SuperResolution, SuperResolutionConfig)), folder)
-    if getattr(getattr(model, "config", None), "model_type", "") != "super_resolution":
+    if not isinstance(model, SuperResolution):
         raise T2IError(f"{source} does not enlarge images; shapes-sr4 does, for the shapes world")
     return model.to(device)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['RENAMED', 'VARConfig', 'next_sums', 'ScaleEmbedding', 'Condition', 'VARBlock', 'init_transformer', 'VARBackbone',
-           'NextScaleTransformer', 'generate_naive', 'new_caches', 'MapPredictor', 'stream_maps', 'stream_scales',
-           'upgrade_var', 'NextScaleModel', 'ClassConditionalVAR', 'VAR']
+           'NextScaleTransformer', 'generate_naive', 'MapPredictor', 'stream_maps', 'stream_scales', 'upgrade_var',
+           'NextScaleModel', 'ClassConditionalVAR', 'VAR']
 
 # %% ../../nbs/31_var.ipynb #7e2c9d84
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +54,13 @@ class VARConfig:
             self.scales = tuple(self.scales)
             if self.scales[0] != 1:
                 raise ValueError(f"scales must begin with 1, got {self.scales}")
+
+    @classmethod
+    def unset(cls,
+        **fields, # those that are set
+    )->"VARConfig":
+        "Scales, codes and classes left open: in a recipe they follow tokenizer and data"
+        return cls(scales=None, codebook_size=None, code_dim=None, num_classes=None, **fields)
 
 # %% ../../nbs/31_var.ipynb #4e724ce6
 def next_sums(
@@ -257,15 +264,6 @@ def generate_naive(
         ids.append(sample_codes(logits, uniform, temperature))
     return ids
 
-# %% ../../nbs/31_var.ipynb #ca2e462b
-def new_caches(
-    net:NextScaleTransformer,
-    x:Tensor,     # (b,…,d), for its number of rows, its type and device
-)->list[KVCache]: # one per block
-    "Empty key-value caches with room for all maps"
-    shape = len(x), net.config.heads, sum(net.sizes), net.config.width//net.config.heads
-    return [KVCache(*shape, dtype=x.dtype, device=x.device) for _ in net.blocks]
-
 # %% ../../nbs/31_var.ipynb #369e6636
 class MapPredictor:
     "Logits of one map after the other; the keys and values of the coarser maps are kept"
@@ -282,7 +280,9 @@ class MapPredictor:
         self.copies = 2 if guided else 1                         # rows per image
         self.settings = net.condition(both)
         self.x = net.embed.start(both.vector)                    # (b or 2b,1,d), read by the map
-        self.caches = new_caches(net, self.x)
+        c, like = net.config, dict(dtype=self.x.dtype, device=self.x.device)
+        shape = len(self.x), c.heads, sum(net.sizes), c.width//c.heads
+        self.caches = [KVCache(*shape, **like) for _ in net.blocks]
         self.scale, self.total = 0, 0.
 
     def logits(self)->Tensor: # (b,p*p,v), guided
@@ -345,10 +345,12 @@ RENAMED = {"embed.word.": "embed.word_embed.", "embed.start": "embed.start_token
 def upgrade_var(
     values:dict,            # of config.json
     state:dict[str,Tensor], # the weights
+    renamed:dict[str,str]=RENAMED, # parts of their names
 )->tuple[dict,dict[str,Tensor]]: # the same in format 2
     "Translate what was saved in format 1"
-    for old, new in RENAMED.items():
+    for old, new in renamed.items():
         state = {name.replace(old, new): weight for name, weight in state.items()}
+    values = {name: value for name, value in values.items() if name != "masked"}
     return values | dict(format=2), state
 
 # %% ../../nbs/31_var.ipynb #bb602000
@@ -369,23 +371,27 @@ class NextScaleModel(nn.Module):
 
     def forward(self,
         given,               # what `condition` reads: b labels, b texts
-        tokens:list[Tensor], # (b,p*p) int64 per scale
+        tokens:list[Tensor], # (b,p*p) int64 per scale; the first few scales will do
+        *masks:list[Tensor], # of a masked generator, see lesson 33
     )->Tensor:               # (b,l,v) logits
         "Teacher forcing"
-        return self.net(self.condition(given), self.tokenizer.quantizer, tokens)
+        return self.net(self.condition(given), self.tokenizer.quantizer, tokens, *masks)
 
+    @torch.no_grad()
     def stream_conditions(self,
         condition:Condition,        # (b,…)
         unconditional:Condition,    # (b,…)
         generators:list[torch.Generator], # one per image
         guidance_scale:float=1.,    # w
         guidance_schedule:str="ramp", # see `cfg_schedule`
-        **sampling,                 # temperature, top_k, top_p: see `stream_scales`
+        stream:Callable=stream_maps, # or `stream_smooth` (lesson 38)
+        **sampling,                 # temperature, top_k, top_p: see `stream_maps`
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample map after map"
         weights = cfg_schedule(guidance_scale, len(self.net.sizes), guidance_schedule)
-        return stream_scales(self.net, self.tokenizer.quantizer, condition, unconditional,
-                             generators, weights, **sampling)
+        maps = MapPredictor(
+            self.net, self.tokenizer.quantizer, condition, unconditional, weights)
+        return stream(maps, generators, **sampling)
 
 # %% ../../nbs/31_var.ipynb #e38a1b03
 class ClassConditionalVAR(NextScaleModel):
@@ -418,15 +424,11 @@ class ClassConditionalVAR(NextScaleModel):
         temperature_schedule:str="constant", # see `map_temperatures`
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per label, map after map"
-        conditions = self.condition(labels), self.condition(unconditional)
-        sampling = dict(temperature=temperature, top_k=top_k, top_p=top_p,
-                        temperature_schedule=temperature_schedule)
-        if not more_smooth:
-            return self.stream_conditions(
-                *conditions, generators, guidance_scale, guidance_schedule, **sampling)
-        weights = cfg_schedule(guidance_scale, len(self.net.sizes), guidance_schedule)
-        maps = MapPredictor(self.net, self.tokenizer.quantizer, *conditions, weights)
-        return stream_smooth(maps, generators, **sampling)
+        return self.stream_conditions(
+            self.condition(labels), self.condition(unconditional), generators, guidance_scale,
+            guidance_schedule, stream_smooth if more_smooth else stream_maps,
+            temperature=temperature, top_k=top_k, top_p=top_p,
+            temperature_schedule=temperature_schedule)
 
 # %% ../../nbs/31_var.ipynb #c23992dd
 class VAR(ClassConditionalVAR, PyTorchModelHubMixin):

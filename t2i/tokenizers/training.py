@@ -259,9 +259,8 @@ class GumbelVQGANTask(TokenizerTask):
         self.before = []
 
 # %% ../../nbs/15_tokenizer_training.ipynb #8c27c944
-TOKENIZERS = dict(vqgan=(VQGAN, VQGANConfig), gumbel_vqgan=(GumbelVQGAN, GumbelVQGANConfig),
-                  vit_vqgan=(ViTVQGAN, ViTVQGANConfig),
-                  multi_scale_vqvae=(MultiScaleVQVAE, MultiScaleVQVAEConfig))
+TOKENIZERS = {cls.Config.model_type: (cls, cls.Config)
+              for cls in (VQGAN, GumbelVQGAN, ViTVQGAN, MultiScaleVQVAE)}
 
 
 def load_tokenizer(
