@@ -99,10 +99,10 @@ def test_held_out_drawings_with_a_near_copy_in_training_count_apart():
 
 
 def test_no_trained_drawing_looks_like_one_that_counts_as_held_out():
-    trained = emoji.drawings()[emoji_pool(False)].astype(float)/255
+    trained = emoji.drawings()[emoji_pool(False)].astype("float32")/255
     trained = trained[...,:3] + .5*(1-trained[...,3:])
     for prompt in emoji_bench()["held_out"][::25]:
-        drawing = emoji.drawings()[prompt.name].astype(float)/255
+        drawing = emoji.drawings()[prompt.name].astype("float32")/255
         on_gray = drawing[...,:3] + .5*(1-drawing[...,3:])
         fewest = min((abs(other-on_gray).max(-1) > 1/8).sum() for other in trained)
         assert fewest >= .05*(drawing[...,3] > .5).sum(), prompt.text

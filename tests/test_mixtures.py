@@ -1,7 +1,6 @@
 "Several datasets in one recipe: exact order and resume, shares, scores per source, clear errors."
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import processes
 from t2i import cli
 from t2i.catalog import describe_run
 from t2i.core import T2IError
@@ -81,8 +81,8 @@ assert faults.child(folder, "killed", True) == 0
 
 
 def test_killed_and_resumed_equals_undisturbed(recipe, tmp_path):
-    command = [sys.executable, "-c", KILLED, tmp_path]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, cwd=here)
+    ended = processes.run("-c", KILLED, tmp_path)
+    assert ended.returncode == 0, ended.stderr
     steps = [last_checkpoint(tmp_path/run) for run in ("whole", "killed")]
     assert [step.name for step in steps] == ["step-6"]*2
     for name in ("model.safetensors", "ema.safetensors"):
