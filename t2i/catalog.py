@@ -17,7 +17,13 @@ import torch.nn as nn
 from safetensors import safe_open
 
 from .core import T2IError
-from .data.emoji import bare_words, emoji_names, emoji_number, nearest_names
+from .data.emoji import (
+    bare_words,
+    emoji_names,
+    emoji_number,
+    name_characters,
+    nearest_names,
+)
 from .data.mixtures import describe_sources
 from .engine.checkpoints import REGISTRY, last_checkpoint, place_of, weights_file
 from .engine.distributed_checkpoints import METADATA
@@ -218,18 +224,22 @@ def describe_name(
 def near_names(
     model:str,    # of emoji: a run, a saved model, or the name of a bundled recipe
     text:str,     # what somebody typed
-    count:int=10, # names
+    count:int|None=None, # at most so many
 )->list[dict]:    # name; whether it is exactly the text; whether it trained
-    "The names of emoji that are most like a text"
+    "The names of emoji with all words of a text, or ten that are like it; the nearest first"
     own = Path(model).expanduser()/"recipe.yaml"
     recipe = load_recipe(own if own.is_file() else model)
     data = getattr(recipe.config, "data", None)
     if data is None or data.name not in ("emoji", "emoji-portraits"):
         raise T2IError(f"{model} was not trained on emoji, and has no list of names")
-    if not bare_words(text):
+    text = name_characters(text)
+    words = set(bare_words(text).split())
+    if not words:
         raise T2IError("no name given: try \"a scientist\"")
+    nearest = nearest_names(text, len(emoji_names()))
+    found = [name for name in nearest if words <= set(bare_words(name).split())]
     rows = []
-    for name in nearest_names(text, count):
+    for name in (found or nearest[:10])[:count]:
         about = emoji_names()[emoji_number(name)]
         rows.append(dict(
             name=name, exact=bare_words(name) == bare_words(text), trained=not about.held_out))

@@ -182,7 +182,7 @@ def section_rows(
         whole = dict(break_on_hyphens=False, break_long_words=False)  # addresses and paths
         lines = textwrap.wrap(str(short_number(value)), width, **whole) or [""]
         rows += [("   ", name, lines[0])] + [("   ", "", line) for line in lines[1:]]
-    return rows or [("   ", "no text in it")]
+    return rows or [("   ", "no settings in it: not drawn by t2i, or saved anew")]
 
 
 def short_number(value): # the same, or a text
@@ -190,6 +190,8 @@ def short_number(value): # the same, or a text
     return f"{value:.4g}" if isinstance(value, float) else value
 
 # %% ../nbs/58_cli_models.ipynb #735c5f5f
+SHOWN_NAMES = 40
+
 def print_names(model:str, text:str, as_json:bool):
     "Names that are like a text, one per row"
     from t2i.catalog import near_names
@@ -199,7 +201,10 @@ def print_names(model:str, text:str, as_json:bool):
     if not found[0]["exact"]:
         typer.echo(f"no emoji is called {text!r}; the nearest names are", err=True)
     parts = {True: "trained", False: "held out"}
-    print_table([(row["name"], parts[row["trained"]]) for row in found])
+    print_table([(row["name"], parts[row["trained"]]) for row in found[:SHOWN_NAMES]])
+    if len(found) > SHOWN_NAMES:
+        more = len(found) - SHOWN_NAMES
+        typer.echo(f"and {more} more: add a word, or --json for all", err=True)
 
 
 def print_models(models:list[dict]):
@@ -239,7 +244,7 @@ def info(
         float, "tflops", "Of a recipe: 10^12 FLOPs per second of one device in training.") = 40.,
     memory:option(float, "memory", "Of a recipe: GiB of one device.") = 80.,
     names:option(
-        str, "near_names(model, text)", "The names nearest to a word, of a model of emoji.") = None,
+        str, "near_names(model, text)", "The names with these words, or nearest to them, of a model of emoji.") = None,
     as_json:Json = False,
 ):
     "Describe a model or image, tell what a recipe costs, or list the models; fetches nothing."

@@ -48,7 +48,9 @@ def is_grid_path(
         return False
     if path.suffix.lower() == ".png":
         return True
-    if path.exists() or path.suffix.lower() in Image.registered_extensions():
+    if path.exists():
+        raise T2IError(f"cannot write into {path}, a file: name a .png for a grid, or a folder")
+    if path.suffix.lower() in Image.registered_extensions():
         raise T2IError(f"cannot write {path}: name a .png file for a grid, or a folder")
     return False
 

@@ -429,10 +429,15 @@ def open_page(
     import gradio as gr
     from starlette.middleware import Middleware
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    _, url, _ = page.launch(
-        prevent_thread_lock=True, server_name=host, server_port=port, quiet=True, share=False,
-        ssr_mode=False, max_file_size="10mb", show_error=True, theme=theme, css=STYLE,
-        app_kwargs=dict(middleware=[Middleware(Guard)]))
+    try:
+        _, url, _ = page.launch(
+            prevent_thread_lock=True, server_name=host, server_port=port, quiet=True, share=False,
+            ssr_mode=False, max_file_size="10mb", show_error=True, theme=theme, css=STYLE,
+            app_kwargs=dict(middleware=[Middleware(Guard)]))
+    except ValueError as e:  # Gradio asks its own address for an answer first
+        close_page(page, desk)
+        where = f"http://{host}:{port}"
+        raise ValueError(f"{where} does not answer: try again, or without a proxy") from e
     return page, url, partial(close_page, page, desk)
 
 # %% ../nbs/59_page.ipynb #5660671a

@@ -20,6 +20,7 @@ import torch
 from .control.adapter import weight_list
 from .control.boxes import boxes_per_image
 from .core import T2IError, log
+from .data.emoji import name_characters
 from .engine.folders import read_text
 from .sampling import split_generator
 from .text import TextTokenizer
@@ -141,6 +142,19 @@ def warn_of_prompts(
             unknown = ", ".join(with_near_word(text_tokenizer, word) for word in words)
             log.warning("%s: %s never occurred in training; the image may lack it", shown, unknown)
 
+# %% ../nbs/54_requests.ipynb #4c1f7a20
+def read_characters(
+    text_tokenizer:TextTokenizer,
+    prompt:str,
+)->str:
+    "A prompt with names in the place of emoji that the model does not know as characters"
+    named = name_characters(prompt)
+    if named != prompt and hasattr(text_tokenizer, "unfamiliar"):
+        if text_tokenizer.unfamiliar(prompt):
+            log.info("%s is read as %r", prompt, named)
+            return named
+    return prompt
+
 # %% ../nbs/54_requests.ipynb #8bf121bb
 @dataclass
 class Call:
@@ -173,10 +187,11 @@ def check_call(
     **settings, # names of `DEFAULTS`; None means the model's own
 )->Call:
     "Check and complete the arguments of a call"
-    prompts = prompt_list(prompt)
+    prompts = [read_characters(parts.text_tokenizer, p) for p in prompt_list(prompt)]
     if not isinstance(negative_prompt, str):
         raise T2IError("negative_prompt is one text, for all images")
     prompt_list(negative_prompt)
+    negative_prompt = read_characters(parts.text_tokenizer, negative_prompt)
     given = {k: v for k, v in settings.items() if v is not None}
     check_settings(num_images_per_prompt=num_images_per_prompt, **given)
     for name in given.keys() - parts.defaults.keys():

@@ -169,8 +169,8 @@ def read_image(
     image = image.reshape(-1, *image.shape[-3:]).float()
     if tuple(image.shape) != (1, 3, side, side):
         found = f"{image.shape[-1]}x{image.shape[-2]}"
-        needed = f"{side}x{side}"
-        raise T2IError(f"the image has {found} pixels; this model edits {needed}: resize it first")
+        advice = "resize it; what t2i generate drew has that size with -o FOLDER/"
+        raise T2IError(f"the image has {found} pixels; this model edits {side}x{side}: {advice}")
     return image
 
 # %% ../../nbs/44_editing.ipynb #77d3e507
