@@ -195,8 +195,7 @@ def grid_columns(
 )->int:
     "Columns of a grid: about square, and without holes if possible"
     square = math.ceil(math.sqrt(count))
-    full = [c for c in range(square, 2*square) if count%c == 0]
-    return full[0] if full else square
+    return next((c for c in range(square, 2*square) if count%c == 0), square)
 
 
 def image_grid(

@@ -32,15 +32,11 @@ def saved_bytes(
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = forward()
-    del result
+        forward()
     return sum(storage.nbytes() for storage in found.values())
 
 # %% ../nbs/05_recompute.ipynb #79d27c8d
-def recomputed(
-    block:nn.Module,
-    *inputs,
-)->Tensor:
+def recomputed(block:nn.Module, *inputs)->Tensor:
     "The output of a block, whose inner values are computed again in the backward pass"
     forward = partial(type(block).forward, block)
     if not torch.is_grad_enabled():

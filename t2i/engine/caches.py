@@ -37,18 +37,14 @@ def dataset_hash(
     return hash_of(name, dataset.cache_key())
 
 # %% ../../nbs/92_caches.ipynb #78f6981a
-def find_shards(
-    folder:Path,
-)->list[tuple[int,int,Path]]: # first image, the one after the last, file
+def find_shards(folder:Path)->list[tuple[int,int,Path]]: # first image, the one after the last, file
     "The shards of a cache, in order; of two that begin alike, the longer goes first"
     names = {p: re.fullmatch(r"(\d+)-(\d+)\.safetensors", p.name) for p in folder.glob("*")}
     found = [(int(m[1]), int(m[2]), p) for p, m in names.items() if m]
     return sorted(found, key=lambda shard: (shard[0], -shard[1]))
 
 # %% ../../nbs/92_caches.ipynb #f8e380a9
-def is_whole_shard(
-    path:Path,
-)->bool:
+def is_whole_shard(path:Path)->bool:
     "Whether a shard can be opened and has the length that it states"
     try:
         with safe_open(path, "pt"):
@@ -170,8 +166,7 @@ def build_token_cache(
     about = dict(dataset=dataset_hash(dataset), tokenizer=model)
     folder = folder or data_home()/"cache"/f"tokens-{hash_of(about)}"
     device = device or best_device()
-    first = next(iter(tokenizer.state_dict().values()), None)
-    home = device if first is None else first.device
+    home = next((weight.device for weight in tokenizer.state_dict().values()), device)
     training = tokenizer.training
 
     def compute(batch):
@@ -185,9 +180,7 @@ def build_token_cache(
         tokenizer.to(home).train(training)
 
 # %% ../../nbs/92_caches.ipynb #5c4cecaf
-def working_type(
-    row:Tensor,
-)->Tensor: # bool, int64 or float32
+def working_type(row:Tensor)->Tensor: # bool, int64 or float32
     "A row as models take it"
     if row.dtype == torch.bool:
         return row

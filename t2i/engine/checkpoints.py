@@ -7,18 +7,16 @@ __all__ = ['WRAPPERS', 'FORMATS', 'TAMING', 'VAR_FILES', 'VQ_F8', 'VGG16', 'ENHA
            'unwrap_names', 'read_checkpoint', 'detect_format', 'rename_weights', 'misfits', 'load_state_dict_strict',
            'plain_state', 'last_checkpoint', 'weights_file', 'read_weights', 'load_weights', 'save_part', 'read_config',
            'upgrade_saved', 'load_model', 'load_part', 'part_weights', 'initial_weights', 'fingerprint', 'download',
-           'PublishedFile', 'download_file', 'unpack_member', 'place_of', 'fetch']
+           'PublishedFile', 'download_file', 'place_of', 'fetch']
 
 # %% ../../nbs/90_checkpoints.ipynb #b4d05b28
 import json
 import os
 import re
-import shutil
 import zipfile
 from dataclasses import asdict, dataclass
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import torch
 import torch.nn as nn
@@ -26,8 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..core import log, progress
+from ..core import log
 from .distributed_checkpoints import is_distributed, read_distributed
+from .downloads import download_part, file_size, write_member
 from .files import atomic_path, bundled_folder, config_from_dict, data_home, hash_of
 from .unpickling import CheckpointError, check_archive, file_format, first_line, read_any
 
@@ -48,9 +47,7 @@ def find_weights(
     return {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
 # %% ../../nbs/90_checkpoints.ipynb #7025a588
-def unwrap_names(
-    weights:dict[str,Tensor],
-)->dict[str,Tensor]:
+def unwrap_names(weights:dict[str,Tensor])->dict[str,Tensor]:
     "Names without what parallel, compiled and training programs put around them"
     inside = r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
     part = "first_stage_model."
@@ -78,8 +75,7 @@ def read_checkpoint(
     try:
         found = read_distributed(path, find_weights) if shards else find_weights(read_any(path))
         weights = unwrap_names(found)
-        room = {k: w.untyped_storage().nbytes() for k, w in weights.items()}
-        huge = [k for k, w in weights.items() if w.numel()*w.element_size() > room[k]]
+        huge = [k for k, w in weights.items() if w.nbytes > w.untyped_storage().nbytes()]
     except CheckpointError:
         raise
     except Exception as e:
@@ -390,33 +386,17 @@ REGISTRY["var-d36-s"] = REGISTRY.pop("var-d36")  # 512 pixels; the file's name l
 # %% ../../nbs/90_checkpoints.ipynb #fda9bc9b
 def download_file(
     url:str,                # http:, https: or file:
-    path:Path,              # where to
+    path:Path,              # where to; nothing is there yet
     checksum:str|None=None, # SHA-256 in hexadecimal, or how it begins
 ):
     "Fetch a file; one that is shorter than promised or has another checksum is an error"
-    digest = sha256()
-    request = Request(url, headers={"User-Agent": "t2i"})
-    with urlopen(request, timeout=60) as answer, open(path, "wb") as file:
-        total = int(answer.headers.get("Content-Length") or 0)  # 0: nothing is promised
-        with progress(total=total or None, unit="B", unit_scale=True, desc="fetching") as bar:
-            while block := answer.read(2**20):
-                file.write(block)
-                digest.update(block)
-                bar.update(len(block))
-        size = file.tell()
-    if total and size != total:
-        raise CheckpointError(f"it broke off after {size:,} of {total:,} bytes")
-    if checksum and not digest.hexdigest().startswith(checksum):
-        raise CheckpointError("its checksum is not the published one")
-
-def unpack_member(
-    path:Path,  # a zip archive; it becomes the file
-    member:str, # the file's name in it
-):
-    "Replace an archive by one of its files"
-    with atomic_path(path) as inner:
-        with zipfile.ZipFile(path) as z, z.open(member) as source, open(inner, "wb") as file:
-            shutil.copyfileobj(source, file)
+    missing = download_part(url, path)
+    if missing:
+        size = file_size(path)
+        raise CheckpointError(f"it broke off after {size:,} of {size+missing:,} bytes")
+    with open(path, "rb") as file:
+        if checksum and not file_digest(file, "sha256").hexdigest().startswith(checksum):
+            raise CheckpointError("its checksum is not the published one")
 
 # %% ../../nbs/90_checkpoints.ipynb #4bcc6f3a
 def place_of(
@@ -426,9 +406,7 @@ def place_of(
     return data_home()/"checkpoints"/published.file
 
 
-def fetch(
-    published:PublishedFile,
-)->Path: # see `place_of`
+def fetch(published:PublishedFile)->Path: # see `place_of`
     "A published file, downloaded once, whole or not at all"
     path = place_of(published)
     put = f"put {published.archive_member or 'it'} at {path}"
@@ -450,7 +428,9 @@ def fetch(
         with atomic_path(path) as temporary:
             download_file(published.source, temporary, published.sha256)
             if published.archive_member:
-                unpack_member(temporary, published.archive_member)
+                with zipfile.ZipFile(temporary) as archive:
+                    member = archive.getinfo(published.archive_member)
+                    write_member(archive, member, temporary)  # in the archive's place
             if file_format(temporary) == "zip":
                 check_archive(temporary)
     except Exception as e:

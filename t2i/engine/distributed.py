@@ -108,12 +108,9 @@ def make_fabric(
     for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)  # importing it sets INFO
     device = best_device()
-    world = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
-    devices = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
-    strategy = config.strategy
-    world = max(world, devices)
-    if strategy == "auto" and world > 1:
-        strategy = "ddp"
+    devices = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))  # torchrun sets both
+    world = max(devices, int(os.environ.get("WORLD_SIZE", 1)))
+    strategy = "ddp" if config.strategy == "auto" and world > 1 else config.strategy
     check_processes(config.tensor_parallel, world, config.sharding)
     if world > 1 and (config.sharding == "fsdp" or config.tensor_parallel > 1):
         strategy = mesh_strategy(world, config.tensor_parallel)

@@ -44,9 +44,7 @@ RECORDS = {  # module -> names that may stand in a `.metadata`
     "pathlib._local": PATHS,
 }
 
-def is_distributed(
-    folder:str|Path,
-)->bool:
+def is_distributed(folder:str|Path)->bool:
     "Is it a folder that `torch.distributed.checkpoint` wrote?"
     return (Path(folder)/METADATA).is_file()
 
@@ -96,9 +94,7 @@ def checked_place(
     return _StorageInfo(name, int(found.offset), int(found.length), transforms)
 
 # %% ../../nbs/97_distributed_checkpoints.ipynb #99151182
-def read_metadata(
-    folder:Path,
-): # the library's `Metadata`, of tensors alone
+def read_metadata(folder:Path): # the library's `Metadata`, of tensors alone
     "What a folder of `torch.distributed.checkpoint` holds and where; nothing is executed"
     from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
     with open(folder/METADATA, "rb") as file:

@@ -21,9 +21,7 @@ from urllib.request import Request, urlopen
 from ..core import T2IError, log, progress
 
 # %% ../../nbs/99_downloads.ipynb #83b09905
-def file_size(
-    path:Path,
-)->int: # bytes; 0 if it is not there
+def file_size(path:Path)->int: # bytes; 0 if it is not there
     "How much of a file is there"
     return path.stat().st_size if path.is_file() else 0
 
@@ -45,7 +43,8 @@ def download_part(
     url:str,
     part:Path,          # where what has arrived is kept
     size:int|None=None, # of the whole file, if it is published
-)->bool:                # is it complete?
+    name:str="fetching", # for the bar
+)->int:                 # bytes that are still missing; 0: it is complete
     "Fetch what is missing of a file, as far as the connection lasts"
     start = file_size(part)
     headers = {"User-Agent": "t2i"}
@@ -55,18 +54,15 @@ def download_part(
         start = start if answer.status == 206 else 0
         total = promised_size(answer, start, size)
         with open(part, "ab" if start else "wb") as file:
-            with progress(total=total, initial=start, unit="B", unit_scale=True,
-                          desc=part.stem) as bar:
+            with progress(total=total, initial=start, unit="B", unit_scale=True, desc=name) as bar:
                 while block := answer.read(2**20):
                     file.write(block)
                     bar.update(len(block))
-    return total is None or file_size(part) == total
+    return total - file_size(part) if total else 0
 
 # %% ../../nbs/99_downloads.ipynb #4f9fa3bf
 FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)} # of the disk, of a user's share of it
-def is_disk_full(
-    error:BaseException,
-)->bool:
+def is_disk_full(error:BaseException)->bool:
     "Does an error say that there is no room left?"
     texts = [f"os error {number})" for number in FULL]
     return getattr(error, "errno", None) in FULL or any(text in str(error) for text in texts)
@@ -105,7 +101,7 @@ def try_download(
 )->tuple[bool,str]: # complete? and if not, why
     "One attempt; an error of the network becomes a reason"
     try:
-        return download_part(url, part, size), "the connection broke off"
+        return not download_part(url, part, size, part.stem), "the connection broke off"
     except HTTPError as e:
         if e.code == 416 and file_size(part):  # it has no bytes behind ours
             part.unlink()
@@ -151,11 +147,7 @@ def member_path(
     return folder.joinpath(*parts.parts)
 
 # %% ../../nbs/99_downloads.ipynb #624de3f0
-def write_member(
-    archive:zipfile.ZipFile,
-    member:zipfile.ZipInfo,
-    target:Path,
-):
+def write_member(archive:zipfile.ZipFile, member:zipfile.ZipInfo, target:Path):
     "Write one file of an archive, complete or not at all"
     temporary = target.with_name(f".{target.name}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)

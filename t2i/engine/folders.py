@@ -26,9 +26,7 @@ from PIL import Image, ImageOps
 from ..core import progress, to_rgb, warn_once
 
 # %% ../../nbs/95_folders.ipynb #cacaeff5
-def read_text(
-    path:Path,
-)->str: # its lines end with "\n"
+def read_text(path:Path)->str: # its lines end with "\n"
     "A text file in UTF-8, or in UTF-16 with a byte-order mark; the marks are removed"
     data = path.read_bytes()
     utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
@@ -54,9 +52,7 @@ def list_visible(folder:Path)->list[Path]:
         return []
     return [folder/n for n in names if n[0] != "." and n.lower() not in SYSTEM_NAMES]
 
-def visible_files(
-    folder:Path,
-)->list[Path]: # sorted
+def visible_files(folder:Path)->list[Path]: # sorted
     "All files of a folder and of its subfolders, linked ones too"
     waiting, links, seen, files = [folder], [], set(), []
     while waiting or links:
@@ -76,9 +72,7 @@ def visible_files(
     return sorted(files)
 
 # %% ../../nbs/95_folders.ipynb #e18e2444
-def spelling(
-    name:str|Path,
-)->str: # with "/", composed letters, and neither "." nor ".."
+def spelling(name:str|Path)->str: # with "/", composed letters, and neither "." nor ".."
     "One spelling of a path"
     return posixpath.normpath(unicodedata.normalize("NFC", str(name).replace("\\", "/")))
 

@@ -57,11 +57,9 @@ def import_task(
     try:
         task = getattr(importlib.import_module(module), cls, None)
     except Exception as e:
-        missing = isinstance(e, ModuleNotFoundError) and f"{module}.".startswith(f"{e.name}.")
-        if missing:
+        if isinstance(e, ModuleNotFoundError) and f"{module}.".startswith(f"{e.name}."):
             raise T2IError(f"no task {name!r}: no module {e.name!r} here or installed") from None
-        kind = type(e).__name__
-        why = f"importing {module} fails with {kind}: {first_line(e)}"
+        why = f"importing {module} fails with {type(e).__name__}: {first_line(e)}"
         raise T2IError(f"no task {name!r}: {why}") from e
     finally:
         sys.path.remove(here)
@@ -98,9 +96,7 @@ TextLoader.add_implicit_resolver(
     "tag:yaml.org,2002:null", re.compile(f"({'|'.join(NULL)})$"), ["", "n", "N"])
 
 # %% ../../nbs/97_recipes.ipynb #c3e72da1
-def read_yaml(
-    path:Path,
-)->dict: # with text or None for every scalar
+def read_yaml(path:Path)->dict: # with text or None for every scalar
     "A YAML file with a mapping; a mistake is an error that names the line"
     from omegaconf import OmegaConf
     try:
@@ -216,12 +212,12 @@ def take_over(
         return given, overrides
     overrides = tuple(o for o in overrides if not o.startswith("finetune="))
     given = given | dict(finetune=start)
-    known = Path(start) if Path(start).exists() else None
+    file = None
     with contextlib.suppress(T2IError):
-        known = known or bundled_folder(start)
-    if known is None or not (known/"recipe.yaml").is_file():
+        file = bundled_folder(start)/"recipe.yaml"
+    if file is None or not file.is_file():
         return given, overrides
-    own = read_yaml(known/"recipe.yaml")
+    own = read_yaml(file)
     over = {key: value for key, value in given.items() if key not in ("task", "finetune")}
     fields = OmegaConf.to_container(OmegaConf.merge(own, over))
     if "finetune" in own:

@@ -36,9 +36,7 @@ from t2i.engine.sharding import (
 )
 
 # %% ../../nbs/98_resume.ipynb #d1b3b26f
-def random_state(
-    device:torch.device,
-)->dict[str,Tensor]: # by kind of device
+def random_state(device:torch.device)->dict[str,Tensor]: # by kind of device
     "Where the random numbers of this process stand"
     state = dict(cpu=torch.get_rng_state())
     if device.type != "cpu":
@@ -55,9 +53,7 @@ def set_random_state(
         torch.get_device_module(device).set_rng_state(state[device.type])
 
 @contextlib.contextmanager
-def keep_random_state(
-    device:torch.device,
-):
+def keep_random_state(device:torch.device):
     "What is drawn inside leaves no trace in what is drawn afterwards"
     state = random_state(device)
     try:
@@ -76,9 +72,7 @@ def agree_random_state(
         set_random_state(states[dist.get_rank()//ranks*ranks], device)
 
 # %% ../../nbs/98_resume.ipynb #2984e1f2
-def parameters_of(
-    optimizer:torch.optim.Optimizer,
-)->list[Tensor]:
+def parameters_of(optimizer:torch.optim.Optimizer)->list[Tensor]:
     "All parameters that an optimizer moves, group by group"
     return [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -229,14 +223,11 @@ def read_state(
     return state
 
 # %% ../../nbs/98_resume.ipynb #abaeb3be
-def parameter_names(
-    state:RunState,
-)->dict[Tensor,str]:
+def parameter_names(state:RunState)->dict[Tensor,str]:
     "The name of every parameter"
     names = {p: f"model.{n}" for n, p in state.model.named_parameters()}
     if state.discriminator is not None:
-        more = state.discriminator.named_parameters()
-        names |= {p: f"discriminator.{n}" for n, p in more}
+        names |= {p: f"discriminator.{n}" for n, p in state.discriminator.named_parameters()}
     return names
 
 def save_run(
@@ -254,8 +245,7 @@ def save_run(
     model, ema = state.model.state_dict(), state.ema.module.state_dict()
     model, ema, optimizers = [whole(part, state.main) for part in (model, ema, optimizers)]
     if state.main:
-        values = dict(format=STATE_FORMAT, step=state.step, random=random)
-        values["optimizers"] = optimizers
+        values = dict(format=STATE_FORMAT, step=state.step, random=random, optimizers=optimizers)
         for name in ("scaler", "discriminator"):
             if getattr(state, name) is not None:
                 values[name] = getattr(state, name).state_dict()
@@ -265,9 +255,7 @@ def save_run(
         state.fabric.barrier()
 
 # %% ../../nbs/98_resume.ipynb #2be11176
-def restore_run(
-    state:RunState,
-):
+def restore_run(state:RunState):
     "Everything as it was at the last checkpoint"
     path = last_checkpoint(state.folder)
     load_shards(state.model, path/"model.safetensors")
@@ -302,17 +290,11 @@ def restore_discriminator(
     log.warning("the discriminator starts anew: %s %s", path, why)
 
 # %% ../../nbs/98_resume.ipynb #694b926f
-def size(
-    dataset:Dataset,
-)->int|str:
+def size(dataset:Dataset)->int|str:
     "How many images a dataset has"
     return "endless" if getattr(dataset, "endless", False) else len(dataset)
 
-def begin(
-    state:RunState,
-    train:Dataset,
-    held_out:Dataset,
-):
+def begin(state:RunState, train:Dataset, held_out:Dataset):
     "Say and write what a run begins with; a start that is refused does not come so far"
     steps = state.config.steps
     if state.main:
@@ -320,8 +302,7 @@ def begin(
         if state.step >= steps:
             log.warning("nothing to do: train.steps is %d, %d are done", steps, state.step)
         save_recipe(state.recipe, state.folder)
-    batch_size = state.config.batch_size
-    state.run_log = RunLog(state.folder, state.step, steps, batch_size, state.main)
+    state.run_log = RunLog(state.folder, state.step, steps, state.config.batch_size, state.main)
     state.held.callback(state.run_log.close)
 
 # %% ../../nbs/98_resume.ipynb #59bf7573
@@ -341,9 +322,7 @@ def on_record(
     return state.fabric.broadcast(found)
 
 @contextlib.contextmanager
-def aside(
-    state:RunState,
-):
+def aside(state:RunState):
     "Around what only looks: random numbers go on as before, and an error costs no step"
     try:
         with keep_random_state(state.fabric.device):
@@ -361,29 +340,23 @@ def held_out_losses(
     lines = state.run_log.metrics.lines
     return {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
 
-def is_stale(
-    state:RunState,
-)->bool: # the same on all processes
+def is_stale(state:RunState)->bool: # the same on all processes
     "Have the last `stop_after` validations brought no better loss?"
-    n, found = state.config.stop_after, False
+    n = state.config.stop_after
     if not n:
         return False
-    if state.main:
-        losses = list(held_out_losses(state).values())
-        found = len(losses) > n and min(losses[-n:]) >= min(losses[:-n])
+    losses = list(held_out_losses(state).values()) if state.main else []
+    found = len(losses) > n and min(losses[-n:]) >= min(losses[:-n])
     return state.fabric.broadcast(found)
 
-def keep_best(
-    state:RunState,
-):
+def keep_best(state:RunState):
     "Point `last` at the checkpoint with the lowest held-out loss"
     if not state.main:
         return
-    kept = {path.name for path in (state.folder/"checkpoints").iterdir()}
     losses = {f"step-{n}": loss for n, loss in held_out_losses(state).items()}
-    losses = {name: loss for name, loss in losses.items() if name in kept}
-    if losses:
-        best = min(losses, key=losses.get)
+    kept = [name for name in losses if (state.folder/"checkpoints"/name).exists()]
+    if kept:
+        best = min(kept, key=losses.get)
         with atomic_path(state.folder/"last") as p:
             p.write_text(best)
         log.info("held-out loss no longer falls; the best was %.4g, at %s", losses[best], best)

@@ -192,9 +192,7 @@ class MetricLog:
         self.track("close")
 
 # %% ../../nbs/91_runs.ipynb #dadc362e
-def duration(
-    seconds:float,
-)->str: # "40 s", "12 min" or "3.5 h"
+def duration(seconds:float)->str: # "40 s", "12 min" or "3.5 h"
     "How long it takes, in the unit that suits"
     if seconds < 100:
         return f"{seconds:.0f} s"
@@ -298,10 +296,7 @@ class RunLock:
                 folder.rmdir()
 
 # %% ../../nbs/91_runs.ipynb #3b31ba44
-def check_run_dir(
-    folder:Path,
-    resume:bool,
-):
+def check_run_dir(folder:Path, resume:bool):
     "A new run begins in a folder without one; a resumed run needs a checkpoint"
     whole = (folder/"last").is_file()
     if resume and not whole:
