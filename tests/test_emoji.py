@@ -198,6 +198,24 @@ def test_names_are_offered_before_the_model_is_there(t2i):
     assert json.loads(out)[0] == dict(name="a mango", exact=True, trained=True) and not err
 
 
+def test_names_with_a_word_are_listed_and_the_rest_counted(t2i):
+    code, out, err = t2i("info", "--names", "scientist")
+    assert code == 0 and not err
+    assert len(out.splitlines()) == 18 and all("scientist" in line for line in out.splitlines())
+    code, out, err = t2i("info", "--names", "dark")
+    assert len(out.splitlines()) == 40 and "more: add a word, or --json for all" in err
+    code, out, err = t2i("info", "--names", "👩🏿‍🔬")
+    assert out.split("  ")[0] == "a woman scientist with dark skin tone" and not err
+
+
+def test_emoji_in_a_prompt_are_read_by_their_names(t2i):
+    code, out, err = t2i("generate", "🥭 on a teal background", "-m", "emoji-var", "-n", "1")
+    assert code == 0 and "🥭 on a teal background is read as 'a mango on a teal background'" in err
+    assert "never occurred" not in err
+    about = json.loads(t2i("info", out.strip(), "--json")[1])
+    assert about["image"]["prompt"] == "a mango on a teal background"
+
+
 @pytest.mark.parametrize("name", ["emoji-msvq", "emoji-clip", "emoji-scenes"])
 def test_recipes_read_emoji(name):
     config = load_recipe(name).config

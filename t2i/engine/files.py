@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from hashlib import blake2b
 from importlib.resources import files
 from importlib.util import find_spec
@@ -245,6 +246,8 @@ def bundled_folder(
     recipe = str(Path(name).relative_to("runs")) if parts[:1] == ("runs",) else str(name)
     if recipe in {p.stem for p in (pretrained.parent/"recipes").glob("*.yaml")}:
         raise T2IError(f"no {kind} {str(name)!r} yet: t2i train {recipe} makes runs/{recipe}")
+    for near in get_close_matches(str(name), known, 1, .8):
+        raise T2IError(f"no {kind} {str(name)!r}: did you mean {near}?")
     raise T2IError(f"no {kind} {str(name)!r}: neither a folder nor bundled ({', '.join(known)}); "
                    "t2i info lists the published ones too")
 

@@ -40,8 +40,10 @@ def find_recipe(
     for path in (Path(name), bundled/f"{name}.yaml"):
         if path.is_file():
             return path
-    known = ", ".join(sorted(p.stem for p in bundled.glob("*.yaml")))
-    raise T2IError(f"no recipe {str(name)!r}: no such file; bundled are {known}")
+    known = sorted(path.stem for path in bundled.glob("*.yaml"))
+    for near in get_close_matches(str(name), known, 1, .8):
+        raise T2IError(f"no recipe {str(name)!r}: did you mean {near}?")
+    raise T2IError(f"no recipe {str(name)!r}: no such file; bundled are {', '.join(known)}")
 
 # %% ../../nbs/97_recipes.ipynb #b25d3c22
 def import_task(
