@@ -17,13 +17,7 @@ import torch.nn as nn
 from safetensors import safe_open
 
 from .core import T2IError
-from .data.emoji import (
-    bare_words,
-    emoji_names,
-    emoji_number,
-    name_characters,
-    nearest_names,
-)
+from .data.emoji import bare_words, emoji_names, emoji_number, nearest_names
 from .data.mixtures import describe_sources
 from .engine.checkpoints import REGISTRY, last_checkpoint, place_of, weights_file
 from .engine.distributed_checkpoints import METADATA
@@ -36,6 +30,7 @@ from .generators.super_resolution import SuperResolution
 from .guidance.clip import CLIP
 from .outputs import read_about
 from .pipeline import Pipeline
+from .requests import name_characters
 from .saved import find_model, is_hub_id, load, load_folder
 from .text import TextTokenizer
 

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['complete_run', 'OWN', 'Number', 'Guidance', 'Steps', 'Rerank', 'Schedule', 'Temperature', 'Cooling', 'TopK', 'TopP',
            'Json', 'ModelName', 'Benchmark', 'PerTask', 'Count', 'PerPrompt', 'EvalCLIP', 'Features', 'Samples',
-           'Markdown', 'COMMANDS', 'score_table', 'print_evaluation', 'evaluate', 'model_rows', 'leading_scores',
-           'section_rows', 'short_number', 'print_names', 'print_models', 'check_fields', 'info', 'plot', 'leaderboard',
-           'convert', 'reconstruct', 'recipe_report', 'report_lines', 'folder_report', 'data_check']
+           'Markdown', 'SHOWN_NAMES', 'COMMANDS', 'score_table', 'print_evaluation', 'evaluate', 'model_rows',
+           'leading_scores', 'section_rows', 'short_number', 'print_names', 'print_models', 'check_fields', 'info',
+           'plot', 'leaderboard', 'convert', 'reconstruct', 'recipe_report', 'report_lines', 'folder_report',
+           'data_check']
 
 # %% ../nbs/58_cli_models.ipynb #46e071a8
 import json
@@ -244,7 +245,7 @@ def info(
         float, "tflops", "Of a recipe: 10^12 FLOPs per second of one device in training.") = 40.,
     memory:option(float, "memory", "Of a recipe: GiB of one device.") = 80.,
     names:option(
-        str, "near_names(model, text)", "The names with these words, or nearest to them, of a model of emoji.") = None,
+        str, "near_names(model, text)", "Names of emoji with these words, or near them.") = None,
     as_json:Json = False,
 ):
     "Describe a model or image, tell what a recipe costs, or list the models; fetches nothing."

@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'CHOICES', 'LIMITS', 'SENTENCE_WORDS', 'FLAG_VALUES', 'check_settings', 'prompt_list', 'choose_seed',
-           'with_near_word', 'warn_of_rest', 'warn_of_prompts', 'Call', 'check_call', 'read_prompts', 'check_quotes']
+           'with_near_word', 'warn_of_rest', 'warn_of_prompts', 'emoji_characters', 'name_characters',
+           'read_characters', 'Call', 'check_call', 'read_prompts', 'check_quotes']
 
 # %% ../nbs/54_requests.ipynb #adc9a554
 import math
+import re
 import secrets
 import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -20,7 +23,7 @@ import torch
 from .control.adapter import weight_list
 from .control.boxes import boxes_per_image
 from .core import T2IError, log
-from .data.emoji import name_characters
+from .data.emoji import emoji_names
 from .engine.folders import read_text
 from .sampling import split_generator
 from .text import TextTokenizer
@@ -142,18 +145,40 @@ def warn_of_prompts(
             unknown = ", ".join(with_near_word(text_tokenizer, word) for word in words)
             log.warning("%s: %s never occurred in training; the image may lack it", shown, unknown)
 
-# %% ../nbs/54_requests.ipynb #4c1f7a20
+# %% ../nbs/54_requests.ipynb #6973d71d
+@cache
+def emoji_characters()->tuple[re.Pattern,dict[str,int]]: # what finds them; number of each
+    "All emoji as people type them; the mark FE0F, which asks for colour, is left out"
+    numbers = {}
+    for i, name in enumerate(emoji_names()):
+        points = [int(point, 16) for point in name.code.split("-")]
+        numbers["".join(chr(p) for p in points if p != 0xFE0F)] = i
+    longest = sorted(numbers, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest))), numbers
+
+
+def name_characters(text:str)->str:
+    "A text with the names of emoji in the place of their characters"
+    found, numbers = emoji_characters()
+    plain = text.replace("\ufe0f", "")
+    named = found.sub(lambda m: f" {emoji_names()[numbers[m[0]]].phrase()} ", plain)
+    if named == plain:
+        return text
+    return re.sub(r" (?=[,.;:!?)])", "", " ".join(named.split()))
+
+# %% ../nbs/54_requests.ipynb #f5d342a5
 def read_characters(
     text_tokenizer:TextTokenizer,
     prompt:str,
 )->str:
     "A prompt with names in the place of emoji that the model does not know as characters"
     named = name_characters(prompt)
-    if named != prompt and hasattr(text_tokenizer, "unfamiliar"):
-        if text_tokenizer.unfamiliar(prompt):
-            log.info("%s is read as %r", prompt, named)
-            return named
-    return prompt
+    if named == prompt or not hasattr(text_tokenizer, "unfamiliar"):
+        return prompt
+    if not text_tokenizer.unfamiliar(prompt):
+        return prompt
+    log.info("%s is read as %r", prompt, named)
+    return named
 
 # %% ../nbs/54_requests.ipynb #8bf121bb
 @dataclass
