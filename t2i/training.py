@@ -11,6 +11,7 @@ __all__ = ['TrainConfig', 'lr_factor', 'build_optimizers', 'ema_decay', 'ema_mod
 import contextlib
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -221,9 +222,8 @@ class TrainingState(RunState):
         self.task.step = max(0, self.step-1)
         for group in [g for o in self.optimizers for g in o.param_groups]:
             group["initial_lr"] = group["lr"]
-        self.schedulers = [
-            LambdaLR(o, lambda step: lr_factor(step, self.config), self.step-1)
-            for o in self.optimizers]
+        schedule = partial(lr_factor, config=self.config)
+        self.schedulers = [LambdaLR(o, schedule, self.step-1) for o in self.optimizers]
 
     def build(self, init_from:str|None): # weights to start from
         "The task, its networks and their optimizers"
