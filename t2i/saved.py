@@ -37,12 +37,12 @@ from .engine.files import bundled_folder
 from .engine.folders import IMAGE_SUFFIXES
 
 # %% ../nbs/51_saved.ipynb #312ef79b
-from .generators import super_resolution
 from .generators.clip_var import AddedTextVAR, AddedTextVARConfig
 from .generators.finetuning import FinetuningTask
 from .generators.masked_var import MaskedTextVAR, MaskedTextVARConfig
 from .generators.official import VAR_SETTINGS, ClassNames, default_names, transformer_fields
 from .generators.parti import Parti, PartiConfig
+from .generators.super_resolution import SuperResolution, SuperResolutionConfig
 from .generators.text_training import FrozenParts, TextConditionedTask, load_multiscale
 from .generators.text_var import PooledTextVAR, PooledTextVARConfig, TextVAR, TextVARConfig
 from .generators.var import VAR, VARConfig
@@ -79,8 +79,7 @@ MODEL_CLASSES = TOKENIZERS | dict(
     added_text_var=(AddedTextVAR, AddedTextVARConfig),
     masked_text_var=(MaskedTextVAR, MaskedTextVARConfig),
     parti=(Parti, PartiConfig),
-    super_resolution=(
-        super_resolution.SuperResolution, super_resolution.SuperResolutionConfig),
+    super_resolution=(SuperResolution, SuperResolutionConfig),
     text_encoder=(TextEncoder, TextEncoderConfig),
     clip_text_encoder=(CLIPTextEncoder, CLIPTextEncoderConfig),
     frozen_clip=(FrozenCLIPEncoder, FrozenCLIPConfig),
@@ -139,10 +138,7 @@ def load_pipeline(
     return make_pipeline(generator, tokenizer, encoder, words, *about)
 
 # %% ../nbs/51_saved.ipynb #8f592267
-def load_generator(
-    folder:Path,
-    tokenizer:nn.Module,
-)->nn.Module:
+def load_generator(folder:Path, tokenizer:nn.Module)->nn.Module:
     "A saved generator; in format 1 all kinds of VAR had one name"
     config = read_config(folder)
     kind = config.get("model_type")
@@ -174,8 +170,7 @@ def load_beside(
 )->AdapterPipeline|NewClassPipeline:
     "A saved adapter, or a saved class vector, with the frozen parts that it names"
     source = index["parts"]["tokenizer"]
-    known = source in REGISTRY
-    tokenizer = load_multiscale(Path(source) if known else bundled_folder(source))
+    tokenizer = load_multiscale(Path(source) if source in REGISTRY else bundled_folder(source))
     check_fingerprint(tokenizer, index["fingerprints"].get("tokenizer"), source, folder)
     part = folder/index["parts"]["generator"]
     base = read_config(part).get("base") or ""
@@ -212,9 +207,8 @@ def task_pipeline(
         return AdapterPipeline(task.model, task.clip, task.names, *about)
     if not isinstance(task, TextConditionedTask):
         raise T2IError(f"{folder} is the run of a {type(task).__name__}, which draws no images")
-    return make_pipeline(
-        task.model.generator, task.tokenizer, task.model.text_encoder, task.text_tokenizer,
-        *about)
+    return make_pipeline(task.model.generator, task.tokenizer, task.model.text_encoder,
+                         task.text_tokenizer, *about)
 
 # %% ../nbs/51_saved.ipynb #9b5a0bad
 def load_run(
@@ -287,9 +281,7 @@ def load_official(
 WEIGHT_SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
 FILE_SUFFIXES = (*WEIGHT_SUFFIXES, *IMAGE_SUFFIXES, ".yaml", ".yml")  # of no bundled model
 
-def is_hub_id(
-    name:str,
-)->bool: # as in owner/model
+def is_hub_id(name:str)->bool: # as in owner/model
     "Whether a name can only be an id on the Hugging Face hub: it has one slash and is no path"
     if name.count("/") != 1 or name[0] in "/.~" or name.startswith("runs/"):
         return False
@@ -328,9 +320,7 @@ def load_with_lora(
     return pipe
 
 
-def load_folder(
-    folder:Path,
-)->nn.Module: # on the CPU
+def load_folder(folder:Path)->nn.Module: # on the CPU
     "A run, a pipeline, a part or a CLIP, told apart by the files in the folder"
     if (folder/"recipe.yaml").is_file() and (folder/"last").is_file():
         return load_run(folder)

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'lr_factor', 'build_optimizers', 'ema_decay', 'ema_model', 'Task', 'ema_scope', 'prepare_network',
-           'load_initial', 'TrainingState', 'batches', 'micro_step', 'mean_logs', 'optimizer_step', 'train_step',
-           'validate', 'draw_samples', 'look', 'fit', 'train', 'load_task']
+           'TrainingState', 'batches', 'micro_step', 'mean_logs', 'optimizer_step', 'train_step', 'validate',
+           'draw_samples', 'look', 'fit', 'train', 'load_task']
 
 # %% ../nbs/04_training.ipynb #4823425b
 import contextlib
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -122,8 +123,7 @@ def build_optimizers(
     if config.optimizer == "adafactor":
         names = {p: name for name, p in model.named_parameters()}
         return [sharding.DividedAdafactor(groups, names, lr=config.lr)]
-    betas = tuple(config.betas)
-    optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)]
+    optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
     if muon:
         decay = config.weight_decay
         optimizers += [torch.optim.Muon(muon, lr=config.muon_lr, weight_decay=decay, momentum=.95)]
@@ -210,14 +210,6 @@ def prepare_network(task:Task, config:TrainConfig):
         task.compile()
         log.info("train.compile: the first step takes minutes; false starts at once")
 
-
-def load_initial(
-    model:nn.Module,
-    source:str, # see `initial_weights`
-):
-    "Start from weights that are trained already"
-    load_state_dict_strict(model, initial_weights(source, model), source)
-
 # %% ../nbs/04_training.ipynb #c969efb9
 class TrainingState(RunState):
     "What a run consists of between two steps; `RunState` saves and restores it"
@@ -230,9 +222,8 @@ class TrainingState(RunState):
         self.task.step = max(0, self.step-1)
         for group in [g for o in self.optimizers for g in o.param_groups]:
             group["initial_lr"] = group["lr"]
-        self.schedulers = [
-            LambdaLR(o, lambda step: lr_factor(step, self.config), self.step-1)
-            for o in self.optimizers]
+        schedule = partial(lr_factor, config=self.config)
+        self.schedulers = [LambdaLR(o, schedule, self.step-1) for o in self.optimizers]
 
     def build(self, init_from:str|None): # weights to start from
         "The task, its networks and their optimizers"
@@ -241,7 +232,8 @@ class TrainingState(RunState):
         self.task = self.recipe.task(self.recipe.config, self.folder)
         mesh = sharding.device_mesh(fabric)
         if init_from and (mesh is None or fabric.is_global_zero):
-            load_initial(self.task.model, init_from)
+            weights = initial_weights(init_from, self.task.model)
+            load_state_dict_strict(self.task.model, weights, init_from)
         with fabric.rank_zero_first():  # it fills caches for all
             self.task.prepare(fabric.device)
         first = sharding.take_tensors(self.task) if mesh else None
@@ -308,9 +300,7 @@ def mean_logs(
     return dict(zip(logs[0], means.tolist()))
 
 # %% ../nbs/04_training.ipynb #f0ae24f2
-def optimizer_step(
-    state:TrainingState,
-):
+def optimizer_step(state:TrainingState):
     "Clip the gradients, then move the weights: all optimizers do, or none"
     limit = state.config.clip or math.inf
     norms = []
@@ -358,9 +348,7 @@ def train_step(
     return logs
 
 # %% ../nbs/04_training.ipynb #78f8461a
-def validate(
-    state:TrainingState,
-)->dict[str,float]: # names start with val_
+def validate(state:TrainingState)->dict[str,float]: # names start with val_
     "Means over the first `val_batches` held-out batches, by the averaged model"
     steps, scores = range(state.config.val_batches), {}
     streams = held_out_streams(state.streams["val"])  # of a mixture, one per source
@@ -397,9 +385,7 @@ def look(state:TrainingState):
             state.run_log.metrics.track("images", state.step, *drawn)
 
 # %% ../nbs/04_training.ipynb #118678a1
-def fit(
-    state:TrainingState,
-)->Path: # the run
+def fit(state:TrainingState)->Path: # the run
     "Train until `steps`, or until a signal; either way the last state is on the disk"
     config = state.config
     data = batches(state, "train", range(state.step, config.steps))

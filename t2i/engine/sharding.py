@@ -47,9 +47,7 @@ def shard_model(
             register_fsdp_forward_method(part, "condition")
 
 # %% ../../nbs/93_sharding.ipynb #e0945e27
-def is_shard(
-    value,
-)->bool:
+def is_shard(value)->bool:
     "Is it a tensor that is divided among processes?"
     return hasattr(value, "full_tensor")
 
@@ -85,9 +83,7 @@ def shard_like(
     value = value.to(like.device, like.dtype)
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
-def local(
-    tensor:Tensor,
-)->Tensor:
+def local(tensor:Tensor)->Tensor:
     "The part of a tensor that this process has"
     return tensor.to_local() if is_shard(tensor) else tensor
 
@@ -108,9 +104,7 @@ def load_shards(
     model.load_state_dict({k: shard_like(w, own[k].detach(), k) for k, w in weights.items()})
 
 # %% ../../nbs/93_sharding.ipynb #0191c560
-def release(
-    model:nn.Module,
-):
+def release(model:nn.Module):
     "Give back the memory of a model's weights"
     for p in model.parameters():
         p.data = p.data.new_empty(0)
@@ -129,9 +123,7 @@ def built_once(
         yield
 
 # %% ../../nbs/93_sharding.ipynb #16f1503a
-def named_tensors(
-    model:nn.Module,
-)->dict[str,Tensor]:
+def named_tensors(model:nn.Module)->dict[str,Tensor]:
     "Parameters and buffers, by name"
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
@@ -188,9 +180,7 @@ def shard_training(
 
 # %% ../../nbs/93_sharding.ipynb #4f9a5783
 @contextlib.contextmanager
-def gathered(
-    ema:AveragedModel,
-):
+def gathered(ema:AveragedModel):
     "Yields the averaged model, whole; all processes must enter"
     model = getattr(ema, "whole", ema.module)
     if model is ema.module:

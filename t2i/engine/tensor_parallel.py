@@ -39,21 +39,14 @@ def by_process(
 # %% ../../nbs/93_tensor_parallel.ipynb #1dd537db
 PER_HEAD = dict(q_bias=0, v_bias=0, log_scale=1) # parameters of an attention, and which of their
                                                  # dimensions belongs to the heads
-def use_local(
-    attention:nn.Module,
-    inputs=None,
-):
+def use_local(attention:nn.Module, inputs=None):
     "A hook: the attention sees the part of its parameters that this process has"
     for name in PER_HEAD:
         value = attention._parameters.get(name)
         if value is not None:
             vars(attention)[name] = value.to_local()              # found before the parameter
 
-def forget_local(
-    attention:nn.Module,
-    inputs=None,
-    output=None,
-):
+def forget_local(attention:nn.Module, inputs=None, output=None):
     "A hook: `use_local` undone"
     for name in PER_HEAD:
         vars(attention).pop(name, None)
