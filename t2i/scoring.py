@@ -137,7 +137,7 @@ def check_words(
         raise T2IError(f"{subject.name} never learned {what}: score it on its own captions, "
                        "with --benchmark captions")
 
-
+# %% ../nbs/57_scoring.ipynb #a131d1d5
 def score_shapes(subject:Subject, options:ScoreOptions)->dict[str,float]:
     "ShapesBench, for models of the shapes world"
     check_words(subject, " ".join(SHAPES), "the words of the shapes world")

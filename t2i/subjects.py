@@ -99,10 +99,6 @@ def held_out_images(
     return data, dataset
 
 # %% ../nbs/56_subjects.ipynb #e4da738c
-SETTINGS = ("guidance_scale", "guidance_schedule", "num_steps", "temperature",
-            "temperature_schedule", "top_k", "top_p")
-
-
 @dataclass
 class ScoreOptions:
     "How to score; each benchmark reads what concerns it"
@@ -143,6 +139,10 @@ class ScoreOptions:
         return replace(self, num_images_per_prompt=images, clip=self.clip or clip)
 
 # %% ../nbs/56_subjects.ipynb #5221837d
+SETTINGS = ("guidance_scale", "guidance_schedule", "num_steps", "temperature",
+            "temperature_schedule", "top_k", "top_p")
+
+
 def draw_candidates(
     pipe:Pipeline,
     prompts:list[str],

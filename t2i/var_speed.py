@@ -204,7 +204,8 @@ def var_speed(
     processor:bool=False, # the processor time of all threads; False: that of the clock
 )->dict[str,float]:      # seconds per image of each way, gain of each change, shares
     "Where the time of a VAR of any depth goes, on the CPU"
-    runs, clock = [], time.process_time if processor else time.perf_counter
+    clock = time.process_time if processor else time.perf_counter
+    runs = []
     for depth in (1, 3):
         model = random_var(replace(config, depth=depth), tokenizer)
         calls = var_ways(model, batch_size, cfg, compiled)
