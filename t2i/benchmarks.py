@@ -28,7 +28,7 @@ import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 
 from .catalog import local_path
-from .core import T2IError, best_device, fold_in, log
+from .core import T2IError, best_device, fold_in, log, progress
 from .data.checker import check
 from .data.shapes import render, sample_scene
 from .evaluation import timed
@@ -48,15 +48,13 @@ def median_seconds(
     calls:dict[str,Callable],  # what to compare; each is called without arguments
     device="cpu",              # where they compute
     repeat:int=10,             # rounds
+    clock:Callable=time.perf_counter, # or `time.process_time`
 )->dict[str,float]:            # seconds per call
     "The median time of each call: a warm-up, then rounds in which each of them is timed once"
-    for call in calls.values():
-        call()
     seconds = {name: [] for name in calls}
-    for _ in range(repeat):
-        for name, call in calls.items():
-            seconds[name].append(timed(call, device)[1])
-    return {name: median(times) for name, times in seconds.items()}
+    for name in progress([*calls]*(1+repeat), desc="rounds", unit="call"):
+        seconds[name].append(timed(calls[name], device, clock)[1])
+    return {name: median(times[1:]) for name, times in seconds.items()}
 
 # %% ../nbs/52_benchmarks.ipynb #d0fea356
 def shapes_world(
@@ -249,17 +247,15 @@ def parti_speed(
     config:PartiConfig,
     repeat:int=3,
     device:torch.device|str="cpu",
-    depths:tuple[int,int]=(1,3), # blocks of the decoders that are timed
     compare:str|None=None, # a Python that has parti-pytorch; None: no comparison
 )->dict[str,float]:    # tokens per second, and ratios of the times
     "What the cache saves at a Parti of any depth, perhaps beside parti-pytorch at equal sizes"
-    original = OriginalParti(compare, config, depths, device) if compare else None
+    original = OriginalParti(compare, config, (1, 3), device) if compare else None
     timing = partial(parti_seconds, repeat=repeat, device=device, original=original)
-    few, more = [timing(replace(config, depth=n)) for n in depths]
+    one, three = [timing(replace(config, depth=n)) for n in (1, 3)]
     scores, seconds = {}, {}
-    for way in few:
-        block = (more[way]-few[way])/(depths[1]-depths[0])
-        seconds[way] = few[way] + block*(config.depth-depths[0])
+    for way in one:
+        seconds[way] = one[way] + (config.depth-1)*(three[way]-one[way])/2
         scores[f"{way}_tokens_per_second"] = config.grid[0]*config.grid[1]/seconds[way]
     scores["recomputed_over_cached"] = seconds["recomputed"]/seconds["cached"]
     if original:

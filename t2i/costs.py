@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SAMPLES', 'tokenizer_sizes', 'recipe_generator', 'forward_pass', 'step_flops', 'activation_bytes', 'memory_rows',
-           'parti_sizes', 'images_per_device', 'parti_counts', 'parti_memory', 'var_recipe_costs', 'parti_recipe_costs',
+           'images_per_device', 'parti_counts', 'parti_memory', 'var_recipe_costs', 'parti_recipe_costs',
            'device_memory', 'memory_savers', 'what_would_fit', 'smaller_parti', 'recipe_costs', 'is_recipe']
 
 # %% ../nbs/56_costs.ipynb #cca447dc
+from contextlib import suppress
 from dataclasses import astuple, replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,6 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from .core import T2IError
 from .engine.checkpoints import REGISTRY, read_config
@@ -33,8 +33,9 @@ from t2i.generators.parti_costs import (
     step_bytes,
     take_part,
 )
-from .generators.parti_training import PartiTaskConfig, raster_sizes
-from .generators.text_training import TextVARTaskConfig
+from .generators.parti_training import PartiTaskConfig
+from .generators.scaling import parti_sizes
+from .generators.text_training import TextVARTaskConfig, fill_config
 from .generators.text_var import TextVAR, TextVARConfig
 from .recompute import checkpoint_blocks, saved_bytes
 from .text import TextEncoderConfig, TextFeatures
@@ -44,13 +45,12 @@ def tokenizer_sizes(
     name:str, # as the recipe has it
 )->dict:      # scales, codebook_size, code_dim
     "What a generator takes from its tokenizer; the published one's is not read"
-    if name in REGISTRY:
-        sizes = TextVARConfig()
-        return {key: getattr(sizes, key) for key in ("scales", "codebook_size", "code_dim")}
-    folder = bundled_folder(name)
-    if (folder/"last").is_file():
-        raise T2IError(f"{name} is a run: convert it with t2i convert, and name the new folder")
-    about = read_config(folder)
+    about = vars(TextVARConfig())
+    if name not in REGISTRY:
+        folder = bundled_folder(name)
+        if (folder/"last").is_file():
+            raise T2IError(f"{name} is a run: convert it with t2i convert, and name the new folder")
+        about = read_config(folder)
     return {key: about[key] for key in ("scales", "codebook_size", "code_dim")}
 
 # %% ../nbs/56_costs.ipynb #4371c8bc
@@ -60,25 +60,22 @@ def recipe_generator(
     "The generator that a recipe trains, without its numbers"
     if not isinstance(config, TextVARTaskConfig):
         raise T2IError("costs are known of recipes for a text-conditioned VAR and for Parti")
-    given = {key: value for key, value in vars(config.model).items() if value is not None}
-    fields = given | tokenizer_sizes(config.tokenizer) | dict(text_width=config.text.width)
-    known = TextVARConfig.__dataclass_fields__
+    sizes = tokenizer_sizes(config.tokenizer)
     with torch.device("meta"):
-        return TextVAR(TextVARConfig(**{k: v for k, v in fields.items() if k in known}))
+        return TextVAR(fill_config(config.model, text_width=config.text.width, **sizes))
 
 # %% ../nbs/56_costs.ipynb #569de577
 def forward_pass(
     model:TextVAR,    # on the meta device
-    images:int,
-    text_tokens:int,  # of each caption
+    text_tokens:int,  # of the caption
 ):                    # a function without arguments, which returns the loss
-    "Teacher forcing and cross-entropy of some images without numbers"
+    "Teacher forcing and cross-entropy of one image without numbers"
     c = model.config
     l = sum(p*p for p in c.scales)
-    sums = torch.empty(images, l-1, c.code_dim, device="meta")
-    tokens = torch.empty(images, text_tokens, c.text_width, device="meta")
-    mask = torch.empty(images, text_tokens, dtype=torch.bool, device="meta")
-    target = torch.empty(images, l, dtype=torch.long, device="meta")
+    sums = torch.empty(1, l-1, c.code_dim, device="meta")
+    tokens = torch.empty(1, text_tokens, c.text_width, device="meta")
+    mask = torch.empty(1, text_tokens, dtype=torch.bool, device="meta")
+    target = torch.empty(1, l, dtype=torch.long, device="meta")
     net = model.net
 
     def run():
@@ -96,9 +93,8 @@ def step_flops(
     checkpointing:bool, # see `checkpoint_blocks`
 )->int:                 # of one image, forward and backward
     "The arithmetic of a training step, for one image"
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        forward_pass(model, 1, text_tokens)()
-    return counter.get_total_flops()*(4 if checkpointing else 3)
+    with sdpa_kernel(SDPBackend.MATH):
+        return forward_flops(forward_pass(model, text_tokens))*(4 if checkpointing else 3)
 
 # %% ../nbs/56_costs.ipynb #a0f3b880
 def activation_bytes(
@@ -115,11 +111,10 @@ def activation_bytes(
         return tensor.ndim >= 3 and tensor.shape[-1] in (l, text_tokens) and tensor.shape[-2] == l
 
     with sdpa_kernel(SDPBackend.MATH):
-        one, depth = forward_pass(model, 1, text_tokens), len(model.net.blocks)
-        size = saved_bytes(one, model, scores)
+        one = forward_pass(model, text_tokens)
+        size = whole = saved_bytes(one, model, scores)
         if checkpointing:
-            whole = size
-            checkpoint_blocks(model)
+            depth = checkpoint_blocks(model)
             size = saved_bytes(one, model, scores)
             size += (whole-size)//depth  # the inside of the block at work
             for block in model.net.blocks:
@@ -142,15 +137,6 @@ def memory_rows(
         activations_gib=activations/2**30,
         device_gib=(shard if sharded else state+activations)/2**30,
         device_sharded_gib=shard/2**30)
-
-# %% ../nbs/56_costs.ipynb #1de1754c
-def parti_sizes(
-    config:PartiTaskConfig,
-)->tuple: # a `PartiConfig` and a `TextEncoderConfig`
-    "The sizes of the decoder and of the text encoder that a recipe trains"
-    given = {key: value for key, value in vars(config.model).items() if value is not None}
-    fields = raster_sizes(config.tokenizer) | dict(text_width=config.text.width) | given
-    return PartiConfig(**fields), config.text
 
 # %% ../nbs/56_costs.ipynb #81ce6892
 def images_per_device(
@@ -187,7 +173,7 @@ def parti_memory(
     config:PartiTaskConfig,
 )->dict[str,float]: # GiB
     "The memory of one device in the training of a Parti"
-    train, parts = config.train, [astuple(part) for part in parti_sizes(config)]
+    train, parts = config.train, map(astuple, (parti_sizes(config), config.text))
     check_processes(train.tensor_parallel, train.devices, train.sharding)
     half, sharded = train.precision != "32-true", train.sharding == "fsdp"
     groups = train.devices//train.tensor_parallel if sharded else 1
@@ -217,7 +203,7 @@ def var_recipe_costs(
     model, train = recipe_generator(config), config.train
     half = train.precision != "32-true"
     parameters = sum(p.numel() for p in model.parameters())
-    images = max(1, train.batch_size//(train.devices*train.accumulate))
+    images = images_per_device(train)
     flops = step_flops(model, text_tokens, train.checkpointing)*train.batch_size
     activations = activation_bytes(model, images, text_tokens, train.checkpointing, half)
     hours = train.steps*flops/(train.devices*tflops*1e12)/3600
@@ -240,7 +226,7 @@ def parti_recipe_costs(
     tflops:float,  # of one device in training, in 10¹² FLOPs per second
 )->dict[str,dict]: # sections model, step, memory per device, training
     "What the training of a Parti costs"
-    train, (sizes, text) = config.train, parti_sizes(config)
+    train, sizes, text = config.train, parti_sizes(config), config.text
     memory, images = parti_memory(config), images_per_device(train)
     model, inputs = meta_parti(sizes, text)
     parameters = sum(p.numel() for p in model.parameters())
@@ -354,12 +340,9 @@ def is_recipe(
     name:str,
 )->bool:
     "Does a name lead to a recipe, and not to a model?"
-    try:
+    with suppress(T2IError):
         bundled_folder(name)
         return False
-    except T2IError:
-        pass
-    try:
+    with suppress(T2IError):
         return find_recipe(name).suffix in (".yaml", ".yml")
-    except T2IError:
-        return False
+    return False

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['frechet_distance', 'timed', 'score_batch', 'reconstruction_scores', 'shapes_scores', 'digit_features',
-           'digit_classifier', 'nearest_distance', 'digit_scores', 'palette_counts', 'dream_row', 'dream_scores',
-           'clip_pairs', 'clip_scores']
+           'digit_classifier', 'digit_scores', 'palette_counts', 'dream_row', 'dream_scores', 'clip_pairs',
+           'clip_scores']
 
 # %% ../nbs/50_evaluation.ipynb #91159b00
 import random
@@ -50,16 +50,17 @@ def frechet_distance(
 def timed(
     f:Callable,               # called without arguments
     device:torch.device|str,  # where it computes
+    clock:Callable=time.perf_counter,
 )->tuple:                     # its result, and the seconds it took
     "Call and measure, with the GPU's work"
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.synchronize()
-    begun = time.perf_counter()
+    begun = clock()
     result = f()
     if on_gpu:
         torch.cuda.synchronize()
-    return result, time.perf_counter()-begun
+    return result, clock()-begun
 
 # %% ../nbs/50_evaluation.ipynb #726008b9
 def score_batch(
@@ -152,30 +153,21 @@ def digit_classifier():
     from sklearn.svm import SVC
     return SVC(gamma=.001, C=10).fit(digit_features(train.pixels), train.labels)
 
-# %% ../nbs/50_evaluation.ipynb #7d5bf185
-def nearest_distance(
-    points:np.ndarray,  # (n,d)
-    known:np.ndarray,   # (m,d)
-)->np.ndarray:          # (n,)
-    "From each point to the nearest known one"
-    points, known = torch.as_tensor(points), torch.as_tensor(known)
-    return torch.cdist(points.double(), known.double()).amin(1).numpy()
-
 # %% ../nbs/50_evaluation.ipynb #4117fa06
 def digit_scores(
     generate:Callable[[list[str]],list[list[Image.Image]]],  # prompts -> images of each, 32x32
     count:int=500,   # images, in equal parts of the ten digits
 )->dict[str,float]:  # accuracy; novelty, see above; images
     "Whether drawn digits are the ones that were asked for, and whether they are new"
-    known = digit_features(DigitsDataset().pixels)
+    known = torch.from_numpy(digit_features(DigitsDataset().pixels))
     real = digit_features(DigitsDataset("val").pixels)
     drawn = generate([f"a handwritten {DIGIT_NAMES[i%10]}" for i in range(count)])
     pixels = np.stack([np.asarray(images[0].convert("L")) for images in drawn])
     features = digit_features(pixels)
     right = digit_classifier().predict(features) == np.arange(count)%10
-    distance = np.median(nearest_distance(features, known))
-    novelty = distance/np.median(nearest_distance(real, known))
-    return dict(accuracy=float(right.mean()), novelty=float(novelty), images=count)
+    nearest = [torch.cdist(torch.from_numpy(x), known).amin(1) for x in (features, real)]
+    distance, usual = map(np.median, nearest)
+    return dict(accuracy=float(right.mean()), novelty=float(distance/usual), images=count)
 
 # %% ../nbs/50_evaluation.ipynb #e044be3b
 def palette_counts(
@@ -199,8 +191,7 @@ def dream_row(
     prompt, second = " ".join(["a", *wanted]), " ".join(["a", *other])
     images = [draw(prompt, ()), draw([prompt, second], ()), draw(prompt, second)]
     with torch.no_grad():
-        pixels = from_pil(images).to(eval_clip.mean.device)
-        alone, included, excluded = eval_clip.similarity(pixels, [second])[:,0].tolist()
+        alone, included, excluded = eval_clip.similarity(from_pil(images), [second])[:,0].tolist()
     before, after = palette_counts(images[0]), palette_counts(images[2])
     return dict(
         asked_color_first=max(before, key=before.get) == wanted[0],
@@ -263,12 +254,11 @@ def clip_scores(
     lists, singles = clip_pairs(count, among)
     rows = []
     for captions in lists:
-        images = torch.stack(list(captions.values())).to(clip.mean.device)
+        images = torch.stack(list(captions.values()))
         similarity = clip.similarity(images, list(captions))               # (n,n)
         rows.append((recall_at(similarity), recall_at(similarity.T)))
-    image_to_text, text_to_image = np.mean(rows, 0).tolist()
-    scores = dict(image_to_text=image_to_text, text_to_image=text_to_image)
-    images = torch.stack([image for image, _ in singles]).to(clip.mean.device)
+    scores = dict(zip(("image_to_text", "text_to_image"), np.mean(rows, 0).tolist()))
+    images = torch.stack([image for image, _ in singles])
     for what, names in dict(color=list(COLORS), shape=list(SHAPES)).items():
         prompts = {name: [] for name in names}
         for color, shape in product(COLORS, SHAPES):

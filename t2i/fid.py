@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['INCEPTION', 'feature_statistics', 'frechet_from_statistics', 'kernel', 'squared_mmd', 'kernel_distance',
            'inception_score', 'ball_radii', 'share_inside', 'precision_recall', 'InceptionNetwork', 'CLIPNetwork',
-           'feature_network', 'image_batches', 'network_features', 'Reference', 'read_reference', 'load_reference',
-           'distribution_scores', 'fid_scores', 'reconstructions']
+           'feature_network', 'image_batches', 'network_features', 'load_reference', 'distribution_scores',
+           'fid_scores', 'reconstructions']
 
 # %% ../nbs/50_fid.ipynb #962a2b9c
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -180,7 +179,7 @@ class CLIPNetwork(nn.Module):
     ):
         super().__init__()
         self.clip, self.name = clip, name
-        self.key = hash_of(name, *[p for p in clip.parameters()][:4])
+        self.key = hash_of(name, *list(clip.parameters())[:4])
 
     def forward(self,
         images:Tensor,       # (b,3,h,w), [-1,1]
@@ -229,53 +228,33 @@ def network_features(
     classes = torch.cat(logits) if logits else None
     return torch.cat(features), classes
 
-# %% ../nbs/50_fid.ipynb #adc931e2
-@dataclass
-class Reference:
-    "What a network sees in real images"
-    features:Tensor   # (n,d)
-    mean:Tensor       # (d,), float64
-    covariance:Tensor # (d,d), float64
-
-# %% ../nbs/50_fid.ipynb #511fecf9
-def read_reference(
-    path:Path,
-)->Reference|None: # None: there is none, or it is no whole file
-    "A reference that was kept"
-    if not path.is_file():
-        return None
-    try:
-        return Reference(**load_file(path))
-    except (SafetensorError, TypeError) as e:
-        log.warning("%s cannot be read (%s): it is computed again", path, e)
-        return None
-
 # %% ../nbs/50_fid.ipynb #2db06b05
 def load_reference(
     dataset:Dataset,         # of dicts with image; it is kept if it has a `cache_key`
     network:nn.Module,       # from `feature_network`
     count:int,               # the first so many images
     folder:Path|None=None,   # None: under `T2I_HOME`
-)->Reference:
-    "Features and statistics of real images, computed once"
+)->Tensor:                 # (n,d)
+    "Features of real images, computed once"
     path = None
     if callable(getattr(dataset, "cache_key", None)):
         name = hash_of(dataset_hash(dataset), network.name, network.key, count)
         path = Path(folder or data_home()/"cache"/"fid")/f"{name}.safetensors"
-        kept = read_reference(path)
-        if kept is not None:
-            return kept
+        if path.is_file():
+            try:
+                return load_file(path)["features"]
+            except (SafetensorError, KeyError) as e:
+                log.warning("%s cannot be read (%s): it is computed again", path, e)
     features, _ = network_features(network, image_batches(dataset, count), count)
-    reference = Reference(features, *feature_statistics(features))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
-            save_file({k: v.contiguous() for k, v in vars(reference).items()}, temporary)
-    return reference
+            save_file(dict(features=features), temporary)
+    return features
 
 # %% ../nbs/50_fid.ipynb #ff19783b
 def distribution_scores(
-    reference:Reference,
+    reference:Tensor,        # (m,d) of real images
     features:Tensor,         # (n,d) of drawn images
     logits:Tensor|None=None, # (n,c), for the inception score
     network:str="inception", # whose features they are
@@ -288,16 +267,15 @@ def distribution_scores(
     if len(features) <= features.shape[1]:
         log.info("%s images for features of %s numbers: %s is far too large; %s is not",
                  len(features), features.shape[1], fid, kid)
-    statistics = reference.mean, reference.covariance
-    distance, error = kernel_distance(reference.features, features, seed=seed)
-    precision, recall = precision_recall(reference.features, features)
-    scores = {fid: frechet_from_statistics(statistics, feature_statistics(features)),
+    statistics = feature_statistics(reference), feature_statistics(features)
+    distance, error = kernel_distance(reference, features, seed=seed)
+    precision, recall = precision_recall(reference, features)
+    scores = {fid: frechet_from_statistics(*statistics),
               kid: distance, f"{kid}_error": error, "precision": precision, "recall": recall}
     if logits is not None:
         scores["inception_score"], scores["inception_score_deviation"] = inception_score(
             logits, seed=seed)
-    return scores | dict(features=network, images=len(features),
-                         reference_images=len(reference.features))
+    return scores | dict(features=network, images=len(features), reference_images=len(reference))
 
 # %% ../nbs/50_fid.ipynb #89229633
 def fid_scores(

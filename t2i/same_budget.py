@@ -14,7 +14,7 @@ __all__ = ['IMAGES', 'ALIKE', 'SIZES', 'MAPS', 'ENCODER', 'PARTI', 'VAR', 'OWN',
 import json
 import shlex
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .catalog import count_weights
@@ -50,7 +50,7 @@ class Stage:
 
     def changed(self, **changes)->"Stage":
         "The same with more changes"
-        return Stage(self.recipe, self.changes | changes, self.share, self.after)
+        return replace(self, changes=self.changes | changes)
 
 # %% ../nbs/61_same_budget.ipynb #cb9f4cdd
 IMAGES = 20000  # that each row sees
@@ -85,12 +85,6 @@ class Row:
     "A way of drawing, how it is trained and how it is scored"
     stages:tuple[Stage,...]=()
     options:dict=field(default_factory=dict)  # of `ScoreOptions`, beside those of `SCORED`
-
-    @property
-    def model(self)->str:
-        "What is scored, if nothing is trained"
-        return "" if self.stages else "shapes-vqgan"
-
 
 EMOJI = {"data.name": "emoji", "clip": "emoji-clip"}
 EMOJI_MAPS = EMOJI | {"tokenizer": "emoji-msvq"}
@@ -127,15 +121,14 @@ def stage_settings(
 # %% ../nbs/61_same_budget.ipynb #ca10a5eb
 def check_run(
     run:Path,
-    settings:tuple[str,...], # see `stage_settings`
+    train, # the `TrainConfig` that is wanted
 ):
     "Refuse a run of another budget or seed"
     if not (run/"last").is_file():
         return
     found = load_recipe(run/"recipe.yaml").config.train
-    given = dict(setting.split("=", 1) for setting in settings)
     for name in ("seed", "steps"):
-        own, wanted = getattr(found, name), int(given[f"train.{name}"])
+        own, wanted = getattr(found, name), getattr(train, name)
         if own != wanted:
             raise T2IError(f"{run} was trained with train.{name}={own}, not {wanted}: "
                            "choose another folder with --output")
@@ -148,9 +141,9 @@ def train_stage(
 )->dict: # recipe, steps, images, core_minutes
     "Train, or go on; filling the caches does not count"
     run, clock = folder/recipe, folder/f"{recipe}.core_minutes"
-    check_run(run, settings)
     new = load_recipe(recipe, settings)
     steps, batch_size = new.config.train.steps, new.config.train.batch_size
+    check_run(run, new.config.train)
     minutes = float(clock.read_text()) if clock.is_file() else 0.
     if not (run/"last").is_file() or last_checkpoint(run).name != f"step-{steps}":
         new.task(new.config).prepare(best_device())
@@ -225,10 +218,10 @@ def score_row(
     **options,         # of `ScoreOptions`
 )->dict:
     "Scores of a row, what it is and what it cost"
-    row, world = BUDGET[name], name.split("/")[0]
+    world = name.split("/")[0]
     runs = [folder/name/stage["recipe"] for stage in stages]
-    model = str(runs[-1]) if runs else row.model
-    options = ScoreOptions(**SCORED[world] | row.options | options)
+    model = str(runs[-1]) if runs else "shapes-vqgan"
+    options = ScoreOptions(**SCORED[world] | BUDGET[name].options | options)
     scores = evaluate_model(model, world, options)
     if world == "shapes":
         scores |= score_parts(load_subject(model, options.device), options)
@@ -326,20 +319,18 @@ def shares(
     scores:dict, # of `score_row`
 )->dict[str,tuple[float,int]]: # column -> share, and of how many prompts; the main one first
     "The scores that a table shows"
+    count = scores["count"]
     if scores["benchmark"] == "shapes":
         n = scores["per_task"]
         tasks = {name.replace("_", " "): (scores[name], n) for name in (*TASKS, "unseen_pairs")}
-        count = scores["count"]
         parts = {f"one object: {name}": (scores[f"object_{name}"], count)
                  for name in ("shape", "color")}
-        found = dict(mean=(scores["mean"], n*len(TASKS))) | tasks | parts
-        return found | reading_share(scores)
-    n = scores["count"]
+        return dict(mean=(scores["mean"], n*len(TASKS))) | tasks | parts | reading_share(scores)
     return {
-        "among the nearest five": (scores["trained_top5"], n),
-        "the nearest": (scores["trained_top1"], n),
-        "its subject": (scores["trained_subject"], n),
-        "held out: among five": (scores["held_out_top5"], n),
+        "among the nearest five": (scores["trained_top5"], count),
+        "the nearest": (scores["trained_top1"], count),
+        "its subject": (scores["trained_subject"], count),
+        "held out: among five": (scores["held_out_top5"], count),
         "background": (scores["background"], scores["images"])} | reading_share(scores)
 
 

@@ -7,17 +7,14 @@ __all__ = ['SPEEDRUN', 'stage_overrides', 'minutes_spent', 'run_stage', 'speedru
 
 # %% ../nbs/57_speedrun.ipynb #6f8e395b
 import json
-import os
 import time
 from pathlib import Path
-
-import torch
 
 from .core import T2IError
 from .engine.checkpoints import last_checkpoint
 from .engine.files import atomic_path
 from .engine.recipes import load_recipe
-from .scoring import ScoreOptions, evaluate_model
+from .scoring import ScoreOptions, evaluate_model, machine_name
 from .training import train
 
 # %% ../nbs/57_speedrun.ipynb #a6dc1422
@@ -93,9 +90,7 @@ def speedrun(
         settings = stage_overrides(name, folder, share) + tuple(overrides)
         stages.append(run_stage(name, folder, settings))
     scores = evaluate_model(str(folder/name), "shapes", options)
-    gpu = torch.cuda.is_available()
-    machine = torch.cuda.get_device_name() if gpu else f"{os.cpu_count()} CPU cores"
-    result = dict(machine=machine, stages=stages, minutes=sum(s["minutes"] for s in stages),
+    result = dict(machine=machine_name(), stages=stages, minutes=sum(s["minutes"] for s in stages),
                   scores=scores)
     with atomic_path(folder/"speedrun.json") as p:
         p.write_text(json.dumps(result, indent=2) + "\n")

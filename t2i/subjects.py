@@ -126,8 +126,12 @@ class ScoreOptions:
         for name in ("per_task", "num_images_per_prompt", "count", "rerank"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                option = name.replace("_", "-")
-                raise T2IError(f"--{option} is {value}; it must be at least 1")
+                raise T2IError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+
+    @property
+    def settings(self)->dict: # see `SETTINGS`
+        "The drawing settings, with None where the model's own is meant"
+        return {name: getattr(self, name) for name in SETTINGS}
 
     def settle(self, images:int, clip:str|None=None)->"ScoreOptions":
         "The same, with what a benchmark chooses where nothing is given; no CLIP: the model's own"
@@ -146,13 +150,11 @@ def draw_candidates(
 )->list[list[Image.Image]]:
     "Draw with a generator; each of a prompt's images is chosen among its own candidates"
     n, each = options.num_images_per_prompt or 1, options.rerank or 1
-    settings = {name: getattr(options, name) for name in SETTINGS}
     judge = find_judge(options.clip, pipe.text_encoder, pipe.device)[0] if each > 1 else None
-    out = pipe(prompts, n*each, seed=options.seed, **settings)
-    chosen = range(len(out.images))
+    out = pipe(prompts, n*each, seed=options.seed, **options.settings)
+    images = out.images
     if judge is not None:
-        chosen = best_of(rank_images(judge, out.images, out.prompts), each)
-    images = [out.images[i] for i in chosen]
+        images = [images[i] for i in best_of(rank_images(judge, images, out.prompts), each)]
     return [images[i:i+n] for i in range(0, len(images), n)]
 
 
@@ -195,9 +197,8 @@ def drawing_settings(
     settings = dict(num_images_per_prompt=options.num_images_per_prompt)
     if subject.kind != "generator":
         return dict(settings=settings | dict(clip=options.clip, quality=options.quality))
-    given = {name: getattr(options, name) for name in SETTINGS}
     settings |= subject.model.defaults
-    settings |= {name: value for name, value in given.items() if value is not None}
+    settings |= {name: value for name, value in options.settings.items() if value is not None}
     if options.rerank:
         own = getattr(subject.model.text_encoder, "config", None)
         clip = options.clip or getattr(own, "clip", None)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_VAR_TOKENIZER', 'VAR_STEPS', 'random_var', 'JoinedCache', 'TimedPredictor', 'PackedLinear', 'pack_matrices',
-           'half_matrices', 'var_ways', 'time_in_turns', 'decoder_ways', 'speed_ratios', 'var_speed']
+           'half_matrices', 'var_ways', 'decoder_ways', 'speed_ratios', 'var_speed']
 
 # %% ../nbs/52_var_speed.ipynb #4351d9ad
 import copy
@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from statistics import median
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .core import progress
+from .benchmarks import median_seconds
 from .generators.var import VAR, MapPredictor, VARConfig, generate_naive
 from .sampling import cfg_schedule, split_generator
 from .tokenizers.multiscale import MultiScaleVQVAE, MultiScaleVQVAEConfig
@@ -159,21 +158,6 @@ def var_ways(
         calls["compiled"] = partial(draw, net, True, **VAR_STEPS["bf16"])
     return calls
 
-# %% ../nbs/52_var_speed.ipynb #50111b6b
-def time_in_turns(
-    calls:dict[str,Callable], # each is called without arguments
-    repeat:int,               # rounds after the first, which is a warm-up
-    processor:bool=False,     # the processor time of all threads; False: that of the clock
-)->dict[str,float]:           # seconds per call
-    "The median time of each call"
-    clock = time.process_time if processor else time.perf_counter
-    seconds = {name: [] for name in calls}
-    for name in progress([*calls]*(repeat+1), desc="rounds", unit="call"):
-        start = clock()
-        calls[name]()
-        seconds[name].append(clock()-start)
-    return {name: median(times[1:]) for name, times in seconds.items()}
-
 # %% ../nbs/52_var_speed.ipynb #bd37f678
 def decoder_ways(
     tokenizer:MultiScaleVQVAE,
@@ -215,20 +199,20 @@ def var_speed(
     tokenizer:MultiScaleVQVAEConfig,
     batch_size:int=1,
     cfg:float=1.5,
-    repeat:int=3,                # rounds; the medians count
-    depths:tuple[int,int]=(1,3), # blocks of the models that are timed
+    repeat:int=3,         # rounds; the medians count
     compiled:bool=False,
-    processor:bool=False,        # see `time_in_turns`
+    processor:bool=False, # the processor time of all threads; False: that of the clock
 )->dict[str,float]:      # seconds per image of each way, gain of each change, shares
     "Where the time of a VAR of any depth goes, on the CPU"
+    clock = time.process_time if processor else time.perf_counter
     runs = []
-    for depth in depths:
+    for depth in (1, 3):
         model = random_var(replace(config, depth=depth), tokenizer)
         calls = var_ways(model, batch_size, cfg, compiled)
         if not runs:
             calls |= decoder_ways(model.tokenizer, batch_size)
-        runs.append(time_in_turns(calls, repeat, processor))
-    few, more = runs
-    blocks = (config.depth-depths[0])/(depths[1]-depths[0])
-    seconds = {name: (s + blocks*(more.get(name, s)-s))/batch_size for name, s in few.items()}
+        runs.append(median_seconds(calls, "cpu", repeat, clock))
+    one, three = runs
+    pairs = (config.depth-1)/2
+    seconds = {name: (s + pairs*(three.get(name, s)-s))/batch_size for name, s in one.items()}
     return {f"{name}_seconds": s for name, s in seconds.items()} | speed_ratios(seconds)

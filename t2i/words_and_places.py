@@ -7,7 +7,7 @@ __all__ = ['recorded_attention', 'caption_words', 'attend_words', 'shade', 'map_
 
 # %% ../nbs/60_words_and_places.ipynb #0c460e49
 import math
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import ipywidgets as widgets
@@ -42,13 +42,11 @@ def recorded_attention(
         mask = mask[:,None,None]
         shares.append(F.scaled_dot_product_attention(q, k, units, attn_mask=mask).mean(1))
 
-    found = [module for module in model.modules() if isinstance(module, CrossAttention)]
-    hooks = [module.register_forward_hook(record) for module in found]
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, CrossAttention):
+                hooks.enter_context(module.register_forward_hook(record))
         yield shares
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 # %% ../nbs/60_words_and_places.ipynb #e885fc17
 def caption_words(
@@ -106,9 +104,8 @@ def map_shares(
     block:int,     # from 1; 0: the mean over all blocks
 )->Tensor:         # (p*p,words)
     "The shares in one map"
-    sizes = [p*p for p in scales]
     chosen = shares.mean(0) if block == 0 else shares[block-1]
-    return chosen.split(sizes)[level-1]
+    return chosen.split([p*p for p in scales])[level-1]
 
 # %% ../nbs/60_words_and_places.ipynb #ead1b685
 def draw_attention(
