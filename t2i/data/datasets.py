@@ -99,7 +99,7 @@ class ShapesDataset(SceneDataset):
         "What the items depend on, for `t2i.engine.caches`"
         return "relations in six of ten", self.start
 
-# %% ../../nbs/03_datasets.ipynb #5dc3224e
+
 class TerseShapes(ShapesDataset):
     "The same scenes, with captions as people write prompts: most leave something unsaid"
     complete = .3
