@@ -185,15 +185,14 @@ def modulate(
 class Block(nn.Module):
     "A pre-norm transformer block"
     def __init__(self,
-        width:int,            # d
-        heads:int,            # n
-        mlp_ratio:float=4.,   # width of the feed-forward layer, in units of d
+        width:int,  # d
+        heads:int,  # n
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
-        self.ffn = FeedForward(width, int(width*mlp_ratio))
+        self.ffn = FeedForward(width, 4*width)
 
     def forward(self,
         x:Tensor,               # (b,l,d)

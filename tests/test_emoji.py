@@ -10,7 +10,7 @@ from t2i import cli
 from t2i.core import T2IError, from_uint8, to_pil
 from t2i.data import emoji
 from t2i.data.datasets import DataConfig, load_dataset
-from t2i.data.emoji import Emoji, EmojiCaptions, draw_emoji, emoji_names, emoji_pool
+from t2i.data.emoji import Emoji, EmojiDataset, draw_emoji, emoji_names, emoji_pool
 from t2i.data.emoji_judge import (
     EmojiJudge,
     EmojiPrompt,
@@ -66,7 +66,7 @@ def folder(tmp_path_factory):
     "An untrained generator of emoji, saved with the recipe that tells its data; and its tokenizer"
     path = tmp_path_factory.mktemp("models")
     tokenizer = tiny_tokenizer()
-    captions = EmojiCaptions()
+    captions = EmojiDataset()
     words = TextTokenizer.train([captions.caption(i) for i in range(1000)])
     encoder = TextEncoder(TextEncoderConfig(len(words), words.length, 64, 1, 1))
     config = TextVARConfig(

@@ -42,14 +42,11 @@ def components(
     return sorted(parts, key=lambda part: (-part.sum(), np.flatnonzero(part)[-1]))
 
 # %% ../../nbs/02_checker.ipynb #85df2488
-_neighbours = np.ones((3, 3), bool)
-
-
 def components_margin(
     part:np.ndarray,  # (h,w) bool
 )->np.ndarray:        # (h,w) bool
     "A part and the pixels around it, where its antialiased edge fades out"
-    return ndimage.binary_dilation(part, _neighbours)
+    return ndimage.binary_dilation(part, np.ones((3, 3)))
 
 # %% ../../nbs/02_checker.ipynb #a41b3785
 def vote_color(
@@ -195,19 +192,13 @@ class Verdict:
     objects:tuple[Found, ...]  # what was found
 
 
-def _demand(want):
-    "The spec of a caption, a spec or a scene"
-    if isinstance(want, str):
-        return parse_caption(want)
-    return want.spec if isinstance(want, Scene) else want
-
-
 def check(
     image,                # (64,64,3) uint8 array or a PIL image of that size
     want:str|Spec|Scene,  # a caption, what it demands, or the scene it belongs to
 )->Verdict:
     "Whether an image shows what a caption demands, and exactly that"
-    spec = _demand(want)
+    want = want.spec if isinstance(want, Scene) else want
+    spec = parse_caption(want) if isinstance(want, str) else want
     image = np.asarray(image)
     if image.shape != (SIDE, SIDE, 3):
         raise ValueError(f"the checker reads {SIDE}x{SIDE} RGB images, not {image.shape}")

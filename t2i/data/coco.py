@@ -24,10 +24,9 @@ from ..engine.downloads import check_room, explain_full_disk, fetch_file, file_s
 # %% ../../nbs/03_coco.ipynb #17ddacf6
 def first_names(
     names:list[str],
-    count:int=5,
 )->str:
-    "The first few names, for a message"
-    return ", ".join(names[:count]) + " …"*(len(names) > count)
+    "The first five names, for a message"
+    return ", ".join(names[:5]) + " …"*(len(names) > 5)
 
 # %% ../../nbs/03_coco.ipynb #6ff8e3bf
 def read_table(
@@ -193,12 +192,9 @@ def boxes_in_square(
 def choose_subset(
     items:list,
     fraction:float, # above 0, at most 1
-    seed:int=0,
 )->list:            # in their order, at least one
-    "A share of the items; a smaller share with the same seed lies within a larger one"
-    if not 0 < fraction <= 1:
-        raise ValueError(f"a fraction lies above 0 and not above 1, got {fraction}")
-    order = random.Random(f"subset {seed}").sample(range(len(items)), len(items))
+    "A share of the items; a smaller share lies within a larger one"
+    order = random.Random("subset 0").sample(range(len(items)), len(items))
     return [items[i] for i in sorted(order[:max(1, round(fraction*len(items)))])]
 
 # %% ../../nbs/03_coco.ipynb #a3799cae
@@ -207,12 +203,10 @@ def odd_boxes(
     boxes:dict[str,list[Box]], # see `read_boxes`
 )->list[str]:
     "Names of images with a box that has no area or begins outside"
-    found = {}
-    for name, objects in boxes.items():
-        for box in objects:
-            if min(box.width, box.height) <= 0 or min(box.left, box.top) < 0:
-                found[name] = True
-    return list(found)
+    def is_odd(box):
+        return min(box.width, box.height) <= 0 or min(box.left, box.top) < 0
+
+    return [name for name, objects in boxes.items() if any(map(is_odd, objects))]
 
 # %% ../../nbs/03_coco.ipynb #fde6350a
 def unreadable_images(
@@ -235,14 +229,13 @@ def check_coco(
     names = list(found.names.values())
     lost = set(lost_images(names, found.images))
     there = [found.images/name for name in names if name not in lost]
-    listed = set(names)
     files = os.listdir(found.images) if found.images.is_dir() else []
     instances = folder/"annotations"/f"instances_{split}2017.json"
     boxes = read_boxes(folder, split) if instances.is_file() else {}
     return dict(
         images=len(names), published=COCO_IMAGES[split], present=len(there),
         captions=sum(map(len, found.captions.values())), boxes=sum(map(len, boxes.values())),
-        missing=sorted(lost), not_listed=[n for n in sorted(files) if n not in listed],
+        missing=sorted(lost), not_listed=sorted(set(files) - set(names)),
         without_caption=found.mute(), blank_captions=found.blank,
         without_box_area=odd_boxes(boxes),
         unreadable=unreadable_images(there) if decode else [])

@@ -6,7 +6,7 @@
 __all__ = ['TONES', 'NAMES_FINGERPRINT', 'EMOJI_BACKGROUNDS', 'EMOJI_PHRASES', 'EmojiName', 'emoji_names', 'bare_words',
            'nearest_names', 'emoji_number', 'render_svg', 'drawing_files', 'drawings', 'emoji_pool', 'Emoji',
            'draw_emoji', 'Mention', 'emoji_phrasings', 'place_emoji', 'describe_emoji', 'emoji_scene', 'other_names',
-           'emoji_false_specs', 'emoji_near_misses', 'EmojiCaptions', 'EmojiDataset']
+           'emoji_false_specs', 'emoji_near_misses', 'EmojiDataset']
 
 # %% ../../nbs/09_emoji.ipynb #407ce02f
 import io
@@ -21,19 +21,11 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import Dataset
 
-from ..core import from_uint8, import_extra, progress
-from t2i.data.captions import (
-    OPPOSITE,
-    choose_near_miss,
-    clear_place,
-    exchanged,
-    true_relations,
-    with_group,
-)
+from ..core import import_extra, progress
+from .captions import OPPOSITE, clear_place, exchanged, true_relations, with_group
+from .datasets import SceneDataset
 from .shapes import BACKGROUNDS, PLACES, RELATIONS, SIDE, Scene, Spec
 from ..engine.files import atomic_path, data_home, hash_of
 
@@ -378,51 +370,14 @@ def emoji_near_misses(
 )->dict[str, list[str]]:  # by what is false
     "Captions that are false of a scene in one thing, else in the words of its caption"
     number = emoji_phrasings(scene.spec).index(scene.caption)
-    found = defaultdict(list)
+    found = {}
     for kind, specs in emoji_false_specs(scene.spec).items():
-        for spec in specs:
-            found[kind].append(emoji_phrasings(spec)[number])
-    return dict(found)
-
-# %% ../../nbs/09_emoji.ipynb #e2f1ffca
-class EmojiCaptions(Dataset):
-    "Captions of scenes of emoji: item i is about the scene of seed `start+i`"
-    endless = True  # each index gives a fresh scene, so `InfiniteDataset` need not shuffle
-    def __init__(self,
-        start:int=0,          # seed of the first scene
-        size:int=10**9,       # number of items
-        held_out:bool=False,  # what training never shows, and only that
-    ):
-        self.start = start
-        self.size = size
-        self.held_out = held_out
-
-    def __len__(self):
-        return self.size
-
-    def scene(self, i:int, telling:str="")->Scene:
-        "The scene of item i, see `emoji_scene`"
-        return emoji_scene(self.start+i, self.held_out, telling)
-
-    def __getitem__(self, i:int, telling:str="")->dict:  # caption, near_miss
-        rng = random.Random(f"near miss {self.start+i}{telling}")
-        scene = self.scene(i, telling)
-        false = choose_near_miss(emoji_false_specs(scene.spec), rng)
-        number = emoji_phrasings(scene.spec).index(scene.caption)
-        return dict(caption=scene.caption, near_miss=emoji_phrasings(false)[number])
-
-    def retold(self, i:int, generator:torch.Generator)->dict:  # caption, near_miss
-        "Another caption of the image of item i; it is not drawn"
-        number = torch.rand((), generator=generator).item()
-        return EmojiCaptions.__getitem__(self, i, f" {number}")
-
-    def caption(self, i:int)->str:
-        "The caption of item i; nothing is drawn"
-        return self.scene(i).caption
+        found[kind] = [emoji_phrasings(spec)[number] for spec in specs]
+    return found
 
 # %% ../../nbs/09_emoji.ipynb #ad39deb0
-class EmojiDataset(EmojiCaptions):
-    "Scenes of emoji with their images"
+class EmojiDataset(SceneDataset):
+    "Scenes of emoji: item i is the scene of seed `start+i`"
     def __init__(self,
         start:int=0,          # seed of the first scene
         size:int=10**9,       # number of items
@@ -432,22 +387,22 @@ class EmojiDataset(EmojiCaptions):
     ):
         if resolution < 16:
             raise ValueError(f"data.resolution={resolution}: emoji need 16 pixels or more")
-        super().__init__(start, size, held_out)
+        super().__init__(start, size, captioned)
         self.resolution = resolution
-        self.captioned = captioned
+        self.held_out = held_out
         drawing_files()  # says what is missing before training starts
 
-    def __getitem__(self, i:int)->dict:  # image (3,r,r) in [-1,1], caption, near_miss
-        item = dict(image=from_uint8(draw_emoji(self.scene(i), self.resolution)))
-        return item | super().__getitem__(i) if self.captioned else item
+    def scene(self, i:int, telling:str="")->Scene:
+        "The scene of item i, see `emoji_scene`"
+        return emoji_scene(self.start+i, self.held_out, telling)
 
-    def near_misses(self, i:int)->dict[str, list[str]]:  # by what is false
+    def draw(self, i:int)->np.ndarray:  # (r,r,3) uint8
+        "The image of item i"
+        return draw_emoji(self.scene(i), self.resolution)
+
+    def near_misses(self, i:int, telling:str="")->dict[str, list[str]]:  # by what is false
         "Captions that are false of item i in one thing, see `emoji_near_misses`"
-        return emoji_near_misses(self.scene(i))
-
-    def near_miss(self, i:int)->str:
-        "One of them"
-        return super().__getitem__(i)["near_miss"]
+        return emoji_near_misses(self.scene(i, telling))
 
     def cache_key(self)->tuple:
         "What the items depend on, for `t2i.engine.caches`"

@@ -23,14 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core import fold_in, from_pil, from_uint8, to_unit
-from t2i.data.emoji import (
-    EMOJI_BACKGROUNDS,
-    Emoji,
-    draw_emoji,
-    drawings,
-    emoji_names,
-    emoji_pool,
-)
+from .emoji import EMOJI_BACKGROUNDS, Emoji, draw_emoji, drawings, emoji_names, emoji_pool
 from .shapes import SIDE, Scene, Spec
 
 # %% ../../nbs/09_emoji_judge.ipynb #58d7534e
@@ -92,14 +85,12 @@ def crop(
     side:int,        # pixels of the result
 )->Tensor:           # (b,k,c,side,side)
     "Cut squares out and resize them"
-    b, k = squares.shape[:2]
     ticks = (torch.arange(side, device=x.device)+.5)/side*2 - 1     # -1 to 1
     across = (squares[...,:1] + squares[...,2:]*ticks)/(SIDE/2) - 1  # (b,k,side)
     down = (squares[...,1:2] + squares[...,2:]*ticks)/(SIDE/2) - 1
-    shape = b, k, side, side
-    grid = torch.stack([across[:,:,None].expand(shape), down[...,None].expand(shape)], -1)
+    grid = torch.stack(torch.broadcast_tensors(across[:,:,None], down[...,None]), -1)
     found = F.grid_sample(x, grid.flatten(1, 2), align_corners=False)  # (b,c,k*side,side)
-    return found.unflatten(2, (k, side)).transpose(1, 2)
+    return found.unflatten(2, (-1, side)).transpose(1, 2)
 
 # %% ../../nbs/09_emoji_judge.ipynb #62d18a8b
 class Templates:
@@ -165,14 +156,13 @@ def best_matches(
     difference:Tensor,  # (b,3,64,64)
     squares:Tensor,     # (b,k,3): where to look
     background:Tensor,  # (b,3)
-    count:int=32,
-)->tuple[Tensor, Tensor]:  # (b,count) numbers, (b,count,3) the square of each
+)->tuple[Tensor, Tensor]:  # (b,32) numbers, (b,32,3) the square of each
     "The drawings that correlate best in any of the squares"
     k = squares.shape[1]
     found = crop(difference, squares, templates.side).flatten(0, 1)
     values = templates.correlations(found, background.repeat_interleave(k, 0))
     best, which = values.unflatten(0, (-1, k)).max(1)               # over the squares
-    numbers = best.topk(count).indices
+    numbers = best.topk(32).indices
     chosen = which.gather(1, numbers)[...,None].expand(-1, -1, 3)
     return numbers, squares.gather(1, chosen)
 
@@ -190,7 +180,6 @@ def align(
     difference:Tensor,  # (b,3,64,64)
     squares:Tensor,     # (b,k,3): where to start, per drawing
     wanted:Tensor,      # (b,k,3,s,s): what the square should show
-    steps:int=3,
 )->Tensor:              # (b,k,3)
     "Shift and resize squares until their cut is as close as possible to what is wanted"
     across = (difference.roll(-1, 3)-difference.roll(1, 3))/2       # slopes
@@ -198,7 +187,7 @@ def align(
     planes = torch.cat([difference, across, down], 1)               # (b,9,64,64)
     side = wanted.shape[-1]
     ticks = (torch.arange(side, device=squares.device)+.5)/side*2 - 1
-    for _ in range(steps):
+    for _ in range(3):
         found, x, y = crop(planes, squares, side).split(3, 2)
         slopes = torch.stack([x, y, x*ticks + y*ticks[:,None]], -1).flatten(2, 4)
         squares = squares + least_squares(slopes, (wanted-found).flatten(2))
@@ -218,8 +207,7 @@ def redraw(
     scale = homes[...,2:]/squares[...,2:]
     across = ((ticks-squares[...,:1])*scale + homes[...,:1])/(SIDE/2) - 1     # (b,k,n)
     down = ((ticks-squares[...,1:2])*scale + homes[...,1:2])/(SIDE/2) - 1
-    shape = *across.shape, n
-    grid = torch.stack([across[:,:,None].expand(shape), down[...,None].expand(shape)], -1)
+    grid = torch.stack(torch.broadcast_tensors(across[:,:,None], down[...,None]), -1)
     drawn = F.grid_sample(stored.flatten(0, 1), grid.flatten(0, 1), align_corners=False)
     drawn = F.avg_pool2d(drawn, average).unflatten(0, squares.shape[:2])      # (b,k,4,64,64)
     return drawn[:,:,:3] - background[:,None,:,None,None]*drawn[:,:,3:]
@@ -231,11 +219,10 @@ def redrawn_distance(
     homes:Tensor,
     squares:Tensor,
     background:Tensor,
-    steps:int=2,
 )->Tensor:              # (b,k)
     "Squared distance of an image from drawings, each aligned in the pixels of the image"
     ticks = torch.arange(SIDE, device=squares.device)+.5
-    for _ in range(steps):
+    for _ in range(2):
         drawn = redraw(stored, homes, squares, background)
         x = (drawn.roll(1, -1)-drawn.roll(-1, -1))/2                          # slopes
         y = (drawn.roll(1, -2)-drawn.roll(-1, -2))/2
@@ -258,8 +245,7 @@ class EmojiJudge:
 
     def __call__(self,
         images:Tensor,  # (b,3,h,w), [-1,1]
-        count:int=5,    # at most 8
-    )->Tensor:          # (b,count), numbers of names, nearest first
+    )->Tensor:          # (b,5), numbers of names, nearest first
         images = F.interpolate(to_unit(images), (SIDE, SIDE), mode="area")
         background = estimate_background(images)
         sharp = images-background[:,:,None,None]
@@ -267,7 +253,7 @@ class EmojiJudge:
         stored = self.templates.bytes[numbers]/255                  # (b,8,4,64,64)
         homes = self.templates.squares[numbers]
         distance = redrawn_distance(sharp, stored, homes, squares, background)
-        return numbers.gather(1, distance.argsort(1)[:,:count])
+        return numbers.gather(1, distance.argsort(1)[:,:5])
 
     def read(self, images:Tensor, batch_size:int=16)->Tensor:  # (n,3,h,w), [-1,1] -> (n,5)
         "The five nearest of any number of images, on the CPU"

@@ -87,15 +87,14 @@ def sample_captions(
 # %% ../../nbs/03_webdataset.ipynb #aaf49174
 def shard_items(
     path:Path, # a shard
-    captioned:bool=True, # False: images without a caption stay, with an empty one
 )->list[tuple[Place,list[str]]]: # image, captions
     "The captioned images of a shard; what is left out is named"
     items, left_out = [], []
     for key, files in read_index(path).items():
         image = next((files[suffix] for suffix in IMAGES if suffix in files), None)
         captions = sample_captions(files)
-        if image and (captions or not captioned):
-            items.append((image, captions or [""]))
+        if image and captions:
+            items.append((image, captions))
         else:
             left_out.append(key)
     if left_out:

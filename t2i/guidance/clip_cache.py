@@ -19,13 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core import T2IError, progress
-from t2i.engine.caches import (
-    find_shards,
-    is_whole_shard,
-    open_cache,
-    plan_shards,
-    read_captions,
-)
+from ..engine.caches import find_shards, is_whole_shard, open_cache, plan_shards, read_captions
 from ..engine.checkpoints import REGISTRY
 from ..engine.downloads import explain_full_disk
 from ..engine.files import atomic_path, hash_of
@@ -53,12 +47,11 @@ def write_text_shard(
     captions:list[str],
     clip:CLIP|FrozenT5,
     bar,            # with update(number of captions)
-    batch_size:int,
 ):
     "Compute and write the features of some captions, without padding"
     tokens, counts, pooled = [], [], []
-    for start in range(0, len(captions), batch_size):
-        features = clip.text_features(captions[start:start+batch_size])
+    for start in range(0, len(captions), 256):
+        features = clip.text_features(captions[start:start+256])
         tokens.append(features.tokens[features.mask].half().cpu())         # (real tokens,w)
         counts.append(features.mask.sum(1).cpu())                          # (b,)
         pooled.append(features.pooled.half().cpu())                        # (b,d)
@@ -75,7 +68,6 @@ def build_text_cache(
     clip:CLIP|FrozenT5,
     folder:str|Path,    # a new one, or one begun with the same captions and CLIP
     shard:int=16384,    # captions per file
-    batch_size:int=256,
 )->Path:                # the folder
     "Read captions once with a frozen CLIP; interrupted, the next call goes on"
     folder = Path(folder)
@@ -90,7 +82,7 @@ def build_text_cache(
             if known:
                 bar.update(end-start)
             else:
-                write_text_shard(path, captions[start:end], clip, bar, batch_size)
+                write_text_shard(path, captions[start:end], clip, bar)
     return folder
 
 # %% ../../nbs/23_text_cache.ipynb #6ee23ee0

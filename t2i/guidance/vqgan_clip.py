@@ -250,8 +250,7 @@ def prompt_losses(
     targets:dict[str,tuple[Tensor,Tensor]], # see `embed_prompts`
 )->Tensor:                                  # (n,)
     "Per cutout, the weighted sum of its distances from all prompts"
-    losses = [spherical_distance(embeddings[:,None], v) @ w for v, w in targets.values()]
-    return sum(losses)
+    return sum(spherical_distance(embeddings[:,None], v) @ w for v, w in targets.values())
 
 # %% ../../nbs/21_vqgan_clip.ipynb #0fe41f31
 def image_gradient(
