@@ -126,7 +126,7 @@ def settings(root=root):
 
 
 def runs(cell, flags):
-    "Is this a code cell that nbdev_test would run, too?"
+    "Is this a code cell that nbdev_test would run, too, with these flags set aside?"
     if cell.cell_type != "code" or "nbdev_export(" in cell.source:
         return False
     found = house.directives(cell)
@@ -207,7 +207,8 @@ def run(path, root=root):
     nb = nbformat.read(path, 4)
     before = sources(nb)
     nb.metadata["fingerprint"] = fingerprint(nb, root)
-    problem = execute(nb, path.parent, set(settings(root)["tst_flags"].split()))
+    flags = set(settings(root)["tst_flags"].split()) - {"slow"}  # too slow for a test, not for this
+    problem = execute(nb, path.parent, flags)
     if not problem and sources(nbformat.read(path, 4)) != before:
         problem = "was edited while it ran: run it again"
     if not problem:
