@@ -131,8 +131,9 @@ def test_used_modules(small, cell, used):
 
 def test_run_stores_outputs_that_stay_clean(small):
     path = write(
-        small, "import os, sys\nprint(os.getcwd())", "print('bar', file=sys.stderr)", "#| slow\n1+1",
-        "#| eval: false\n1/0", "#| gpu\n1/0", "#| export\nfrom IPython.display import Image\n7",
+        small, "import os, sys\nprint(os.getcwd())", "print('bar', file=sys.stderr)",
+        "#| slow\n1 + 1", "#| eval: false\n1/0", "#| gpu\n1/0",
+        "#| export\nfrom IPython.display import Image\n7",
         "import matplotlib.pyplot as plt\nplt.plot([1, 2]);",
         "from PIL import Image\nImage.new('RGB', (8, 8))",
     )
