@@ -266,7 +266,7 @@ def test_info_of_an_image(t2i):
     assert (about["prompt"], about["seed"]) == ("a handwritten one", "7")
     assert about["model"] == "digits-var"
     Image.new("RGB", (4, 4)).save("plain.png")
-    assert "no text" in t2i("info", "plain.png")[1]
+    assert "no settings in it" in t2i("info", "plain.png")[1]
 
 
 @pytest.mark.parametrize("name", ["vqgan-imagenet-f16-16384", "var-tokenizer", "someone/a-model"])

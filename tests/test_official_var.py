@@ -83,7 +83,7 @@ def test_the_tokenizer_lies_beside_the_file(home, tmp_path, monkeypatch):
 
 def test_without_a_network_one_line_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("T2I_HOME", str(tmp_path))
-    monkeypatch.setattr("t2i.engine.checkpoints.urlopen", lambda *a, **kw: 1/0)
+    monkeypatch.setattr("t2i.engine.downloads.urlopen", lambda *a, **kw: 1/0)
     with pytest.raises(T2IError, match="download it by hand and put it at .*var_d30.pth") as e:
         t2i.load("var-d30")
     assert "\n" not in str(e.value)
