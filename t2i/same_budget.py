@@ -74,7 +74,8 @@ TOKENS = OWN.changed(clip="shapes-clip")
 POOLED = Stage("shapes-clip-var-full", VAR | {
     "start": "null", "conditioning": "pooled", "text.width": 128})
 MASKED = Stage("shapes-var", VAR | ENCODER | {
-    "label_smoothing_temperature": 0., "sample_num_steps": 8})
+    "label_smoothing_temperature": 0., "sample_num_steps": 8,
+    "sample_temperature_schedule": "constant"})
 CLASSES = Stage("shapes-class-var", VAR | {"start": "null"}, .5)
 ADAPTER = Stage("adapter-shapes", ALIKE | MAPS | {"sample_beta": "null"}, .5,
                 {"base": "shapes-class-var"})

@@ -45,6 +45,19 @@ def test_a_row_has_the_budget_and_what_its_table_needs(name):
     assert row["curve"][-1]["images"] == row["stages"][-1]["images"]
 
 
+@pytest.mark.parametrize("name", [name for name, row in BUDGET.items() if row.stages])
+def test_a_row_was_drawn_with_the_settings_of_its_recipe(name):
+    row, = read_budget([SHELF/f"{name}.json"])
+    stage = BUDGET[name].stages[-1]
+    after = {field: SHELF for field in stage.after}
+    changes = [f"{field}={value}" for field, value in (stage.changes | after).items()]
+    config = vars(load_recipe(stage.recipe, changes).config)
+    wanted = {field.removeprefix("sample_"): value for field, value in config.items()
+              if field.startswith("sample_") and value is not None}
+    wanted["guidance_scale"] = wanted.pop("guidance")
+    assert {field: row["settings"].get(field) for field in wanted} == wanted
+
+
 def test_no_row_begins_with_trained_weights():
     for row in BUDGET.values():
         for stage in row.stages:
