@@ -75,6 +75,9 @@ def used_modules(code, root=root):
     return sorted(used)
 
 
+RECORDS = ("scores.json", "ablation.jsonl")  # of a model; they count where code names them
+
+
 def bundled_files(text, root=root):
     "The files of the bundled models and recipes that a text names, and of those models' parts"
     folder = root/"t2i"/"pretrained"
@@ -89,7 +92,7 @@ def bundled_files(text, root=root):
                 found.add(name)
                 texts += [p.read_text() for p in (folder/name).glob("*index.json")]
     files = [root/"t2i"/"recipes"/f"{name}.yaml" for name in found]
-    unread = {"README.md"} if "scores.json" in text else {"README.md", "scores.json"}
+    unread = {"README.md", *(name for name in RECORDS if name not in text)}
     files += [p for name in found for p in (folder/name).rglob("*") if p.name not in unread]
     return sorted(p for p in files if p.is_file())
 

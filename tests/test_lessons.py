@@ -110,10 +110,12 @@ def test_what_makes_a_lesson_stale(small, name, part):
     assert "code" in lessons.stale(path, small)
 
 
-def test_scores_count_where_code_names_them(small):
-    scores = small/"t2i"/"pretrained"/"small-vq"/"scores.json"
+@pytest.mark.parametrize("name", lessons.RECORDS)
+def test_records_count_where_code_names_them(small, name):
+    scores = small/"t2i"/"pretrained"/"small-vq"/name
+    scores.touch()
     assert scores not in lessons.bundled_files("load('small-vq')", small)
-    assert scores in lessons.bundled_files("load('small-vq')/'scores.json'", small)
+    assert scores in lessons.bundled_files(f"load('small-vq')/'{name}'", small)
 
 
 @pytest.mark.parametrize("cell, used", {
