@@ -385,18 +385,36 @@ def look(state:TrainingState):
             state.run_log.metrics.track("images", state.step, *drawn)
 
 # %% ../nbs/04_training.ipynb #118678a1
+@contextlib.contextmanager
+def step_errors(
+    state:TrainingState,
+    stop, # an event, see `stop_signal`
+):
+    "Around a step: a stop signal also ends the compiler that a step may wait for"
+    try:
+        yield
+    except Exception as error:
+        if stop.is_set():
+            rest = f"--resume goes on from step {state.saved}" if state.saved else "nothing is saved"
+            raise T2IError(f"stopped within step {state.step+1}; {rest}") from error
+        if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            raise T2IError("torch.compile failed; train.compile=false trains without it "
+                           f"({' '.join(str(error).split())[:200]})") from error
+        raise
+
 def fit(state:TrainingState)->Path: # the run
     "Train until `steps`, or until a signal; either way the last state is on the disk"
     config = state.config
-    data = batches(state, "train", range(state.step, config.steps))
     begin(state, state.streams["train"].dataset, state.streams["val"].dataset)
     device = state.fabric.device
-    with stop_signal() as stop:
+    data = batches(state, "train", range(state.step, config.steps))
+    with stop_signal() as stop, contextlib.closing(data):  # closing ends the loader's workers
         if state.step:
             look(state)
         stale = is_stale(state)
         while state.step < config.steps and not stale and not any_process(stop.is_set(), device):
-            logs = train_step(state, data)
+            with step_errors(state, stop):
+                logs = train_step(state, data)
             state.run_log.train(state.step, logs, due(state, config.log_every))
             if due(state, config.save_every):
                 save_run(state)

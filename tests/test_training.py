@@ -1,6 +1,7 @@
 "Exact resume after kills, several processes, full disks, bad recipes."
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._inductor import config as inductor_config
 from torch.optim import _muon
 
 import processes
@@ -116,6 +118,41 @@ def test_a_signal_to_all_processes_stops_between_steps(recipe, tmp_path):
     rest = process.stderr.read()
     assert process.wait() == 130 and "go on with --resume" in rest, rest
     assert last_checkpoint(tmp_path/"run").name != "step-0"
+
+
+def break_step(monkeypatch, number=None):
+    "From now on a step raises; before, the signal comes"
+    def train_step(state, data):
+        next(data)
+        if number:
+            signal.raise_signal(number)
+        raise RuntimeError("the compiler was killed")
+
+    monkeypatch.setattr(t2i.training, "train_step", train_step)
+
+
+@pytest.mark.parametrize("name", [None, "SIGINT", "SIGTERM"])
+def test_a_step_that_breaks_leaves_no_worker_behind(recipe, tmp_path, monkeypatch, name):
+    "They ignore signals, so that Python would wait for them for ever"
+    break_step(monkeypatch, name and getattr(signal, name))
+    said = "stopped within step 1; nothing is saved" if name else "the compiler was killed"
+    with pytest.raises(T2IError if name else RuntimeError, match=said) as caught:
+        train(recipe, tmp_path/"run", ("train.workers=1",))
+    assert caught.tb and not multiprocessing.active_children()  # while frames are kept, as at exit
+
+
+def test_a_step_that_breaks_after_a_checkpoint(recipe, tmp_path, monkeypatch):
+    train(recipe, tmp_path/"run", ("train.steps=2", "train.val_every=0"))
+    break_step(monkeypatch, signal.SIGINT)
+    with pytest.raises(T2IError, match="stopped within step 3; --resume goes on from step 2"):
+        train(recipe, tmp_path/"run", ("train.steps=4",), resume=True)
+
+
+def test_without_a_compiler_the_remedy_is_named(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path/"cache"))
+    with inductor_config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        with pytest.raises(T2IError, match="train.compile=false trains without it"):
+            train(recipe, tmp_path/"run", ("train.compile=true",))
 
 
 # ---- Two processes equal one
