@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import tempfile
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated
 
@@ -64,16 +64,22 @@ class Guard:
 
 # %% ../nbs/59_page.ipynb #c9a578c6
 class Visitor:
-    "What belongs to one browser tab"
+    "What belongs to one browser tab, or to one program that asks; gradio copies the first one"
     def __init__(self,
         desk:Path, # the folder of the page
     ):
-        self.folder = Path(tempfile.mkdtemp(dir=desk))
+        self.desk = desk
         self.drawing, self.model, self.chosen, self.refused = None, "", 0, ""
+
+    @cached_property
+    def folder(self)->Path: # made at the first drawing
+        "Where the files are"
+        return Path(tempfile.mkdtemp(dir=self.desk))
 
     def leave(self):
         "Remove the files"
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if "folder" in vars(self):
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 # %% ../nbs/59_page.ipynb #f8d6e63e
 class Answers:
@@ -389,9 +395,7 @@ def build_page(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
     with gr.Blocks(title="t2i", analytics_enabled=False) as page:
-        visitor = gr.State(None, delete_callback=lambda v: v and v.leave())
-        page.load(lambda: Visitor(studio.desk), None, visitor, queue=False,
-                  api_visibility="private")
+        visitor = gr.State(Visitor(studio.desk), delete_callback=Visitor.leave)
         with gr.Row(equal_height=True):
             gr.Markdown("# t2i\nDraw images from words, token by token.")
             model = gr.Dropdown(studio.models.names("generator"), value=first, label="Model")

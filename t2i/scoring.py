@@ -24,10 +24,17 @@ from torch.utils.data import Dataset
 # %% ../nbs/57_scoring.ipynb #5c0e1a7b
 from .catalog import checkpoint_name
 from .core import T2IError, best_device, fold_in, from_pil, image_grid, progress
-from .data.datasets import COMPUTED, DataConfig, FolderDataset, load_dataset
+from .data.datasets import (
+    COMPUTED,
+    DataConfig,
+    FolderDataset,
+    ShapesDataset,
+    load_dataset,
+)
 from .data.emoji_judge import SMALL, EmojiJudge, emoji_scores, judge_scores
 from .data.shapes import SHAPES, parse_caption
 from .engine.files import save_png
+from .engine.recipes import import_class
 from t2i.evaluation import (
     clip_scores,
     digit_scores,
@@ -231,6 +238,9 @@ def world_of(
     data:DataConfig|None, # what a model was trained on, where it is known
 )->str:                   # "shapes" in however many words; "emoji" of whatever kind; "" if unknown
     "Where training images came from"
+    own = data and data.name.startswith("t2i.")  # a class of this package
+    if own and issubclass(import_class(data.name), ShapesDataset):
+        return "shapes"
     return data.name.removeprefix("terse-").removesuffix("-portraits") if data else ""
 
 # %% ../nbs/57_scoring.ipynb #a0f0e091

@@ -91,7 +91,11 @@ def held_out_images(
     else:
         name = describe_sources(own) if own.sources else own.path
         data = f"{own.val_path or name}, held out" if name else own.name
-        dataset = load_dataset(own, "val", captioned=captioned)
+        try:
+            dataset = load_dataset(own, "val", captioned=captioned)
+        except FileNotFoundError as error:
+            gone = f"{subject.name} was trained on images that are not here ({error})"
+            raise T2IError(f"{gone}: name others with --data, or choose a --benchmark") from error
     side = dataset[0]["image"].shape[-1]
     if side != resolution and subject.kind != "clip":
         sizes = f"reads images of {resolution} pixels, {data} has {side}"

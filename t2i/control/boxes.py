@@ -321,8 +321,10 @@ class FrozenAndBranch(BesideFrozen):
     def tokenizer(self):
         return self.base.tokenizer
 
-    def condition(self, text:BoxedText)->BoxCondition:
-        "What the transformer and the branch read"
+    def condition(self, text:BoxedText|TextFeatures)->BoxCondition:
+        "What the transformer and the branch read; captions alone have no boxes"
+        if isinstance(text, TextFeatures):
+            text = boxed_text(text, [[]]*len(text.pooled))
         own = self.base.condition(text.features)
         return BoxCondition(own.vector, own.tokens, own.mask, *self.branch(text))
 
@@ -368,7 +370,7 @@ class PhraseReader:
 def boxed_text(
     features:TextFeatures, # of b captions
     boxes:list[list],      # per image, of `read_boxes`
-    read:PhraseReader,
+    read:PhraseReader|None=None, # None: there are no boxes
 )->BoxedText:
     "Captions and boxes as tensors"
     device, b = features.pooled.device, len(boxes)
