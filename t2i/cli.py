@@ -95,7 +95,7 @@ def main():
 
 # %% ../nbs/53_cli.ipynb #ba9570fa
 AnyNumber = option(
-    int, "num_images_per_prompt", "Images per prompt.", "--num-images-per-prompt", "-n",
+    int, "num_images_per_prompt", "Images per prompt.", "--num-images-per-prompt", "-n", min=1,
     default="4, or 1 for a file of several prompts")
 
 # %% ../nbs/53_cli.ipynb #60cbdf81
@@ -108,7 +108,8 @@ def per_map(
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"the weight is {text!r}; it must be a number, or one per map") from None
+        advice = "write a number, or one per map with commas between"
+        raise ValueError(f"{text!r} is no weight for --alpha and --beta: {advice}") from None
     return numbers[0] if len(numbers) == 1 else numbers
 
 # %% ../nbs/53_cli.ipynb #c1c5d837
@@ -247,7 +248,8 @@ def generate(
 # %% ../nbs/53_cli.ipynb #cb4b962f
 @app.command()
 def edit(
-    image:Annotated[Path, typer.Argument(help="An image of the model's size.")],
+    image:Annotated[Path, typer.Argument(
+        help="An image of the model's size, or enlarged by whole pixels.")],
     mask:Annotated[Path, typer.Argument(help="An image, white where IMAGE is to be redrawn.")],
     prompt:Annotated[str, typer.Argument(help="What the masked part is to show, in quotes.")],
     model:Model = "shapes-var",
@@ -274,6 +276,7 @@ def edit(
         top_p=top_p, temperature=temperature, negative_prompt=negative_prompt, seed=seed)
     pipe = load_pipe(model, device)
     out = pipe.edit(*given, prompt, num_images_per_prompt, context, **settings)
+    out.settings |= dict(image=str(image), mask=str(mask))
     for path in out.save(output):
         say(path)
 

@@ -33,7 +33,8 @@ from t2i.cli_data import (
 # %% ../nbs/58_cli_models.ipynb #f38e2e6a
 complete_run = name_completion()
 OWN = "the model's own"
-Number = option(int, "num_images_per_prompt", "Images per prompt.", "--num-images-per-prompt", "-n")
+Number = option(
+    int, "num_images_per_prompt", "Images per prompt.", "--num-images-per-prompt", "-n", min=1)
 Guidance = option(
     float, "guidance_scale", "How strictly to follow the prompt; 1 is no guidance.", default=OWN)
 Steps = option(

@@ -43,13 +43,19 @@ def read_scores(
 )->dict:             # as `evaluate_model` returns it, and the file
     "Scores of ShapesBench"
     file = Path(source).expanduser()
-    if file.suffix != ".json":
+    hint = "t2i evaluate {} --benchmark shapes --json > scores.json makes one"
+    if file.suffix != ".json" and not file.is_file():
         file = bundled_folder(source)/"scores.json"
+        if not file.is_file():
+            raise T2IError(f"{source} has no scores.json; {hint.format(source)}: then name it")
     if not file.is_file():
-        hint = f"t2i evaluate {source} --benchmark shapes --json > scores.json makes them"
-        raise T2IError(f"{source} has no scores; {hint}, then name that file")
-    scores = json.loads(file.read_text(encoding="utf-8"))
-    missing = [name for name in (*TASKS, "unseen_pairs", "images") if name not in scores]
+        raise T2IError(f"no file {file}; {hint.format('MODEL')}")
+    try:
+        scores = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise T2IError(f"{file} holds no scores; {hint.format('MODEL')}") from e
+    names = (*TASKS, "unseen_pairs", "images")
+    missing = [name for name in names if not isinstance(scores, dict) or name not in scores]
     if missing:
         raise T2IError(f"{file} lacks {missing[0]}: a leaderboard reads scores of ShapesBench, "
                        "from t2i evaluate MODEL --benchmark shapes --json")

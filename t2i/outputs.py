@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .core import T2IError, image_grid, to_pil
-from .engine.files import save_png
+from .engine.files import image_problem, save_png
 
 # %% ../nbs/55_outputs.ipynb #33d2be7b
 def slug(
@@ -225,5 +225,5 @@ def read_about(
             image.load()  # text may stand behind the pixels
             about = getattr(image, "text", {})
     except (OSError, SyntaxError, ValueError) as e:
-        raise T2IError(f"{path} is not an image that can be read ({type(e).__name__})") from None
+        raise T2IError(f"{path} is not an image that can be read: {image_problem(e)}") from None
     return {str(key): str(value) for key, value in about.items()}

@@ -158,7 +158,7 @@ class StreamingParts(PipelineParts):
 
     @torch.no_grad()
     def edit(self,
-        image:Image.Image|Tensor, # of the model's size; or (3,h,w) in [-1,1]
+        image:Image.Image|Tensor, # of the model's size, see `read_image`; or (3,h,w) in [-1,1]
         mask:Image.Image|Tensor,  # white, or True, where it is to be redrawn; of the same size
         prompt:str,               # what the masked part is to show
         num_images_per_prompt:int=1,
@@ -175,8 +175,8 @@ class StreamingParts(PipelineParts):
         conditions = [self.generator.condition(self.encode(text)) for text in texts]
         images = edit_images(
             self.generator, *given, *conditions, call.generators, context, **settings)
-        about = dict(model=self.name, num_images_per_prompt=num_images_per_prompt) | settings
-        return Output(to_pil(images), call.prompts, call.seed, about)
+        about = dict(model=self.name, num_images_per_prompt=num_images_per_prompt, context=context)
+        return Output(to_pil(images), call.prompts, call.seed, about | settings)
 
 # %% ../nbs/51_pipeline.ipynb #4ea86b74
 class Pipeline(StreamingParts):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'CHOICES', 'LIMITS', 'SENTENCE_WORDS', 'FLAG_VALUES', 'check_settings', 'prompt_list', 'choose_seed',
-           'with_near_word', 'warn_of_rest', 'warn_of_prompts', 'emoji_characters', 'name_characters',
-           'read_characters', 'Call', 'check_call', 'read_prompts', 'check_quotes']
+           'with_near_word', 'bundled_words', 'who_knows', 'warn_of_rest', 'warn_of_prompts', 'emoji_characters',
+           'name_characters', 'read_characters', 'Call', 'check_call', 'read_prompts', 'check_quotes']
 
 # %% ../nbs/54_requests.ipynb #adc9a554
 import math
@@ -24,6 +24,7 @@ from .control.adapter import weight_list
 from .control.boxes import boxes_per_image
 from .core import T2IError, log
 from .data.emoji import emoji_names
+from .engine.files import bundled_folder
 from .engine.folders import read_text
 from .sampling import split_generator
 from .text import TextTokenizer
@@ -107,6 +108,22 @@ def with_near_word(
     return f"{word!r} ({near[0]}?)" if near else repr(word)
 
 
+@cache
+def bundled_words()->dict[str,TextTokenizer]: # by model
+    "The text tokenizers of the bundled models that draw from words"
+    folders = bundled_folder("shapes-var", only_bundled=True).parent.glob("*/text_tokenizer")
+    read = [folder for folder in folders if (folder/"tokenizer.json").is_file()]
+    return {folder.parent.name: TextTokenizer.from_pretrained(folder) for folder in read}
+
+
+def who_knows(
+    prompt:str,
+)->str: # the shortest name; "": no bundled model does
+    "A bundled model that knows all words of a prompt"
+    names = [name for name, words in bundled_words().items() if not words.unfamiliar(prompt)]
+    return min(names, key=lambda name: (len(name), name), default="")
+
+
 def warn_of_rest(
     text_tokenizer, # published: with `rest` and `length`
     prompts:list[str],
@@ -143,7 +160,10 @@ def warn_of_prompts(
         words = text_tokenizer.unfamiliar(p)[:5]
         if words:
             unknown = ", ".join(with_near_word(text_tokenizer, word) for word in words)
-            log.warning("%s: %s never occurred in training; the image may lack it", shown, unknown)
+            other = who_knows(p)
+            hint = f" ({other} knows these words)" if other else ""
+            log.warning("%s: %s never occurred in training; the image may lack it%s",
+                        shown, unknown, hint)
 
 # %% ../nbs/54_requests.ipynb #6973d71d
 @cache

@@ -294,6 +294,8 @@ def find_model(
     "Where a name leads; what is published is fetched"
     name = str(name)
     path = Path(name).expanduser()
+    if not name.strip():
+        raise T2IError("the name of the model is empty: t2i info lists the bundled ones")
     if path.exists():
         return path
     if name in REGISTRY:

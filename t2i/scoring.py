@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 # %% ../nbs/57_scoring.ipynb #5c0e1a7b
 from .catalog import checkpoint_name
 from .core import T2IError, best_device, fold_in, from_pil, image_grid, progress
-from .data.datasets import (
+from t2i.data.datasets import (
     COMPUTED,
     DataConfig,
     FolderDataset,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'lr_factor', 'build_optimizers', 'ema_decay', 'ema_model', 'Task', 'ema_scope', 'prepare_network',
            'TrainingState', 'batches', 'micro_step', 'mean_logs', 'optimizer_step', 'train_step', 'validate',
-           'draw_samples', 'look', 'fit', 'train', 'load_task']
+           'draw_samples', 'look', 'step_errors', 'fit', 'train', 'load_task']
 
 # %% ../nbs/04_training.ipynb #4823425b
 import contextlib
@@ -395,7 +395,9 @@ def step_errors(
         yield
     except Exception as error:
         if stop.is_set():
-            rest = f"--resume goes on from step {state.saved}" if state.saved else "nothing is saved"
+            rest = "nothing is saved"
+            if state.saved:
+                rest = f"--resume goes on from step {state.saved}"
             raise T2IError(f"stopped within step {state.step+1}; {rest}") from error
         if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
             raise T2IError("torch.compile failed; train.compile=false trains without it "

@@ -93,6 +93,19 @@ def test_images_depend_on_their_seed_alone(pipe):
     assert (np.asarray(many[0]) != np.asarray(many[1])).any()
 
 
+def test_what_was_enlarged_by_whole_pixels_is_edited_in_its_own_size(pipe):
+    "A single image of `t2i generate`, and a mask that was painted over it"
+    image, mask, caption, _ = random_edit(0)
+    small, hidden = to_pil(image[None])[0], Image.fromarray(255*mask.astype(np.uint8))
+    large = small.resize((128, 128), Image.NEAREST)
+    once = pipe.edit(small, hidden, caption, seed=1)
+    again = pipe.edit(large, hidden.resize((128, 128), Image.NEAREST), caption, seed=1)
+    assert again.images[0] == once.images[0] and once.settings["context"] is None
+    large.putpixel((0, 0), (1, 2, 3))  # now shrinking would lose something
+    with pytest.raises(T2IError, match="the image has 128x128 pixels"):
+        pipe.edit(large, hidden, caption, seed=1)
+
+
 @pytest.mark.parametrize("wrong, says", [
     (dict(mask=np.zeros((64, 64))), "covers nothing"),
     (dict(mask=np.ones((64, 64))), "covers everything"),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EDIT_SETTINGS', 'soften', 'around', 'fill_hole', 'Surroundings', 'KnownPredictor', 'stream_edit', 'blend', 'flatten',
-           'read_known', 'read_image', 'open_image', 'near_mask', 'edit_images', 'canvas']
+           'own_size', 'read_known', 'read_image', 'open_image', 'near_mask', 'edit_images', 'canvas']
 
 # %% ../../nbs/44_editing.ipynb #e1eba450
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core import T2IError, from_pil
+from ..engine.files import image_problem
 from ..generators.var import Condition, MapPredictor, NextScaleModel
 from ..sampling import cfg_schedule, draw_uniform, sample_codes
 
@@ -139,14 +140,27 @@ def flatten(
         image = Image.alpha_composite(paper, image.convert("RGBA"))
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
+# %% ../../nbs/44_editing.ipynb #44c0a002
+def own_size(
+    image:Image.Image,
+    side:int,          # what the model draws, pixels
+    exact:bool=True,   # only if nothing is lost
+)->Image.Image:
+    "An image enlarged by whole pixels, as `Output.save` writes a single one, in its own size"
+    times = image.width//side
+    if times < 2 or image.size != (times*side, times*side):
+        return image
+    small = image.resize((side, side), Image.NEAREST)
+    return small if not exact or small.resize(image.size, Image.NEAREST) == image else image
 
+# %% ../../nbs/44_editing.ipynb #44c0a004
 def read_known(
     mask:Image.Image|np.ndarray|Tensor, # white or True where the image is to be redrawn
     side:int,                           # of the image, pixels
 )->Tensor:                              # (1,1,side,side) float32: 1 where it is to be kept
     "A mask, checked"
     if isinstance(mask, Image.Image):
-        mask = flatten(mask, "black").convert("L")
+        mask = own_size(flatten(mask, "black").convert("L"), side, exact=False)
     pixels = np.asarray(mask).squeeze()
     if pixels.shape != (side, side):
         found = "x".join(map(str, pixels.shape[::-1]))
@@ -155,21 +169,22 @@ def read_known(
     redraw = pixels.astype(np.float32) >= top/2
     if not redraw.any() or redraw.all():
         what = "nothing" if not redraw.any() else "everything"
-        raise T2IError(f"the mask covers {what}; white is what is to be redrawn")
+        raise T2IError(f"the mask covers {what}; white (the lighter half of the grays) is what is "
+                       "to be redrawn; t2i generate draws a whole image")
     return torch.from_numpy(~redraw).float()[None,None]
 
 # %% ../../nbs/44_editing.ipynb #2440d022
 def read_image(
-    image:Image.Image|Tensor, # PIL, or (3,h,w) or (1,3,h,w) in [-1,1]
+    image:Image.Image|Tensor, # PIL, see `own_size`; or (3,h,w) or (1,3,h,w) in [-1,1]
     side:int,                 # what the model draws, pixels
 )->Tensor:                    # (1,3,side,side) in [-1,1]
     "An image of the model's size"
     if isinstance(image, Image.Image):
-        image = from_pil(image)
+        image = from_pil(own_size(image, side))
     image = image.reshape(-1, *image.shape[-3:]).float()
     if tuple(image.shape) != (1, 3, side, side):
         found = f"{image.shape[-1]}x{image.shape[-2]}"
-        advice = "resize it; what t2i generate drew has that size with -o FOLDER/"
+        advice = "resize it, or draw with t2i generate -n 1 or -o FOLDER/"
         raise T2IError(f"the image has {found} pixels; this model edits {side}x{side}: {advice}")
     return image
 
@@ -185,7 +200,7 @@ def open_image(
         with Image.open(path) as image:
             return flatten(image, behind)
     except (OSError, SyntaxError, ValueError) as e:
-        raise T2IError(f"{path} is not an image that can be read ({type(e).__name__})") from None
+        raise T2IError(f"{path} is not an image that can be read: {image_problem(e)}") from None
 
 # %% ../../nbs/44_editing.ipynb #83d1e99d
 def near_mask(

@@ -233,6 +233,8 @@ def read_lora(
     path = folder/"adapter_config.json"
     if (folder/"last").is_file():
         raise T2IError(f"{folder} is a run: load it as a model, or t2i convert {folder} NAME first")
+    if not path.is_file():
+        raise T2IError(f"{folder} is no LoRA: it has no adapter_config.json, which peft writes")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         config = LoRAConfig(values["r"], values["lora_alpha"], values["target_modules"])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIDEO_SUFFIXES', 'fsync_path', 'temporary_name', 'new_file_mode', 'settle', 'remove', 'replace_path', 'atomic_path',
-           'save_png', 'check_video', 'encode_mp4', 'save_video', 'data_home', 'config_from_dict', 'bundled_folder',
-           'byte_pieces', 'hash_of']
+           'save_png', 'image_problem', 'check_video', 'encode_mp4', 'save_video', 'data_home', 'config_from_dict',
+           'bundled_folder', 'byte_pieces', 'hash_of']
 
 # %% ../../nbs/94_files.ipynb #011a132c
 import os
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -145,6 +145,15 @@ def save_png(
 # %% ../../nbs/94_files.ipynb #d9a95120
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
 
+def image_problem(
+    error:Exception, # of PIL
+)->str:
+    "Why an image file cannot be read, in words"
+    if isinstance(error, UnidentifiedImageError):
+        return "no known format"
+    return "broken or cut short"
+
+
 def check_video(
     path:str|Path, # .mp4, .gif or .webp
 ):
@@ -248,8 +257,7 @@ def bundled_folder(
         raise T2IError(f"no {kind} {str(name)!r} yet: t2i train {recipe} makes runs/{recipe}")
     for near in get_close_matches(str(name), known, 1, .8):
         raise T2IError(f"no {kind} {str(name)!r}: did you mean {near}?")
-    raise T2IError(f"no {kind} {str(name)!r}: neither a folder nor bundled ({', '.join(known)}); "
-                   "t2i info lists the published ones too")
+    raise T2IError(f"no {kind} {str(name)!r}: t2i info lists the bundled and the published ones")
 
 # %% ../../nbs/94_files.ipynb #c9232900
 def byte_pieces(

@@ -105,6 +105,8 @@ def read_yaml(path:Path)->dict: # with text or None for every scalar
         text = path.read_text(encoding="utf-8-sig")
         OmegaConf.create(text)  # refuses a name that stands there twice
         values = yaml.load(text, TextLoader)
+    except UnicodeDecodeError:
+        raise T2IError(f"{path} is no text file, so no recipe: a recipe is a YAML file") from None
     except Exception as e:
         mark = getattr(e, "problem_mark", None)
         where = f" (line {mark.line+1})" if mark else ""
