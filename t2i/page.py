@@ -68,8 +68,7 @@ class Visitor:
     def __init__(self,
         desk:Path, # the folder of the page
     ):
-        self.desk = desk
-        self.drawing, self.model, self.chosen, self.refused = None, "", 0, ""
+        self.desk, self.drawing, self.model, self.chosen, self.refused = desk, None, "", 0, ""
 
     @cached_property
     def folder(self)->Path: # made at the first drawing

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'lr_factor', 'build_optimizers', 'ema_decay', 'ema_model', 'Task', 'ema_scope', 'prepare_network',
            'TrainingState', 'batches', 'micro_step', 'mean_logs', 'optimizer_step', 'train_step', 'validate',
-           'draw_samples', 'look', 'step_errors', 'fit', 'train', 'load_task']
+           'draw_samples', 'look', 'fit', 'train', 'load_task']
 
 # %% ../nbs/04_training.ipynb #4823425b
 import contextlib
@@ -47,6 +47,7 @@ from t2i.engine.resume import (
     on_record,
     parameters_of,
     save_run,
+    step_errors,
 )
 from .engine.runs import stop_signal
 from .recompute import checkpoint_blocks
@@ -385,25 +386,6 @@ def look(state:TrainingState):
             state.run_log.metrics.track("images", state.step, *drawn)
 
 # %% ../nbs/04_training.ipynb #118678a1
-@contextlib.contextmanager
-def step_errors(
-    state:TrainingState,
-    stop, # an event, see `stop_signal`
-):
-    "Around a step: a stop signal also ends the compiler that a step may wait for"
-    try:
-        yield
-    except Exception as error:
-        if stop.is_set():
-            rest = "nothing is saved"
-            if state.saved:
-                rest = f"--resume goes on from step {state.saved}"
-            raise T2IError(f"stopped within step {state.step+1}; {rest}") from error
-        if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
-            raise T2IError("torch.compile failed; train.compile=false trains without it "
-                           f"({' '.join(str(error).split())[:200]})") from error
-        raise
-
 def fit(state:TrainingState)->Path: # the run
     "Train until `steps`, or until a signal; either way the last state is on the disk"
     config = state.config

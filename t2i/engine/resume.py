@@ -6,7 +6,8 @@
 __all__ = ['OPTIMIZERS', 'STATE_FORMAT', 'random_state', 'set_random_state', 'keep_random_state', 'agree_random_state',
            'parameters_of', 'optimizer_states', 'fits', 'load_optimizer_states', 'check_settings', 'check_batch',
            'RunState', 'read_state', 'parameter_names', 'save_run', 'restore_run', 'restore_discriminator', 'size',
-           'begin', 'due', 'on_record', 'aside', 'held_out_losses', 'is_stale', 'keep_best', 'check_finite']
+           'begin', 'due', 'on_record', 'aside', 'step_errors', 'held_out_losses', 'is_stale', 'keep_best',
+           'check_finite']
 
 # %% ../../nbs/98_resume.ipynb #fa067cfd
 import contextlib
@@ -330,6 +331,26 @@ def aside(state:RunState):
     except Exception:
         if state.saved < state.step:
             save_run(state, alone=True)
+        raise
+
+# %% ../../nbs/98_resume.ipynb #98c0a002
+@contextlib.contextmanager
+def step_errors(
+    state:RunState,
+    stop, # an event, see `stop_signal`
+):
+    "Around a step: a stop signal also ends the compiler that a step may wait for"
+    try:
+        yield
+    except Exception as error:
+        if stop.is_set():
+            rest = "nothing is saved"
+            if state.saved:
+                rest = f"--resume goes on from step {state.saved}"
+            raise T2IError(f"stopped within step {state.step+1}; {rest}") from error
+        if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            raise T2IError("torch.compile failed; train.compile=false trains without it "
+                           f"({' '.join(str(error).split())[:200]})") from error
         raise
 
 # %% ../../nbs/98_resume.ipynb #0f339445
