@@ -112,16 +112,17 @@ def with_near_word(
 def bundled_words()->dict[str,TextTokenizer]: # by model
     "The text tokenizers of the bundled models that draw from words"
     folders = bundled_folder("shapes-var", only_bundled=True).parent.glob("*/text_tokenizer")
-    read = [folder for folder in folders if (folder/"tokenizer.json").is_file()]
-    return {folder.parent.name: TextTokenizer.from_pretrained(folder) for folder in read}
+    found = {folder.parent.name: folder for folder in folders
+             if (folder/"tokenizer.json").is_file() and (folder/"../model_index.json").is_file()}
+    return {name: TextTokenizer.from_pretrained(folder) for name, folder in found.items()}
 
 
 def who_knows(
     prompt:str,
-)->str: # the shortest name; "": no bundled model does
-    "A bundled model that knows all words of a prompt"
+)->str: # "": no bundled model does
+    "A bundled model that knows all words of a prompt; shapes-var, if it does"
     names = [name for name, words in bundled_words().items() if not words.unfamiliar(prompt)]
-    return min(names, key=lambda name: (len(name), name), default="")
+    return min(names, key=lambda name: (name != "shapes-var", len(name), name), default="")
 
 
 def warn_of_rest(
