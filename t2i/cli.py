@@ -95,7 +95,7 @@ def main():
 
 # %% ../nbs/53_cli.ipynb #ba9570fa
 AnyNumber = option(
-    int, "num_images_per_prompt", "Images per prompt.", "--num-images-per-prompt", "-n", min=1,
+    int, "num_images_per_prompt", "Images per prompt.", "--num-images-per-prompt", "-n",
     default="4, or 1 for a file of several prompts")
 
 # %% ../nbs/53_cli.ipynb #60cbdf81

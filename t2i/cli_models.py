@@ -33,8 +33,7 @@ from t2i.cli_data import (
 # %% ../nbs/58_cli_models.ipynb #f38e2e6a
 complete_run = name_completion()
 OWN = "the model's own"
-Number = option(
-    int, "num_images_per_prompt", "Images per prompt.", "--num-images-per-prompt", "-n", min=1)
+Number = option(int, "num_images_per_prompt", "Images per prompt.", "--num-images-per-prompt", "-n")
 Guidance = option(
     float, "guidance_scale", "How strictly to follow the prompt; 1 is no guidance.", default=OWN)
 Steps = option(

@@ -51,11 +51,10 @@ def read_scores(
     if not file.is_file():
         raise T2IError(f"no file {file}; {hint.format('MODEL')}")
     try:
-        scores = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e:
+        scores = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as e:
         raise T2IError(f"{file} holds no scores; {hint.format('MODEL')}") from e
-    names = (*TASKS, "unseen_pairs", "images")
-    missing = [name for name in names if not isinstance(scores, dict) or name not in scores]
+    missing = [name for name in (*TASKS, "unseen_pairs", "images") if name not in scores]
     if missing:
         raise T2IError(f"{file} lacks {missing[0]}: a leaderboard reads scores of ShapesBench, "
                        "from t2i evaluate MODEL --benchmark shapes --json")

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'CHOICES', 'LIMITS', 'SENTENCE_WORDS', 'FLAG_VALUES', 'check_settings', 'prompt_list', 'choose_seed',
-           'with_near_word', 'bundled_words', 'who_knows', 'warn_of_rest', 'warn_of_prompts', 'emoji_characters',
-           'name_characters', 'read_characters', 'Call', 'check_call', 'read_prompts', 'check_quotes']
+           'with_near_word', 'bundled_words', 'emoji_words', 'who_knows', 'warn_of_rest', 'warn_of_prompts',
+           'emoji_characters', 'name_characters', 'read_characters', 'Call', 'check_call', 'read_prompts',
+           'check_quotes']
 
 # %% ../nbs/54_requests.ipynb #adc9a554
 import math
@@ -23,7 +24,7 @@ import torch
 from .control.adapter import weight_list
 from .control.boxes import boxes_per_image
 from .core import T2IError, log
-from .data.emoji import emoji_names
+from .data.emoji import EMOJI_BACKGROUNDS, emoji_names
 from .engine.files import bundled_folder
 from .engine.folders import read_text
 from .sampling import split_generator
@@ -117,11 +118,21 @@ def bundled_words()->dict[str,TextTokenizer]: # by model
     return {name: TextTokenizer.from_pretrained(folder) for name, folder in found.items()}
 
 
+@cache
+def emoji_words()->set[str]:
+    "The words of all names of emoji: from pieces alone, `emoji-var` could spell any word"
+    phrases = [name.phrase() for name in emoji_names()] + list(EMOJI_BACKGROUNDS)
+    return set(re.findall(r"\w+", " ".join(phrases).lower()))
+
+
 def who_knows(
-    prompt:str,
-)->str: # "": no bundled model does
-    "A bundled model that knows all words of a prompt; shapes-var, if it does"
-    names = [name for name, words in bundled_words().items() if not words.unfamiliar(prompt)]
+    words:list[str], # as `TextTokenizer.unfamiliar` returns them
+)->str:              # "": no bundled model does
+    "A bundled model that learned all of these words; shapes-var, if it did"
+    text = " ".join(words)
+    names = [name for name, known in bundled_words().items() if not known.unfamiliar(text)]
+    if not set(words) <= emoji_words():
+        names = [name for name in names if not name.startswith("emoji")]
     return min(names, key=lambda name: (name != "shapes-var", len(name), name), default="")
 
 
@@ -161,10 +172,10 @@ def warn_of_prompts(
         words = text_tokenizer.unfamiliar(p)[:5]
         if words:
             unknown = ", ".join(with_near_word(text_tokenizer, word) for word in words)
-            other = who_knows(p)
-            hint = f" ({other} knows these words)" if other else ""
-            log.warning("%s: %s never occurred in training; the image may lack it%s",
-                        shown, unknown, hint)
+            other, what = who_knows(words), "it" if len(words) == 1 else "them"
+            hint = f" ({other} knows {what})" if other else ""
+            log.warning("%s: %s never occurred in training; the image may lack %s%s",
+                        shown, unknown, what, hint)
 
 # %% ../nbs/54_requests.ipynb #6973d71d
 @cache
