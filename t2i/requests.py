@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'CHOICES', 'LIMITS', 'SENTENCE_WORDS', 'FLAG_VALUES', 'check_settings', 'prompt_list', 'choose_seed',
-           'with_near_word', 'bundled_words', 'emoji_words', 'who_knows', 'warn_of_rest', 'warn_of_prompts',
+           'with_near_word', 'warn_of_rest', 'bundled_words', 'emoji_words', 'who_knows', 'warn_of_prompts',
            'emoji_characters', 'name_characters', 'read_characters', 'Call', 'check_call', 'read_prompts',
            'check_quotes']
 
@@ -109,6 +109,18 @@ def with_near_word(
     return f"{word!r} ({near[0]}?)" if near else repr(word)
 
 
+def warn_of_rest(
+    text_tokenizer, # published: with `rest` and `length`
+    prompts:list[str],
+):
+    "Log which prompts are longer than a published text tokenizer reads"
+    for p in dict.fromkeys(prompts):
+        rest = text_tokenizer.rest(p)
+        if rest:
+            log.warning("%r is longer than this model's %d tokens: the rest is cut, from %r on",
+                        p[:60], text_tokenizer.length, rest[:30])
+
+# %% ../nbs/54_requests.ipynb #54c0a001
 @cache
 def bundled_words()->dict[str,TextTokenizer]: # by model
     "The text tokenizers of the bundled models that draw from words"
@@ -135,18 +147,6 @@ def who_knows(
         names = [name for name in names if not name.startswith("emoji")]
     return min(names, key=lambda name: (name != "shapes-var", len(name), name), default="")
 
-
-def warn_of_rest(
-    text_tokenizer, # published: with `rest` and `length`
-    prompts:list[str],
-):
-    "Log which prompts are longer than a published text tokenizer reads"
-    for p in dict.fromkeys(prompts):
-        rest = text_tokenizer.rest(p)
-        if rest:
-            log.warning("%r is longer than this model's %d tokens: the rest is cut, from %r on",
-                        p[:60], text_tokenizer.length, rest[:30])
-
 # %% ../nbs/54_requests.ipynb #7bf5c164
 def warn_of_prompts(
     text_tokenizer:TextTokenizer,
@@ -172,7 +172,8 @@ def warn_of_prompts(
         words = text_tokenizer.unfamiliar(p)[:5]
         if words:
             unknown = ", ".join(with_near_word(text_tokenizer, word) for word in words)
-            other, what = who_knows(words), "it" if len(words) == 1 else "them"
+            other = who_knows(words)
+            what = "it" if len(words) == 1 else "them"
             hint = f" ({other} knows {what})" if other else ""
             log.warning("%s: %s never occurred in training; the image may lack %s%s",
                         shown, unknown, what, hint)
