@@ -225,7 +225,7 @@ def near_names(
     own = Path(model).expanduser()/"recipe.yaml"
     recipe = load_recipe(own if own.is_file() else model)
     data = getattr(recipe.config, "data", None)
-    if data is None or data.name not in ("emoji", "emoji-portraits"):
+    if data is None or not data.name.startswith("emoji"):
         raise T2IError(f"{model} was not trained on emoji, and has no list of names")
     text = name_characters(text)
     words = set(bare_words(text).split())

@@ -326,7 +326,7 @@ class CocoDataset(ImageFiles):
         return coco.boxes_in_square(path, self.all_boxes.get(path.name, []))
 
 # %% ../../nbs/03_datasets.ipynb #385eb26a
-COMPUTED = ("shapes", "terse-shapes", "digits", "emoji", "emoji-portraits")  # no folder is read
+COMPUTED = ("shapes", "terse-shapes", "digits", "emoji", "emoji-large", "emoji-portraits")
 CAPTIONS = ("all", "one")
 
 @dataclass
@@ -398,8 +398,9 @@ def load_dataset(
         return kind(start, count, captioned)
     if name == "digits":
         return DigitsDataset(split)
-    if name == "emoji":
-        kind = import_class("t2i.data.emoji.EmojiDataset")
+    if name in ("emoji", "emoji-large"):
+        path = "emoji.EmojiDataset" if name == "emoji" else "emoji_portraits.LargeEmoji"
+        kind = import_class(f"t2i.data.{path}")
         return kind(start, count, config.resolution, captioned=captioned)
     if name == "emoji-portraits":
         kind = import_class("t2i.data.emoji_portraits.EmojiPortraits")

@@ -142,8 +142,6 @@ def save_png(
     with atomic_path(path) as p:
         image.save(p, format="PNG", pnginfo=info)
 
-# %% ../../nbs/94_files.ipynb #d9a95120
-VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
 
 def image_problem(
     error:Exception, # of PIL
@@ -153,6 +151,8 @@ def image_problem(
         return "no known format"
     return "broken or cut short"
 
+# %% ../../nbs/94_files.ipynb #d9a95120
+VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
 
 def check_video(
     path:str|Path, # .mp4, .gif or .webp

@@ -66,7 +66,8 @@ class TokenizerTaskConfig:
     discriminator:DiscriminatorConfig=field(default_factory=DiscriminatorConfig)
     quantize_from:int=0        # step at which rounding begins; before, vectors are used as they are
     rotation:bool=False        # `rotation_trick` instead of `straight_through`
-    decoder_only:bool=False    # train the decoder of train.init_from alone; tokens stay the same
+    fixed_codes:bool=False     # codes (and φ) of train.init_from stay; encoder and decoder learn
+    decoder_only:bool=False    # its encoder stays, too: every image keeps its tokens
     train:TrainConfig=field(default_factory=TrainConfig)
 
     def __post_init__(self):
@@ -74,8 +75,11 @@ class TokenizerTaskConfig:
             value = getattr(self, weight.name)
             if value < 0:
                 raise ValueError(f"{weight.name} is {value:g}; a weight is at least 0")
-        if self.decoder_only and not self.train.init_from:
-            raise ValueError("decoder_only needs train.init_from, the tokenizer to start from")
+        for name in ("fixed_codes", "decoder_only"):
+            if getattr(self, name) and not self.train.init_from:
+                raise ValueError(f"{name} needs train.init_from, the tokenizer to start from")
+            if getattr(self, name) and self.quantize_from:
+                raise ValueError(f"{name} needs quantize_from=0: its codes are used from the start")
 
 # %% ../../nbs/15_tokenizer_training.ipynb #c3c0b35c
 class AdversarialTask(Task):
@@ -145,7 +149,7 @@ class TokenizerHooks(AdversarialTask):
         return logs | dict(loss=loss, psnr=psnr(self.last_batch[1], batch["image"]).mean())
 
     def after_step(self, generator:torch.Generator):
-        if not self.config.decoder_only:
+        if not (self.config.fixed_codes or self.config.decoder_only):
             self.model.quantizer.update(generator)
 
     def sample(self)->Tensor:  # (16,3,h,w)
@@ -170,10 +174,11 @@ class TokenizerTask(TokenizerHooks):
         for module in self.model.modules():
             if config.rotation and hasattr(module, "estimator"):
                 module.estimator = rotation_trick
+        if config.fixed_codes or config.decoder_only:
+            self.model.quantizer.requires_grad_(False).eval()
         if config.decoder_only:
             for name, p in self.model.named_parameters():
                 p.requires_grad_(name.startswith(("decoder.", "post_quant")))
-            self.model.quantizer.eval()
 
     def training_step(self, batch:dict)->tuple[Tensor,dict[str,Tensor]]:  # image (b,3,h,w)
         c, images = self.config, batch["image"]
@@ -238,6 +243,7 @@ class GumbelVQGANTask(TokenizerTask):
 
     def __init__(self, config:GumbelVQGANTaskConfig, folder:Path|None=None):
         super().__init__(config, folder)
+        self.model.quantizer.train(not config.decoder_only)  # sampled, codes pass gradients on
         self.before = []  # images of the last step without codes, one entry per micro-batch
 
     def training_step(self, batch:dict)->tuple[Tensor,dict[str,Tensor]]:  # image (b,3,h,w)
