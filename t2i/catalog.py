@@ -10,6 +10,7 @@ __all__ = ['count_weights', 'known_words', 'describe', 'kind_of', 'model_summary
 import hashlib
 import json
 import math
+import mimetypes
 from dataclasses import asdict
 from pathlib import Path
 
@@ -205,6 +206,8 @@ def describe_name(
         return dict(published=describe_remote(name))
     if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".gif") and path.is_file():
         return dict(image=read_about(path))
+    if path.is_file() and (mimetypes.guess_type(path.name)[0] or "").startswith("text/"):
+        raise T2IError(f"{path} is a text file: t2i info describes a model or an image")
     about = describe(load(path, "cpu"))
     kind = about.get("tokenizer", {}).get("model_type")
     if path.is_file() and kind in ("vqgan", "gumbel_vqgan"):

@@ -229,7 +229,7 @@ def check_fields(
     "Refuse a second name, and fields of what is no recipe"
     for text in fields:
         if "=" not in text:
-            raise ValueError(f"{text} is no field=value: t2i info describes one name at a time")
+            raise ValueError(f"t2i info describes one name at a time; {text} is one more")
     if Path(name).is_file() and not name.endswith((".yaml", ".yml")):
         raise ValueError(f"{name} is no recipe: it has no field {fields[0].partition('=')[0]}")
 
@@ -367,9 +367,9 @@ def reconstruct(
     from PIL import ImageOps
 
     from t2i.control.editing import open_image
-    from t2i.core import from_pil, image_grid, to_pil
+    from t2i.core import from_pil, to_pil
     from t2i.engine.files import save_png
-    from t2i.outputs import choose_output
+    from t2i.outputs import choose_output, output_grid
     from t2i.saved import load
     from t2i.tokenizers.losses import psnr
     output = choose_output(output, image.stem, Path(model).name)
@@ -381,7 +381,9 @@ def reconstruct(
     before = from_pil(ImageOps.fit(given, (tok.config.resolution,)*2))
     after = tok.decode(tok.encode(before)).float().cpu()
     score = round(psnr(after, before).item(), 2)
-    save_png(image_grid(to_pil(before) + to_pil(after), 2), output, model=model, psnr=score)
+    images = to_pil(before) + to_pil(after)
+    sheet = output_grid(images, prompts=["before", f"after: {score:.1f} dB"])
+    save_png(sheet, output, model=model, psnr=score)
     print_scores(dict(psnr=score))
     say(output)
 

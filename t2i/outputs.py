@@ -8,6 +8,7 @@ __all__ = ['slug', 'unused_path', 'is_grid_path', 'check_writable', 'choose_outp
 
 # %% ../nbs/55_outputs.ipynb #068b30c7
 import itertools
+import mimetypes
 import re
 import tempfile
 import unicodedata
@@ -50,7 +51,8 @@ def is_grid_path(
         return True
     if path.exists():
         raise T2IError(f"cannot write into {path}, a file: name a .png for a grid, or a folder")
-    if path.suffix.lower() in Image.registered_extensions():
+    kind = (mimetypes.guess_type(path.name)[0] or "").partition("/")[0]
+    if kind in ("image", "text", "video"):
         raise T2IError(f"cannot write {path}: name a .png file for a grid, or a folder")
     return False
 

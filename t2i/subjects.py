@@ -95,7 +95,8 @@ def held_out_images(
             dataset = load_dataset(own, "val", captioned=captioned)
         except FileNotFoundError as error:
             gone = f"{subject.name} was trained on images that are not here ({error})"
-            raise T2IError(f"{gone}: name others with --data, or choose a --benchmark") from error
+            others = "name others with --data, or a --benchmark (t2i evaluate --help lists them)"
+            raise T2IError(f"{gone}: {others}") from error
     side = dataset[0]["image"].shape[-1]
     if side != resolution and subject.kind != "clip":
         sizes = f"reads images of {resolution} pixels, {data} has {side}"

@@ -417,6 +417,9 @@ IMAGES = str(Path(__file__).parents[1]/"docs/leaderboard/budget")
     (["dream", "--include", "a", "lr=fast"], "lr"),
     (["dream", "a red circle"], "after --include"),
     (["info", "."], "neither a saved model"),
+    (["info", IMAGES], "a folder of images, no model: name one image, such as"),
+    (["info", str(Path(__file__).parents[1]/"README.md")], "README.md is a text file: t2i info describes"),
+    (["generate", "x", "-o", "x.txt"], "cannot write x.txt: name a .png file for a grid"),
     (["info", "./nothing"], "no such file or folder"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(t2i, tmp_path, args, says, monkeypatch):
