@@ -362,6 +362,7 @@ def test_dream_shows_its_settings(t2i, tmp_path):
 # ---- Mistakes
 
 
+README = str(Path(__file__).parents[1]/"README.md")
 IMAGES = str(Path(__file__).parents[1]/"docs/leaderboard/budget")
 
 
@@ -418,7 +419,7 @@ IMAGES = str(Path(__file__).parents[1]/"docs/leaderboard/budget")
     (["dream", "a red circle"], "after --include"),
     (["info", "."], "neither a saved model"),
     (["info", IMAGES], "a folder of images, no model: name one image, such as"),
-    (["info", str(Path(__file__).parents[1]/"README.md")], "README.md is a text file: t2i info describes"),
+    (["info", README], "README.md is a text file: t2i info describes"),
     (["generate", "x", "-o", "x.txt"], "cannot write x.txt: name a .png file for a grid"),
     (["info", "./nothing"], "no such file or folder"),
 ])  # fmt: skip
