@@ -51,7 +51,7 @@ class DiscriminatorConfig:
 # %% ../../nbs/15_tokenizer_training.ipynb #25769ecb
 @dataclass
 class TokenizerTaskConfig:
-    "A recipe for a multi-scale tokenizer; the other recipes differ in `model` alone"
+    "A recipe for a multi-scale tokenizer; `model` of the other recipes is another one"
     model:MultiScaleVQVAEConfig=field(default_factory=MultiScaleVQVAEConfig)
     data:DataConfig=field(default_factory=DataConfig)
     l2:float=1.                # weight of the squared error
@@ -67,7 +67,7 @@ class TokenizerTaskConfig:
     quantize_from:int=0        # step at which rounding begins; before, vectors are used as they are
     rotation:bool=False        # `rotation_trick` instead of `straight_through`
     fixed_codes:bool=False     # codes (and φ) of train.init_from stay; encoder and decoder learn
-    decoder_only:bool=False    # its encoder stays, too: every image keeps its tokens
+    decoder_only:bool=False    # codes and encoder of it stay, so every image keeps its tokens
     train:TrainConfig=field(default_factory=TrainConfig)
 
     def __post_init__(self):
@@ -127,7 +127,7 @@ class TokenizerHooks(AdversarialTask):
     lpips:nn.Module|None = None  # from `lpips_network`
 
     def compile(self):
-        "The quantiser stays as it is; `adaptive_weight` differentiates the decoder twice"
+        "The quantiser stays as it is; `adaptive_weight` takes two gradients through the decoder"
         self.model.encoder.compile()
         if self.discriminator is None:
             self.model.decoder.compile()
