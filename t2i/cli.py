@@ -44,6 +44,8 @@ def error_line(
         text = f"cannot use {error.filename}: {error.strerror}"
     elif not text or not isinstance(error, (ValueError, OSError, RuntimeError, ImportError)):
         text = f"{type(error).__name__} {text}; --debug shows where"
+    if "Connection closed by peer" in text:  # gloo's words, behind the place in its source
+        text = "another process of this training has failed; its own message says why"
     return "t2i: " + " ".join(text.split())
 
 # %% ../nbs/53_cli.ipynb #95c44182
