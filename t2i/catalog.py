@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['count_weights', 'known_words', 'describe', 'kind_of', 'model_summary', 'list_models', 'describe_run', 'local_path',
-           'describe_remote', 'checkpoint_name', 'describe_name', 'near_names']
+           'describe_remote', 'checkpoint_name', 'is_text', 'describe_name', 'near_names']
 
 # %% ../nbs/56_catalog.ipynb #a540b303
 import hashlib
 import json
 import math
-import mimetypes
 from dataclasses import asdict
 from pathlib import Path
 
@@ -194,6 +193,15 @@ def checkpoint_name(
     return f"{step} {digest}" if step.startswith("step-") else digest
 
 # %% ../nbs/56_catalog.ipynb #de909952
+def is_text(path:Path)->bool: # False: no file, an empty one, or one with a zero byte at its start
+    "Whether a file looks like text; those of weights and images have zero bytes early"
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(1024)
+    return bool(start) and b"\0" not in start
+
+
 def describe_name(
     name:str, # as for `load`, an image file, or a published size of Parti, such as parti-3b
 )->dict[str,dict]: # sections such as generator, settings, scores, training, image
@@ -206,9 +214,15 @@ def describe_name(
         return dict(published=describe_remote(name))
     if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".gif") and path.is_file():
         return dict(image=read_about(path))
-    if path.is_file() and (mimetypes.guess_type(path.name)[0] or "").startswith("text/"):
+    if is_text(path):
         raise T2IError(f"{path} is a text file: t2i info describes a model or an image")
-    about = describe(load(path, "cpu"))
+    try:
+        about = describe(load(path, "cpu"))
+    except T2IError as e:
+        image = min(path.glob("*.png"), default=None)
+        if image is None:
+            raise
+        raise T2IError(f"{e}; an image in it is described by t2i info {image}") from None
     kind = about.get("tokenizer", {}).get("model_type")
     if path.is_file() and kind in ("vqgan", "gumbel_vqgan"):
         about["note"] = dict(resolution="assumed: the file of a VQGAN does not tell it")

@@ -44,7 +44,7 @@ def error_line(
         text = f"cannot use {error.filename}: {error.strerror}"
     elif not text or not isinstance(error, (ValueError, OSError, RuntimeError, ImportError)):
         text = f"{type(error).__name__} {text}; --debug shows where"
-    if "Connection closed by peer" in text:  # gloo's words, behind the place in its source
+    if "gloo" in text and "Connection closed by peer" in text:
         text = "another process of this training has failed; its own message says why"
     return "t2i: " + " ".join(text.split())
 

@@ -52,7 +52,7 @@ def is_grid_path(
     if path.exists():
         raise T2IError(f"cannot write into {path}, a file: name a .png for a grid, or a folder")
     kind = (mimetypes.guess_type(path.name)[0] or "").partition("/")[0]
-    if kind in ("image", "text", "video"):
+    if path.suffix.lower() in Image.registered_extensions() or kind in ("text", "video"):
         raise T2IError(f"cannot write {path}: name a .png file for a grid, or a folder")
     return False
 

@@ -336,9 +336,6 @@ def load_folder(folder:Path)->nn.Module: # on the CPU
         return load_clip(folder, "cpu")
     if is_distributed(folder):
         return load_official(folder)
-    drawn = min(folder.glob("*.png"), default=None)
-    if drawn:
-        raise T2IError(f"{folder} is a folder of images, no model: name one image, such as {drawn}")
     raise T2IError(
         f"{folder} is neither a saved model (with model_index.json, config.json or "
         "open_clip_config.json) nor a run with a checkpoint (recipe.yaml and last)")

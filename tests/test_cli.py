@@ -1,5 +1,6 @@
 "The command as a user types it: good input, bad input, exit codes, one-line errors."
 import json
+import mimetypes
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 
 from t2i import __version__, cli
+from t2i.core import T2IError
+from t2i.outputs import is_grid_path
 
 FEW = ["train.steps=2", "train.batch_size=4", "train.val_batches=1", "train.sample_every=0"]
 
@@ -353,6 +356,14 @@ def test_dream_writes_an_image_and_a_video(t2i):
     assert Image.open("v.gif").info["duration"] == 200
 
 
+def test_an_image_format_is_no_folder_where_the_machine_lists_no_types(monkeypatch):
+    monkeypatch.setattr(mimetypes, "guess_type", mimetypes.MimeTypes(filenames=()).guess_type)
+    for name in ("a.webp", "a.tga", "a.txt", "a.mp4"):
+        with pytest.raises(T2IError, match=f"cannot write {name}"):
+            is_grid_path(name)
+    assert not is_grid_path("my.photos") and not is_grid_path("v1.2")
+
+
 def test_dream_shows_its_settings(t2i, tmp_path):
     code, out, _ = t2i("dream", "--show", "--steps", 7, "cutouts.noise=0", "--init", "gradient")
     assert code == 0 and "steps: 7" in out and "noise: 0" in out and "init: gradient" in out
@@ -418,7 +429,7 @@ IMAGES = str(Path(__file__).parents[1]/"docs/leaderboard/budget")
     (["dream", "--include", "a", "lr=fast"], "lr"),
     (["dream", "a red circle"], "after --include"),
     (["info", "."], "neither a saved model"),
-    (["info", IMAGES], "a folder of images, no model: name one image, such as"),
+    (["info", IMAGES], "an image in it is described by t2i info"),
     (["info", README], "README.md is a text file: t2i info describes"),
     (["generate", "x", "-o", "x.txt"], "cannot write x.txt: name a .png file for a grid"),
     (["info", "./nothing"], "no such file or folder"),

@@ -51,7 +51,7 @@ class DiscriminatorConfig:
 # %% ../../nbs/15_tokenizer_training.ipynb #25769ecb
 @dataclass
 class TokenizerTaskConfig:
-    "A recipe for a multi-scale tokenizer; `model` of the other recipes is another one"
+    "A recipe for a multi-scale tokenizer; the other recipes have another `model`"
     model:MultiScaleVQVAEConfig=field(default_factory=MultiScaleVQVAEConfig)
     data:DataConfig=field(default_factory=DataConfig)
     l2:float=1.                # weight of the squared error
