@@ -28,12 +28,12 @@ from .catalog import local_path
 from .control.boxes import boxes_per_image
 from .core import T2IError, fold_in, from_pil, to_pil
 from .engine.checkpoints import read_config
-from .engine.files import bundled_folder, save_png
+from .engine.files import bundled_folder
 from .generators.reranking import best_of
 from .guidance.clip import CLIP
 from .guidance.dream import Prompt, image_texts, split_weight
 from .guidance.vqgan_clip import VQGANCLIP
-from .outputs import Frame, Output, slug, unused_path
+from .outputs import Frame, Output, save_new_png, slug, unused_path
 from .pipeline import Pipeline
 from .requests import choose_seed
 from .saved import MODEL_CLASSES, load
@@ -422,7 +422,7 @@ def dream(
         if run.step%every == 0 or run.done:
             yield Frame([run.image()], run.step, run.total_steps)
     words = {name: " | ".join((text or "").splitlines()) for name, text in texts.items()}
-    path, image = unused_path(folder/f"dream-{slug(words['include'])}.png"), run.image()
-    about = (about or {}) | words
-    save_png(image, path, **image_texts(run, about))
+    about, image = (about or {}) | words, run.image()
+    name = f"dream-{slug(words['include'])}.png"
+    path = save_new_png(image, folder/name, **image_texts(run, about))
     yield Drawing(Output([image], [words["include"]], seed, about), [path], notes=lines)

@@ -230,7 +230,7 @@ def generate(
     texts, model = read_request(box, prompts, prompts_file, model)
     if number is None:  # a file of several prompts is a gallery
         number = 1 if prompts_file and len(texts) > 1 else 4
-    output = choose_output(output, "t2i", texts[0])
+    place = choose_output(output, "t2i", texts[0])
     check_process(process, rerank=rerank, upscale=upscale)
     settings = dict(
         guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
@@ -244,7 +244,7 @@ def generate(
         out = draw_process(pipe, texts, number, seed, settings)
     else:
         out = pipe(texts, number, seed=seed, rerank=rerank, clip=clip, upscale=upscale, **settings)
-    for path in out.save(output):
+    for path in out.save(place, replace=output is not None):
         say(path)
 
 # %% ../nbs/53_cli.ipynb #cb4b962f
@@ -271,7 +271,7 @@ def edit(
     "Redraw a part of an image; the rest stays as it is."
     from t2i.control.editing import open_image
     from t2i.outputs import choose_output
-    output = choose_output(output, "t2i", prompt)
+    place = choose_output(output, "t2i", prompt)
     given = open_image(image), open_image(mask, "black")
     settings = dict(
         guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
@@ -279,7 +279,7 @@ def edit(
     pipe = load_pipe(model, device)
     out = pipe.edit(*given, prompt, num_images_per_prompt, context, **settings)
     out.settings |= dict(image=str(image), mask=str(mask))
-    for path in out.save(output):
+    for path in out.save(place, replace=output is not None):
         say(path)
 
 # %% ../nbs/53_cli.ipynb #ccebc79d

@@ -169,14 +169,13 @@ def dream(
     seed:Seed = None,
     output:Output = None,
     resume:Resume = False, show:Show = False,
-    video:Video = None,
-    fps:FPS = 15.0, every:Every = 5,
+    video:Video = None, fps:FPS = 15.0, every:Every = 5,
     device:Device = None,
 ):
     "Optimise an image for prompts: CLIP guides a VQGAN's latents."
     from t2i.engine.files import check_video
     from t2i.guidance import dream as dreams
-    from t2i.outputs import choose_output
+    from t2i.outputs import choose_output, save_new_png
     if video:
         check_video(video)
     given = [story, overrides, steps, size, init, clip, seed, include, exclude, extras]
@@ -189,9 +188,10 @@ def dream(
         about = new_dream(dict(include=include, exclude=exclude, extras=extras), story, seed)
         about |= dict(model=model, clip=clip or ["shapes-clip"], size=parse_size(size),
                       settings=asdict(settings))
-        output = choose_output(output, "dream", include[0] if include else story.stem)
+        place = choose_output(output, "dream", include[0] if include else story.stem)
     run = start_dream(about, device)
     finished = dreams.dream(run, output, about, every, video, fps, resume)
+    output = output or save_new_png(run.image(), place, **dreams.image_texts(run, about))
     report_dream(run, output, video, finished)
 
 # %% ../nbs/59_cli_dream.ipynb #9146bd81

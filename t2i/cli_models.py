@@ -167,7 +167,7 @@ def leading_scores(
     "A mean, or the first scores, as far as a line has room for them"
     texts = [f"{k} {v:.3g}" for k, v in scores.items() if isinstance(v, float)]
     if "mean" in scores:
-        return f"mean {scores['mean']:.3g}"
+        return f"mean {scores['mean']:.4g}"
     while len(", ".join(texts)) > width and len(texts) > 1:
         texts.pop()
     return ", ".join(texts)
@@ -270,7 +270,8 @@ def info(
 
 # %% ../nbs/58_cli_models.ipynb #0b7d95fd
 def plot(
-    runs:Annotated[list[Path], typer.Argument(help="Run folders.", autocompletion=complete_run)],
+    runs:Annotated[list[Path], typer.Argument(
+        help="Runs, or folders of runs.", autocompletion=complete_run)],
     output:option(Path, "path", "A .png, .svg or .pdf.", "--output", "-o") = Path("curves.png"),
 ):
     "Draw the curves of runs: losses, and the accuracy of each map."
@@ -369,10 +370,10 @@ def reconstruct(
     from t2i.control.editing import open_image
     from t2i.core import from_pil, to_pil
     from t2i.engine.files import save_png
-    from t2i.outputs import choose_output, output_grid
+    from t2i.outputs import choose_output, output_grid, save_new_png
     from t2i.saved import load
     from t2i.tokenizers.losses import psnr
-    output = choose_output(output, image.stem, Path(model).name)
+    place = choose_output(output, image.stem, Path(model).name)
     given = open_image(image).convert("RGB")
     found = load(model, device)
     tok = getattr(found, "tokenizer", found)
@@ -383,9 +384,13 @@ def reconstruct(
     score = round(psnr(after, before).item(), 2)
     images = to_pil(before) + to_pil(after)
     sheet = output_grid(images, prompts=["before", f"after: {score:.1f} dB"])
-    save_png(sheet, output, model=model, psnr=score)
+    about = dict(model=model, psnr=score)
+    if output is None:
+        place = save_new_png(sheet, place, **about)
+    else:
+        save_png(sheet, place, **about)
     print_scores(dict(psnr=score))
-    say(output)
+    say(place)
 
 
 COMMANDS = evaluate, info, plot, leaderboard, convert, reconstruct  # of `t2i` itself

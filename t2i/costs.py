@@ -59,7 +59,8 @@ def recipe_generator(
 )->TextVAR: # on the meta device
     "The generator that a recipe trains, without its numbers"
     if not isinstance(config, TextVARTaskConfig):
-        raise T2IError("costs are known of recipes for a text-conditioned VAR and for Parti")
+        raise T2IError("costs are known of recipes for a text-conditioned VAR and for Parti; "
+                       "t2i train RECIPE --show prints the fields of any")
     sizes = tokenizer_sizes(config.tokenizer)
     with torch.device("meta"):
         return TextVAR(fill_config(config.model, text_width=config.text.width, **sizes))

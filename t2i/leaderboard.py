@@ -78,8 +78,9 @@ def read_training(
             raise T2IError(f"{model} has no {name}, which tells what it was trained on")
     recipe = OmegaConf.to_container(OmegaConf.load(folder/"recipe.yaml"))
     images = read_metrics(folder)[-1]["step"]*recipe["train"]["batch_size"]
-    start = recipe["train"].get("init_from") or recipe.get("start") or recipe.get("base") or ""
-    parts = [recipe.get(name) for name in ("tokenizer", "clip", "base")]
+    base = recipe.get("base") or (recipe.get("model") or {}).get("base")
+    start = recipe["train"].get("init_from") or recipe.get("start") or base or ""
+    parts = [recipe.get("tokenizer"), recipe.get("clip"), base]
     return dict(
         task=recipe["task"].rpartition(".")[2], images=images,
         start=start.removesuffix("/generator"), clip=recipe.get("clip"),

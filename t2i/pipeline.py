@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'CLASS_PARTS', 'BOX_PARTS', 'INDEX_FORMAT', 'PipelineParts', 'draw_batches', 'draw_best', 'draw_output',
-           'enlarge_output', 'StreamingParts', 'Pipeline', 'TextVARPipeline', 'VARPipeline', 'NewClassPipeline',
-           'PartiPipeline', 'make_pipeline', 'AdapterPipeline', 'BoxPipeline']
+           'enlarge_output', 'check_judge', 'StreamingParts', 'Pipeline', 'TextVARPipeline', 'VARPipeline',
+           'NewClassPipeline', 'PartiPipeline', 'make_pipeline', 'AdapterPipeline', 'BoxPipeline']
 
 # %% ../nbs/51_pipeline.ipynb #bbdfb308
 import inspect
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .control.adapter import AdaptedVAR, CaptionEncoder, CaptionReader
 from .control.boxes import BoxedVAR, PhraseReader, boxed_text
-from .control.editing import EDIT_SETTINGS, edit_images, read_image, read_known
+from .control.editing import EDIT_SETTINGS, EDITORS, edit_images, read_image, read_known
 from .control.lora import LoRAParts, lora_names
 from .core import T2IError, from_pil, progress, to_pil
 from .engine.checkpoints import fingerprint, save_part
@@ -137,6 +137,12 @@ def enlarge_output(
         return replace(out, images=network.upscale(out.images))
     return replace(out, images=to_pil(network.upscale(from_pil(out.images))))
 
+# %% ../nbs/51_pipeline.ipynb #fbf30eb9
+def check_judge(clip:CLIP|str|None, rerank:int|None):
+    "Refuse a judge without candidates"
+    if clip is not None and rerank is None:
+        raise T2IError("clip judges the candidates of rerank: give both, or neither")
+
 # %% ../nbs/51_pipeline.ipynb #53b7d626
 class StreamingParts(PipelineParts):
     "The parts, and the images after every map; a subclass has `token_maps`"
@@ -166,11 +172,11 @@ class StreamingParts(PipelineParts):
         **arguments,              # as in a call; None: that of `EDIT_SETTINGS`, or the model's own
     )->Output:                    # outside the mask, the pixels are those of the image
         "Redraw a part of an image, see lesson 44"
+        side = self.tokenizer.config.resolution
+        given = read_image(image, side), read_known(mask, side)
         own = {name: value for name, value in arguments.items() if value is not None}
         call = check_call(self, prompt, num_images_per_prompt, **EDIT_SETTINGS | own)
         settings = {k: call.settings[k] for k in (*EDIT_SETTINGS, "top_k", "top_p")}
-        side = self.tokenizer.config.resolution
-        given = read_image(image, side), read_known(mask, side)
         texts = call.prompts, [call.settings["negative_prompt"]]*len(call.prompts)
         conditions = [self.generator.condition(self.encode(text)) for text in texts]
         images = edit_images(
@@ -205,6 +211,7 @@ class Pipeline(StreamingParts):
         output_type:str="pil",          # "pt" gives a tensor (b,3,h,w) in [-1,1], on the CPU
     )->Output:
         'Draw images; under "ramp", `negative_prompt` cannot change background and layout'
+        check_judge(clip, rerank)
         call = check_call(
             self, prompt, rerank or num_images_per_prompt, seed, generator, negative_prompt, boxes,
             alpha=alpha, beta=beta, guidance_scale=guidance_scale, num_steps=num_steps, top_k=top_k,
@@ -292,7 +299,7 @@ class PartiPipeline(TextVARPipeline):
         return decode_rows(self.tokenizer, ids)
 
     def edit(self, *_, **__):
-        raise T2IError(f"{self.name} draws token after token, so it cannot edit: take a VAR")
+        raise T2IError(f"{self.name} draws token after token and cannot edit: {EDITORS}")
 
 def make_pipeline(
     generator:nn.Module,
@@ -324,7 +331,7 @@ class AdapterPipeline(TextVARPipeline):
                          tokenizer_name, generator.own_weights() | (defaults or {}))
 
     def edit(self, *_, **__):
-        raise T2IError(f"{self.name} is an adapter and cannot edit: take a text-conditioned VAR")
+        raise T2IError(f"{self.name} is an adapter and cannot edit: {EDITORS}")
 
 # %% ../nbs/51_pipeline.ipynb #209a7e53
 class BoxPipeline(TextVARPipeline):
@@ -350,4 +357,4 @@ class BoxPipeline(TextVARPipeline):
         yield from self.generator.stream(text, unconditional, generators, **settings)
 
     def edit(self, *_, **__):
-        raise T2IError(f"{self.name} places boxes and cannot edit: take the model beside it")
+        raise T2IError(f"{self.name} places boxes and cannot edit: {EDITORS}")

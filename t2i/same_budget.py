@@ -223,7 +223,8 @@ def score_row(
     runs = [folder/name/stage["recipe"] for stage in stages]
     model = str(runs[-1]) if runs else "shapes-vqgan"
     options = ScoreOptions(**SCORED[world] | BUDGET[name].options | options)
-    scores = evaluate_model(model, world, options)
+    count = options.count if world == "emoji" else None  # of shapes, `score_parts` reads it
+    scores = evaluate_model(model, world, replace(options, count=count))
     if world == "shapes":
         scores |= score_parts(load_subject(model, options.device), options)
     trained = sum(count_weights(weights_file(run)) for run in runs)

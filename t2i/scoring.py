@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 # %% ../nbs/57_scoring.ipynb #5c0e1a7b
 from .catalog import checkpoint_name
-from .core import T2IError, best_device, fold_in, from_pil, image_grid, progress
+from .core import T2IError, best_device, fold_in, from_pil, image_grid, log, progress
 from t2i.data.datasets import (
     COMPUTED,
     DataConfig,
@@ -51,6 +51,7 @@ from .pipeline import AdapterPipeline, Pipeline, VARPipeline
 from t2i.subjects import (
     ScoreOptions,
     Subject,
+    check_options,
     draw_each,
     draw_prompts,
     drawing_settings,
@@ -391,5 +392,7 @@ def evaluate_model(
     if subject.kind not in kinds:
         fitting = ", ".join(b for b in BENCHMARKS if subject.kind in BENCHMARKS[b][1])
         raise T2IError(f"{benchmark} does not fit {name} ({subject.kind}); what fits is {fitting}")
+    check_options(benchmark, options)
+    log.info("scoring %s: %s", name, benchmark)
     about = dict(model=name, checkpoint=checkpoint_name(name), benchmark=benchmark)
     return about | dict(seed=options.seed) | score(subject, options)

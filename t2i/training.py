@@ -49,7 +49,7 @@ from t2i.engine.resume import (
     save_run,
     step_errors,
 )
-from .engine.runs import stop_signal
+from .engine.runs import check_run_dir, stop_signal
 from .recompute import checkpoint_blocks
 
 # %% ../nbs/04_training.ipynb #b5171732
@@ -426,7 +426,9 @@ def train(
             run = recipe
         run = Path(run or Path("runs")/Path(recipe).stem)
         own = run/"recipe.yaml"
-        recipe = load_recipe(own if resume and own.is_file() else recipe, overrides)
+        if resume and not own.is_file():
+            check_run_dir(run, resume)  # there is nothing to go on from
+        recipe = load_recipe(own if resume else recipe, overrides)
     if run is None:
         raise T2IError("where does the run go? train(recipe, run=FOLDER)")
     state = TrainingState(recipe, run, resume)

@@ -38,17 +38,19 @@ def check_box(
     if not isinstance(phrase, str) or not phrase.strip():
         raise T2IError(f"the box {edges} has no phrase: write 'red circle:0.1,0.1,0.4,0.4'")
     where = f"the box of {phrase!r}"
+    edges = edges if isinstance(edges, (list, tuple)) else [edges]
+    shown = ",".join(map(str, edges))
     try:
         left, top, right, bottom = values = tuple(float(edge) for edge in edges)
     except (TypeError, ValueError):
         raise T2IError(f"{where} must be four numbers, left, top, right, bottom, "
-                       f"not {edges!r}") from None
+                       f"not {shown}") from None
     if not all(0 <= value <= 1 for value in values):
-        raise T2IError(f"{where} leaves the image: {list(values)} must lie between 0 and 1")
+        raise T2IError(f"{where} leaves the image: {shown} must lie between 0 and 1")
     if left > right or top > bottom:
-        raise T2IError(f"{where} is inverted: {list(values)} must be left, top, right, bottom")
+        raise T2IError(f"{where} is inverted: {shown} must be left, top, right, bottom")
     if min(right-left, bottom-top) < SMALLEST:
-        raise T2IError(f"{where} is too thin: {list(values)} is less than 1/64 of the image's side")
+        raise T2IError(f"{where} is too thin: {shown} is less than 1/64 of the image's side")
     return phrase.strip(), values
 
 # %% ../../nbs/43_boxes.ipynb #910d1986

@@ -280,7 +280,7 @@ class FolderDataset(ImageFiles):
     ):
         self.folder = Path(folder).expanduser()
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder}")
+            raise FileNotFoundError(f"no folder {folder}" + ": a file"*self.folder.is_file())
         files = folders.visible_files(self.folder)
         coco.warn_of_coco(files if captioned else [])
         paths = [p for p in files if p.suffix.lower() in folders.IMAGE_SUFFIXES]

@@ -40,6 +40,8 @@ def find_recipe(
     for path in (Path(name), bundled/f"{name}.yaml"):
         if path.is_file():
             return path
+    if (Path(name)/"recipe.yaml").is_file():
+        raise T2IError(f"{name} is a run, no recipe: add --resume to go on with it")
     known = sorted(path.stem for path in bundled.glob("*.yaml"))
     for near in get_close_matches(str(name), known, 1, .8):
         raise T2IError(f"no recipe {str(name)!r}: did you mean {near}?")

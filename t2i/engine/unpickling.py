@@ -121,7 +121,7 @@ def file_format(path:Path)->str: # "zip", "safetensors", or "pickle", which torc
             raise CheckpointError(f"{path} is cut short: {first_line(e)}") from None
     if head[:1] == b"\x80":
         return "pickle"
-    raise CheckpointError(f"{path} is not a weight file, or it is cut short; fetch it again")
+    raise CheckpointError(f"{path} is not a weight file, or cut short: fetch it, or name another")
 
 # %% ../../nbs/96_unpickling.ipynb #c67f874d
 def check_archive(

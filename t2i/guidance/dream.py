@@ -381,7 +381,7 @@ def image_texts(
 # %% ../../nbs/22_dream.ipynb #4be56d75
 def dream(
     run:DreamRun,
-    output:str|Path,         # a .png; else a folder, for an image every few steps and the state
+    output:str|Path|None,    # a .png; a folder, for images on the way and the state; None: no file
     about:dict,              # see `start_run`
     every:int=5,             # steps between two images of the folder or video
     video:str|Path|None=None,
@@ -389,8 +389,9 @@ def dream(
     resume:bool=False,       # the folder holds a run of `about`: go on from its state
 )->bool:                     # False: stopped on the way; a folder can be resumed
     "Play a run and write what it makes: OUTPUT.png, or image.png in the folder, and the video"
-    output, frames = Path(output), []
-    folder = None if output.suffix.lower() == ".png" else output
+    frames, folder = [], None
+    if output is not None and Path(output).suffix.lower() != ".png":
+        folder = Path(output)
 
     def keep():
         frames.append(run.image())
@@ -404,7 +405,8 @@ def dream(
     elif resume and (folder/"state.pt").is_file():
         run.restore(folder/"state.pt")
     finished = play(run, keep if folder or video else None, every)
-    save_png(run.image(), folder/"image.png" if folder else output, **image_texts(run, about))
+    if output is not None:
+        save_png(run.image(), folder/"image.png" if folder else output, **image_texts(run, about))
     if video and resume:
         frames = [open_image(p) for p in sorted(folder.glob("step-*.png"))]
     if video:
