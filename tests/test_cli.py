@@ -375,6 +375,7 @@ def test_dream_shows_its_settings(t2i, tmp_path):
 
 README = str(Path(__file__).parents[1]/"README.md")
 IMAGES = str(Path(__file__).parents[1]/"docs/leaderboard/budget")
+BUNDLED = Path(cli.__file__).parent/"pretrained"
 
 
 @pytest.mark.parametrize("args, says", [
@@ -433,6 +434,19 @@ IMAGES = str(Path(__file__).parents[1]/"docs/leaderboard/budget")
     (["info", README], "README.md is a text file: t2i info describes"),
     (["generate", "x", "-o", "x.txt"], "cannot write x.txt: name a .png file for a grid"),
     (["info", "./nothing"], "no such file or folder"),
+    (["evaluate", "shapes-var", "--count", "3"], "does not read --count; it reads --per-task"),
+    (["evaluate", "shapes-class-var", "--per-task", "3"], "objects does not read --per-task"),
+    (["evaluate", "shapes-msvq", "--guidance-scale", "3"], "does not read --guidance-scale"),
+    (["generate", "x", "--clip", "shapes-clip"], "clip judges the candidates of rerank"),
+    (["generate", "--box", "red circle:0.1,0.1,2,1"], "leaves the image: 0.1,0.1,2,1 must"),
+    (["edit", IMAGES, "b.png", "x"], "is a folder: name an image file"),
+    (["reconstruct", IMAGES], "is a folder: name an image file"),
+    (["generate", "x", "-m", README], "README.md is not a weight file"),
+    (["train", str(BUNDLED/"digits-var")], "is a run, no recipe: add --resume"),
+    (["train", "runs/nope", "--resume"], "no checkpoint in runs/nope to go on from"),
+    (["plot", "nowhere"], "there is no folder nowhere"),
+    (["plot", IMAGES], "there is nothing to draw: no run has logged anything in"),
+    (["train", "own-msvq", f"data.path={README}"], "README.md: a file"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(t2i, tmp_path, args, says, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
