@@ -100,6 +100,14 @@ class OfferedModels:
         "The models of one kind; those that were named come first"
         return [name for name, k in self.kinds.items() if k == kind]
 
+    def check_first(self, name:str):
+        "Refuse a model that is not on offer, or does not draw, as the first one"
+        if name not in self.kinds:
+            local_path(name)  # a name that nothing has is an error
+            raise T2IError(f"{name} is not on offer: name it without -m, t2i app {name}")
+        if self.kinds[name] != "generator":
+            raise T2IError(f"{name} draws nothing from prompts; try -m shapes-var")
+
     def get(self, name:str)->nn.Module:
         "A model on offer, loaded"
         if name not in self.kinds:
@@ -157,13 +165,14 @@ def read_seed(
 @contextmanager
 def notes(
     complete:bool=False, # with all names of a warning that is about many, see `warn_once`
+    level:int=logging.WARNING, # and above
 ): # gives a list
     "Collect what the package logs meanwhile"
     def text(record):
         names = getattr(record, "names", ()) if complete else ()
         return f"{record.message_alone}: {', '.join(names)}" if names else record.getMessage()
     lines = []
-    handler = logging.Handler(logging.WARNING)
+    handler = logging.Handler(level)
     handler.emit = lambda record: lines.append(text(record))
     log = logging.getLogger("t2i")
     log.addHandler(handler)
@@ -195,6 +204,11 @@ class Drawing:
         "The files of the single images"
         return self.files[:len(self.output.images)]
 
+    @property
+    def line(self)->str:
+        "The seed, and the notes"
+        return " ".join([f"Seed {self.output.seed}.", *(note + "." for note in self.notes)])
+
 
 def save_drawing(
     output:Output,
@@ -225,7 +239,7 @@ def draw(
     images, candidates = check_count(images, "images"), check_count(candidates, "candidates", 0)
     seed = choose_seed(seed)
     asked = {k: v for k, v in settings.items() if v is not None} | dict(negative_prompt=negative)
-    with notes() as lines:
+    with notes(level=logging.INFO) as lines:  # "🥭 is read as …", too
         if candidates:
             output = pipe(prompt, images, seed=seed, rerank=candidates, **asked)
             numbers = best_of(output.scores, candidates, images)
@@ -387,7 +401,7 @@ def edit(
     "Draw anew what was painted over"
     prompt, images = check_text(prompt, "prompt"), check_count(images, "images")
     image, mask = read_canvas(canvas, pipe.tokenizer.config.resolution, refused)
-    with notes() as lines:
+    with notes(level=logging.INFO) as lines:
         output = pipe.edit(image, mask, prompt, images, seed=choose_seed(seed), **settings)
     return save_drawing(output, folder, notes=lines)
 

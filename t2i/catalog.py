@@ -149,6 +149,8 @@ def local_path(
     name:str,   # as for `load`
 )->Path|None:   # None: it would have to be fetched
     "Where a name leads on this machine"
+    if not name.strip():
+        return find_model(name)  # an error
     path = Path(name).expanduser()
     if path.exists():
         return path

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'AnyNumber', 'PromptWords', 'PromptFile', 'Negative', 'Alpha', 'Beta', 'Boxes', 'MoreSmooth', 'Lora', 'Output',
            'Judge', 'Upscale', 'Process', 'error_line', 'print_version', 'common_options', 'main', 'per_map',
-           'read_lora_option', 'read_request', 'draw_process', 'check_process', 'generate', 'edit', 'end_training',
-           'train']
+           'read_lora_option', 'read_request', 'draw_process', 'check_process', 'announce', 'generate', 'edit',
+           'end_training', 'train']
 
 # %% ../nbs/53_cli.ipynb #ebf13d98
 import logging
@@ -206,6 +206,16 @@ def check_process(process:bool, **others):
         if process and value:
             raise ValueError(f"--process shows every image as it is drawn: leave out --{name}")
 
+# %% ../nbs/53_cli.ipynb #3442ed39
+def announce(prompts:int, number:int, candidates:int):
+    "Say how much is to be drawn, if that takes a while; refuse what nobody means"
+    from t2i.core import log
+    from t2i.requests import check_settings
+    check_settings(num_images_per_prompt=number, rerank=candidates)
+    total = prompts*max(number, candidates)
+    if total > 64:
+        log.info("drawing %s images", f"{total:,}")
+
 # %% ../nbs/53_cli.ipynb #5343a0e6
 @app.command()
 def generate(
@@ -222,8 +232,7 @@ def generate(
     alpha:Alpha = None, beta:Beta = None, lora:Lora = None, box:Boxes = None,
     rerank:cli_models.Rerank = None, clip:Judge = None, upscale:Upscale = None,
     seed:Seed = None, output:Output = None,
-    process:Process = False, prompts_file:PromptFile = None,
-    device:Device = None,
+    process:Process = False, prompts_file:PromptFile = None, device:Device = None,
 ):
     "Draw images from prompts."
     from t2i.outputs import choose_output
@@ -232,6 +241,7 @@ def generate(
         number = 1 if prompts_file and len(texts) > 1 else 4
     place = choose_output(output, "t2i", texts[0])
     check_process(process, rerank=rerank, upscale=upscale)
+    announce(len(texts), number, rerank or 1)
     settings = dict(
         guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
         top_p=top_p, temperature=temperature, temperature_schedule=temperature_schedule,

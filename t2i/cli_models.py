@@ -134,14 +134,13 @@ def evaluate(
     eval_clip:EvalCLIP = None,
     quality:option(
         str, "quality", "For dream, and shapes of a VQGAN: draft, normal or best.") = "draft",
-    features:Features = "inception",
-    samples:Samples = None,
-    as_json:Json = False,
-    markdown:Markdown = False,
-    device:Device = None,
+    features:Features = "inception", samples:Samples = None,
+    as_json:Json = False, markdown:Markdown = False, device:Device = None,
 ):
     "Score a model."
     from t2i.scoring import ScoreOptions, evaluate_model
+    if as_json and markdown:
+        raise ValueError("--json and --markdown print the same: choose one of them")
     options = ScoreOptions(
         seed, count, per_task, num_images_per_prompt, guidance_scale, num_steps, data, clip,
         eval_clip, quality, device, rerank, guidance_schedule, temperature, top_k, top_p, features,
@@ -300,9 +299,10 @@ def leaderboard(
     from t2i import leaderboard as board
     from t2i.engine.files import save_png
     names = list(sources or [])
+    board.check_places(output, images)
     if measure:
         names += board.measure_board(measure, device=device)
-    if not names:
+    if not names and not measure:
         raise ValueError("nothing to compare: name files of scores or models, or --measure FOLDER")
     rows = board.leaderboard(names)
     if images:
@@ -373,7 +373,7 @@ def reconstruct(
     from t2i.outputs import choose_output, output_grid, save_new_png
     from t2i.saved import load
     from t2i.tokenizers.losses import psnr
-    place = choose_output(output, image.stem, Path(model).name)
+    place = choose_output(output, image.stem, Path(model).name, single=True)
     given = open_image(image).convert("RGB")
     found = load(model, device)
     tok = getattr(found, "tokenizer", found)

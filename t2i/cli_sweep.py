@@ -232,12 +232,12 @@ def sweep_command(
     "Draw with every combination of settings: a labelled grid, a table, the best setting."
     from t2i.engine.files import save_png
     from t2i.generators.var_training import object_prompts
-    from t2i.outputs import check_writable
+    from t2i.outputs import check_png
     from t2i.requests import read_prompts
     chosen = dict(read_axis(axis) for axis in axes)
     if not combinations(chosen):
         raise ValueError("alpha and beta are 0 everywhere: there is nothing to draw")
-    check_writable(output)
+    check_png(output)
     texts = read_prompts(None, prompts)[:count] if prompts else object_prompts(count, seed=1)
     pipe = load_pipe(model, device)
     measure = find_measure(pipe, prompts, eval_clip, data, device)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BOARD', 'USUAL', 'MARKS', 'binomial_interval', 'read_scores', 'prompts_per_task', 'read_training', 'own_settings',
            'changed_settings', 'family', 'score_command', 'weights_used', 'leaderboard_row', 'leaderboard', 'percent',
-           'count_text', 'board_table', 'board_images', 'measure_board', 'write_board']
+           'count_text', 'board_table', 'board_images', 'measure_board', 'read_page', 'check_places', 'write_board']
 
 # %% ../nbs/61_leaderboard.ipynb #b0a2f000
 import json
@@ -20,8 +20,9 @@ from .core import T2IError, image_grid
 from .data.shapes import TASKS
 from .engine.checkpoints import weights_file
 from .engine.files import atomic_path, bundled_folder
+from .engine.folders import read_text
 from .engine.runs import read_metrics
-from .outputs import captioned_grid
+from .outputs import captioned_grid, check_png
 from .requests import DEFAULTS
 from .scoring import ScoreOptions, evaluate_model
 from .subjects import SETTINGS
@@ -277,19 +278,41 @@ def measure_board(
 MARKS = "<!-- leaderboard -->", "<!-- end of the leaderboard -->"
 
 
+def read_page(
+    output:str|Path,  # a new file, or one with both marks
+    marks:tuple[str,str]=MARKS,
+)->tuple[str,str]:    # what stands before and after the marks
+    "The page around a table; what is no text, or has no place for it, is refused"
+    output = Path(output)
+    if output.suffix.lower() in Image.registered_extensions():
+        raise T2IError(f"{output} would be an image: name a .md file for the table")
+    if not output.exists():
+        return "", ""
+    page = read_text(output)
+    if not all(mark in page for mark in marks):
+        raise T2IError(f"{output} is there and has no place for a leaderboard: write "
+                       f"{marks[0]} and {marks[1]} into it, or choose another file")
+    before, _, rest = page.partition(marks[0])
+    return before, rest.partition(marks[1])[2]
+
+
+def check_places(
+    output:Path|None, # for the table
+    images:Path|None, # a .png for samples
+):
+    "Refuse, before any work, what cannot be written"
+    if output:
+        read_page(output)
+    if images:
+        check_png(images)
+
+# %% ../nbs/61_leaderboard.ipynb #e0f172c2
 def write_board(
     text:str,         # of `board_table`
     output:str|Path,  # a new file, or one with both marks, between which the table is renewed
     marks:tuple[str,str]=MARKS,
 ):
     "Write the table; of a page that has a place for it, the rest stays"
-    output, before, after = Path(output), "", ""
-    if output.is_file():
-        page = output.read_text(encoding="utf-8")
-        if not all(mark in page for mark in marks):
-            raise T2IError(f"{output} is there and has no place for a leaderboard: write "
-                           f"{marks[0]} and {marks[1]} into it, or choose another file")
-        before, _, rest = page.partition(marks[0])
-        after = rest.partition(marks[1])[2]
-    with atomic_path(output) as p:
+    before, after = read_page(output, marks)
+    with atomic_path(Path(output)) as p:
         p.write_text(f"{before}{marks[0]}\n{text}{marks[1]}{after or chr(10)}", encoding="utf-8")

@@ -33,12 +33,12 @@ def free_port(
                 s.bind((host, number))
                 return s.getsockname()[1]
             except OverflowError:
-                raise ValueError(f"port {port} does not exist: they end at 65535") from None
+                raise ValueError(f"port {port} does not exist: they go from 0 to 65535") from None
             except OSError as e:
                 why = e.strerror or e
     if port is not None:
-        raise ValueError(f"cannot open port {port} on {host}: {why}; --port 0 takes a free one")
-    raise ValueError(f"cannot open any port from 7860 to 7959 on {host}: {why}")
+        raise ValueError(f"cannot open port {port} on {host}: {why}; try another --host or --port")
+    raise ValueError(f"cannot open any port from 7860 to 7959 on {host}: {why}; try another --host")
 
 # %% ../nbs/59_page.ipynb #798659aa
 POLICY = ("default-src 'self' blob: data: 'unsafe-inline' 'unsafe-eval'; "
@@ -112,7 +112,7 @@ class Answers:
         "Files for the gallery and for downloads, and a line about them"
         from t2i.app import shell_line
         visitor.drawing, visitor.model, visitor.chosen = drawing, model, 0
-        line = f"Seed {drawing.output.seed}. " + " ".join(note + "." for note in drawing.notes)
+        line = drawing.line
         if drawing.numbers is not None:
             line += f"\nThe same in a shell: {shell_line(drawing.output)}"
         files = [str(path) for path in drawing.files]
@@ -172,7 +172,7 @@ class DreamingStudio(DrawingStudio):
                 image = enlarge(part.image)
                 yield [image, [], f"Step {part.step} of {part.steps} …"]
             else:
-                yield [image, [str(part.files[0])], f"Seed {part.output.seed}."]
+                yield [image, [str(part.files[0])], part.line]
 
 # %% ../nbs/59_page.ipynb #dcce16fa
 class Studio(DreamingStudio):
@@ -424,8 +424,7 @@ def open_page(
     port = free_port(host, port)
     from t2i.app import OfferedModels
     models = OfferedModels(list(names), device)
-    if first not in models.names("generator"):
-        raise ValueError(f"{first} draws nothing from prompts; try -m shapes-var")
+    models.check_first(first)
     desk = tempfile.TemporaryDirectory(prefix="t2i-")
     os.environ["GRADIO_TEMP_DIR"] = str(Path(desk.name)/"cache")
     page = build_page(Studio(models, Path(desk.name)), first)

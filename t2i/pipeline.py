@@ -142,6 +142,7 @@ def check_judge(clip:CLIP|str|None, rerank:int|None):
     "Refuse a judge without candidates"
     if clip is not None and rerank is None:
         raise T2IError("clip judges the candidates of rerank: give both, or neither")
+    check_settings(rerank=rerank or 1)
 
 # %% ../nbs/51_pipeline.ipynb #53b7d626
 class StreamingParts(PipelineParts):

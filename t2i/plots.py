@@ -42,6 +42,8 @@ def find_runs(
 )->list[Path]:
     "The run, or the runs in the folder, as far as they have begun to log"
     folder = Path(folder)
+    if folder.is_file():
+        raise T2IError(f"{folder} is a file: name the folder of a run")
     if not folder.is_dir():
         raise T2IError(f"there is no folder {folder}")
     runs = [run for run in (folder, *sorted(folder.iterdir())) if (run/"metrics.jsonl").is_file()]

@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'CHOICES', 'LIMITS', 'SENTENCE_WORDS', 'FLAG_VALUES', 'check_settings', 'prompt_list', 'choose_seed',
-           'with_near_word', 'warn_of_rest', 'bundled_words', 'emoji_words', 'who_knows', 'warn_of_prompts',
-           'emoji_characters', 'name_characters', 'read_characters', 'Call', 'check_call', 'read_prompts',
-           'check_quotes']
+           'with_near_word', 'warn_of_rest', 'bundled_words', 'who_knows', 'warn_of_prompts', 'read_prompt', 'Call',
+           'check_call', 'read_prompts', 'check_quotes']
 
 # %% ../nbs/54_requests.ipynb #adc9a554
 import math
-import re
 import secrets
 import sys
 from dataclasses import dataclass
@@ -24,7 +22,13 @@ import torch
 from .control.adapter import weight_list
 from .control.boxes import boxes_per_image
 from .core import T2IError, log
-from .data.emoji import EMOJI_BACKGROUNDS, emoji_names
+from t2i.data.emoji_prompts import (
+    emoji_words,
+    name_characters,
+    read_emoji_prompt,
+    reads_names,
+    unknown_names,
+)
 from .engine.files import bundled_folder
 from .engine.folders import read_text
 from .sampling import split_generator
@@ -39,7 +43,8 @@ CHOICES = dict(
     guidance_schedule=("ramp", "constant"), temperature_schedule=("ramp", "constant"),
     more_smooth=(False, True))
 LIMITS = dict(
-    num_images_per_prompt=(Integral, 1, math.inf, "a whole number from 1"),
+    num_images_per_prompt=(Integral, 1, 10_000, "a whole number from 1 to 10,000"),
+    rerank=(Integral, 1, 10_000, "a whole number from 1 to 10,000"),
     batch_size=(Integral, 1, math.inf, "a whole number from 1"),
     guidance_scale=(Real, -math.inf, math.inf, "a finite number; 1 is no guidance"),
     temperature=(Real, 0, math.inf, "a number from 0; 0 takes the most likely codes"),
@@ -129,22 +134,16 @@ def bundled_words()->dict[str,TextTokenizer]: # by model
              if (folder/"tokenizer.json").is_file() and (folder/"../model_index.json").is_file()}
     return {name: TextTokenizer.from_pretrained(folder) for name, folder in found.items()}
 
-
-@cache
-def emoji_words()->set[str]:
-    "The words of all names of emoji: from pieces alone, `emoji-var` could spell any word"
-    phrases = [name.phrase() for name in emoji_names()] + list(EMOJI_BACKGROUNDS)
-    return set(re.findall(r"\w+", " ".join(phrases).lower()))
-
-
+# %% ../nbs/54_requests.ipynb #3aabd304
 def who_knows(
     words:list[str], # as `TextTokenizer.unfamiliar` returns them
 )->str:              # "": no bundled model does
     "A bundled model that learned all of these words; shapes-var, if it did"
     text = " ".join(words)
-    names = [name for name, known in bundled_words().items() if not known.unfamiliar(text)]
-    if not set(words) <= emoji_words():
-        names = [name for name in names if not name.startswith("emoji")]
+    names = []
+    for name, known in bundled_words().items():
+        if not known.unfamiliar(text) and (set(words) <= emoji_words() or not reads_names(known)):
+            names.append(name)
     return min(names, key=lambda name: (name != "shapes-var", len(name), name), default="")
 
 # %% ../nbs/54_requests.ipynb #7bf5c164
@@ -169,8 +168,11 @@ def warn_of_prompts(
             end = text_tokenizer.tokenizer.encode(p).offsets[length-1][0]
             log.warning("%s is longer than this model's %d tokens: the rest is cut, from %r on",
                         shown, length, p[end:end+30])
+        lines = unknown_names(p) if reads_names(text_tokenizer) else []
+        for line in lines:
+            log.warning("%s", line)
         words = text_tokenizer.unfamiliar(p)[:5]
-        if words:
+        if words and not lines:
             unknown = ", ".join(with_near_word(text_tokenizer, word) for word in words)
             other = who_knows(words)
             what = "it" if len(words) == 1 else "them"
@@ -178,40 +180,21 @@ def warn_of_prompts(
             log.warning("%s: %s never occurred in training; the image may lack %s%s",
                         shown, unknown, what, hint)
 
-# %% ../nbs/54_requests.ipynb #6973d71d
-@cache
-def emoji_characters()->tuple[re.Pattern,dict[str,int]]: # what finds them; number of each
-    "All emoji as people type them; the mark FE0F, which asks for colour, is left out"
-    numbers = {}
-    for i, name in enumerate(emoji_names()):
-        points = [int(point, 16) for point in name.code.split("-")]
-        numbers["".join(chr(p) for p in points if p != 0xFE0F)] = i
-    longest = sorted(numbers, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest))), numbers
-
-
-def name_characters(text:str)->str:
-    "A text with the names of emoji in the place of their characters"
-    found, numbers = emoji_characters()
-    plain = text.replace("\ufe0f", "")
-    named = found.sub(lambda m: f" {emoji_names()[numbers[m[0]]].phrase()} ", plain)
-    if named == plain:
-        return text
-    return re.sub(r" (?=[,.;:!?)])", "", " ".join(named.split()))
-
 # %% ../nbs/54_requests.ipynb #f5d342a5
-def read_characters(
+def read_prompt(
     text_tokenizer:TextTokenizer,
     prompt:str,
 )->str:
-    "A prompt with names in the place of emoji that the model does not know as characters"
-    named = name_characters(prompt)
-    if named == prompt or not hasattr(text_tokenizer, "unfamiliar"):
+    "A prompt as the model learned to read it: names of emoji, and names for their characters"
+    if not hasattr(text_tokenizer, "unfamiliar"):
         return prompt
-    if not text_tokenizer.unfamiliar(prompt):
-        return prompt
-    log.info("%s is read as %r", prompt, named)
-    return named
+    if reads_names(text_tokenizer):
+        read, _ = read_emoji_prompt(prompt)
+    else:
+        read = name_characters(prompt) if text_tokenizer.unfamiliar(prompt) else prompt
+    if read != prompt:
+        log.info("%r is read as %r", prompt, read)
+    return read
 
 # %% ../nbs/54_requests.ipynb #8bf121bb
 @dataclass
@@ -245,11 +228,11 @@ def check_call(
     **settings, # names of `DEFAULTS`; None means the model's own
 )->Call:
     "Check and complete the arguments of a call"
-    prompts = [read_characters(parts.text_tokenizer, p) for p in prompt_list(prompt)]
+    prompts = [read_prompt(parts.text_tokenizer, p) for p in prompt_list(prompt)]
     if not isinstance(negative_prompt, str):
         raise T2IError("negative_prompt is one text, for all images")
     prompt_list(negative_prompt)
-    negative_prompt = read_characters(parts.text_tokenizer, negative_prompt)
+    negative_prompt = read_prompt(parts.text_tokenizer, negative_prompt)
     given = {k: v for k, v in settings.items() if v is not None}
     check_settings(num_images_per_prompt=num_images_per_prompt, **given)
     for name in given.keys() - parts.defaults.keys():

@@ -32,6 +32,7 @@ from t2i.data.datasets import (
     load_dataset,
 )
 from .data.emoji_judge import SMALL, EmojiJudge, emoji_scores, judge_scores
+from .data.emoji_prompts import reads_names
 from .data.shapes import SHAPES, parse_caption
 from .engine.files import save_png
 from .engine.recipes import import_class
@@ -131,7 +132,7 @@ def reads_shapes(
 )->bool:
     "Whether a generator has learned the words of the shapes world"
     unfamiliar = getattr(pipe.text_tokenizer, "unfamiliar", str)  # a published one knows all words
-    return not unfamiliar(" ".join(SHAPES))
+    return not unfamiliar(" ".join(SHAPES)) and not reads_names(pipe.text_tokenizer)
 
 
 def check_words(
@@ -149,6 +150,8 @@ def check_words(
 def score_shapes(subject:Subject, options:ScoreOptions)->dict[str,float]:
     "ShapesBench, for models of the shapes world"
     check_words(subject, " ".join(SHAPES), "the words of the shapes world")
+    if reads_names(getattr(subject.model, "text_tokenizer", None)):
+        raise T2IError(f"{subject.name} draws emoji: score it with --benchmark emoji")
     drawing = TimedDrawing(subject, options.settle(4, "shapes-clip"))
     scores = shapes_scores(drawing, options.seed, options.per_task)
     if options.samples:
@@ -392,7 +395,7 @@ def evaluate_model(
     if subject.kind not in kinds:
         fitting = ", ".join(b for b in BENCHMARKS if subject.kind in BENCHMARKS[b][1])
         raise T2IError(f"{benchmark} does not fit {name} ({subject.kind}); what fits is {fitting}")
-    check_options(benchmark, options)
+    check_options(benchmark, subject.kind, options)
     log.info("scoring %s: %s", name, benchmark)
     about = dict(model=name, checkpoint=checkpoint_name(name), benchmark=benchmark)
     return about | dict(seed=options.seed) | score(subject, options)

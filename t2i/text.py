@@ -83,9 +83,9 @@ class PaddedTokenizer:
 # %% ../nbs/06_text.ipynb #5f257348
 class TextTokenizer(PaddedTokenizer):
     "A tokenizer that remembers which tokens its training captions used, and is saved with a model"
-    def __init__(self, tokenizer:Tokenizer, used:set[int], length:int):
+    def __init__(self, tokenizer:Tokenizer, used:set[int], length:int, captions:tuple=()):
         super().__init__(tokenizer, length)
-        self.used = used
+        self.used, self.captions = used, captions  # ids of tokens, names of datasets
 
     @classmethod
     def train(cls, captions:list[str], vocab_size:int=512, length:int=32)->"TextTokenizer":
@@ -104,7 +104,7 @@ class TextTokenizer(PaddedTokenizer):
     def save_pretrained(self, folder:str|Path):
         "Write tokenizer.json and config.json"
         config = dict(model_type="text_tokenizer", format=1, length=self.length,
-                      used=sorted(self.used))
+                      captions=self.captions, used=sorted(self.used))
         with atomic_path(Path(folder)/"tokenizer.json") as path:
             self.tokenizer.save(str(path))
         with atomic_path(Path(folder)/"config.json") as path:
@@ -113,11 +113,11 @@ class TextTokenizer(PaddedTokenizer):
     @classmethod
     def from_pretrained(cls, folder:str|Path)->"TextTokenizer":
         "Read what `save_pretrained` wrote; an error names the folder"
-        folder = Path(folder)
         try:
-            config = json.loads((folder/"config.json").read_text())
-            tokenizer = Tokenizer.from_file(str(folder/"tokenizer.json"))
-            return cls(tokenizer, set(config["used"]), config["length"])
+            config = json.loads(Path(folder, "config.json").read_text())
+            tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+            captions = tuple(config.get("captions", ()))  # older ones do not tell
+            return cls(tokenizer, set(config["used"]), config["length"], captions)
         except Exception as e:  # tokenizers raises plain Exception
             raise T2IError(f"cannot read the text tokenizer in {folder}: {first_line(e)}") from None
 
@@ -125,10 +125,11 @@ class TextTokenizer(PaddedTokenizer):
 def also_used(
     tokenizer:TextTokenizer,
     captions:list[str], # of a model that is trained with this tokenizer
+    origin:tuple[str,...]=(), # names of the datasets that they come from
 )->TextTokenizer:
     "The same tokenizer, which remembers the tokens of these captions, too"
     used = {i for caption in captions for i in tokenizer.encode(caption)}
-    return TextTokenizer(tokenizer.tokenizer, tokenizer.used|used, tokenizer.length)
+    return TextTokenizer(tokenizer.tokenizer, tokenizer.used|used, tokenizer.length, origin)
 
 # %% ../nbs/06_text.ipynb #2b41e680
 def read_captions(
@@ -168,10 +169,9 @@ def prepare_text_tokenizer(
         start = Path(init_from) if Path(init_from).exists() else bundled_folder(init_from)
         if (start/"text_tokenizer").is_dir():
             given = TextTokenizer.from_pretrained(start/"text_tokenizer")
-    if given is not None:
-        tokenizer = also_used(given, captions)
-    else:
-        tokenizer = TextTokenizer.train(captions, vocab_size, length)
+    origin = {source.get("name", "folder") for source in data.sources} or {data.name}
+    given = given or TextTokenizer.train(captions, vocab_size, length)
+    tokenizer = also_used(given, captions, tuple(sorted(origin)))
     long = sum(tokenizer.cut(caption) for caption in captions)
     if long:
         info_once(f"{long} of {len(captions)} captions have more than {tokenizer.length-1} tokens; "

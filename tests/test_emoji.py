@@ -211,10 +211,31 @@ def test_names_with_a_word_are_listed_and_the_rest_counted(t2i):
 def test_emoji_in_a_prompt_are_read_by_their_names(t2i, caplog):
     code, out, err = t2i("generate", "🥭 on a teal background", "-m", "emoji-var", "-n", "1")
     assert code == 0, err
-    assert "🥭 on a teal background is read as 'a mango on a teal background'" in caplog.text
+    assert "'🥭 on a teal background' is read as 'a mango on a teal background'" in caplog.text
     assert "never occurred" not in caplog.text
     about = json.loads(t2i("info", out.strip(), "--json")[1])
     assert about["image"]["prompt"] == "a mango on a teal background"
+
+
+def test_a_name_without_its_article_is_read_as_it_was_learned(t2i, caplog):
+    how = "-m", "emoji-var", "-n", "1", "--seed", "0", "-o"
+    for folder, text in ("bare", "flag of cote d'ivoire"), ("whole", "the flag of Côte d’Ivoire"):
+        code, _, err = t2i("generate", text, *how, folder)
+        assert code == 0, err
+    assert "is read as 'the flag of Côte d’Ivoire'" in caplog.text
+    files = [next(Path(folder).glob("*.png")) for folder in ("bare", "whole")]
+    assert files[0].name == files[1].name and files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("prompt,says", [
+    ("a quokka", "'a quokka' is no name of an emoji"),
+    ("a woman scientist with dark skin", "near are a woman scientist with dark skin tone"),
+    ("two mangos", "'two mangos' is no name"),
+    ("a mango on a purple background", "backgrounds are gray, pink"),
+])
+def test_what_is_no_name_is_said(t2i, caplog, prompt, says):
+    assert t2i("generate", prompt, "-m", "emoji-var", "-n", "1")[0] == 0
+    assert says in caplog.text and "is read as" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["emoji-msvq", "emoji-clip", "emoji-scenes"])
@@ -284,7 +305,7 @@ def test_missing_extras_are_one_line(t2i, monkeypatch, package, command):
     monkeypatch.setitem(sys.modules, package, None)
     code, _, err = t2i(*command)
     said = err.splitlines()[-1]
-    assert code == 1 and said.startswith("t2i: ") and "pip install '.[lessons]'" in said
+    assert code == 1 and said.startswith("t2i: ") and "pip install -e '.[lessons]'" in said
 
 
 def test_missing_renderer_is_one_line(t2i, monkeypatch, tmp_path):
@@ -296,7 +317,7 @@ def test_missing_renderer_is_one_line(t2i, monkeypatch, tmp_path):
     finally:
         emoji.drawings.cache_clear()
     said = err.splitlines()[-1]
-    assert code == 1 and said == "t2i: the emoji need resvg-py: pip install '.[lessons]'"
+    assert code == 1 and said == "t2i: the emoji need resvg-py: pip install -e '.[lessons]'"
     assert not list((tmp_path/"home").rglob("*.npy"))
 
 

@@ -21,7 +21,7 @@ def one_line(*arguments):
 
 def test_without_peft_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r"LoRA needs peft: pip install '.\[train\]'"):
+    with pytest.raises(ImportError, match=r"LoRA needs peft: pip install -e '.\[train\]'"):
         load("shapes-lora", "cpu")
 
 

@@ -196,8 +196,10 @@ def open_image(
     "An image file, read whole"
     if Path(path).is_dir():
         raise T2IError(f"{path} is a folder: name an image file")
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise T2IError(f"there is no file {path}")
+    if not Path(path).is_file():
+        raise T2IError(f"{path} is no image file")
     try:
         with Image.open(path) as image:
             return flatten(image, behind)

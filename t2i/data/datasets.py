@@ -463,7 +463,7 @@ def stream_loader(
     rank:int=0,       # number of this process
     world:int=1,      # number of processes
     accumulate:int=1, # micro-batches per step and process
-    workers:int=0,    # loader processes
+    workers:int=0,    # loader processes; one per core is the most
     pin_memory:bool=False,
 )->DataLoader:        # gives `accumulate` micro-batches per step
     "Batches that depend on the step alone: positions [step*batch_size, (step+1)*batch_size)"
@@ -473,7 +473,8 @@ def stream_loader(
     m = batch_size//(world*accumulate)
     starts = (s*batch_size + (a*world+rank)*m for s in steps for a in range(accumulate))
     return DataLoader(
-        stream, batch_sampler=(range(start, start+m) for start in starts), num_workers=workers,
+        stream, batch_sampler=(range(start, start+m) for start in starts),
+        num_workers=min(workers, os.cpu_count() or 1),
         pin_memory=pin_memory, worker_init_fn=ignore_stops,
         generator=torch.Generator(),  # its own: the model's random numbers stay as they are
     )

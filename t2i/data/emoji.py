@@ -88,7 +88,8 @@ def _numbers():
 
 def nearest_names(
     text:str,     # what somebody typed
-    count:int=5,  # how many to return
+    count:int=5,  # how many to return, at most
+    least:float=0., # how like they must be: 2 is the same, .6 has most letters or some words
 )->list[str]:
     "The names that are most like a text"
     text = bare_words(text)
@@ -99,7 +100,8 @@ def nearest_names(
         matcher.set_seq1(name)
         common = words & set(name.split())
         likeness[name] = len(common)/len(words | set(name.split())) + matcher.ratio()
-    best = sorted(likeness, key=likeness.get, reverse=True)[:count]
+    likely = [name for name in likeness if likeness[name] >= least]
+    best = sorted(likely, key=likeness.get, reverse=True)[:count]
     return [emoji_names()[_numbers()[name]].phrase() for name in best]
 
 

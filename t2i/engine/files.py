@@ -162,7 +162,7 @@ def check_video(
     if suffix not in VIDEO_SUFFIXES:
         raise T2IError(f"cannot write {path}: a video ends in {', '.join(VIDEO_SUFFIXES)}")
     if suffix == ".mp4" and not (find_spec("imageio") and find_spec("imageio_ffmpeg")):
-        raise T2IError("mp4 needs imageio-ffmpeg: pip install '.[train]'; or a .gif or .webp")
+        raise T2IError("mp4 needs imageio-ffmpeg: pip install -e '.[train]'; or a .gif or .webp")
 
 # %% ../../nbs/94_files.ipynb #9902de81
 def encode_mp4(

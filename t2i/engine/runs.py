@@ -12,6 +12,7 @@ import contextlib
 import errno
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -210,7 +211,8 @@ class RunLog:
         self.first, self.steps, self.batch_size = step, steps, batch_size
         self.metrics = MetricLog(folder, step) if main else None
         counts = dict(initial=step*batch_size, total=steps*batch_size)
-        self.bar = progress(None, main, desc=folder.name, unit="img", **counts)
+        self.bar = progress(
+            None, main, math.inf, desc=folder.name, unit="img", **counts)
         self.start = time.perf_counter()
 
     def train(self, step:int, values:dict[str,float], due:bool): # with the loss; to be written?

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..core import T2IError, best_device, fold_in, from_pil, log, progress
 from ..data.datasets import open_image
+from ..data.emoji_prompts import reads_names, unknown_names
 from ..engine.files import atomic_path, config_from_dict, save_png, save_video
 from ..engine.folders import IMAGE_SUFFIXES, read_text
 from .clip import CLIP, load_clip
@@ -144,6 +145,8 @@ def warn_of_prompts(
         if hasattr(tokenizer, "unfamiliar"):  # a `TextTokenizer`
             cut, limit = tokenizer.cut(text), tokenizer.length
             words = ", ".join(map(repr, tokenizer.unfamiliar(text)[:5]))
+            for line in unknown_names(text) if reads_names(tokenizer) else ():
+                log.warning("%s", line)
             if words:
                 log.warning("%s: this CLIP never met %s; the image may not show it", name, words)
         else:
@@ -328,7 +331,7 @@ def play(
     "Run to the end with a progress bar; a signal stops it between two steps, never within one"
     from t2i.engine.runs import stop_signal
     total, kept = run.total_steps, run.step or None
-    counts = dict(total=total, initial=run.step, unit="step", desc="dreaming")
+    counts = dict(total=total, initial=run.step, unit="step", desc="dreaming", every=math.inf)
     with stop_signal() as stop, progress(**counts) as bar:
         while True:
             if keep and run.step != kept and (run.step%every == 0 or run.done or stop.is_set()):
