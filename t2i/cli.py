@@ -86,9 +86,11 @@ def main():
             stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="t2i")
-    except KeyboardInterrupt:
-        print("t2i: stopped", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        typer_saw = getattr(end.__context__, "__cause__", None)
+        if isinstance(typer_saw, KeyboardInterrupt):  # which it turns into exit code 130
+            print("t2i: stopped", file=sys.stderr)
+        raise
     except Exception as e:
         if debug:
             raise
