@@ -25,9 +25,9 @@ from .core import T2IError, log
 from t2i.data.emoji_prompts import (
     emoji_words,
     name_characters,
+    prompt_lines,
     read_emoji_prompt,
     reads_names,
-    unknown_names,
 )
 from .engine.files import bundled_folder
 from .engine.folders import read_text
@@ -168,7 +168,7 @@ def warn_of_prompts(
             end = text_tokenizer.tokenizer.encode(p).offsets[length-1][0]
             log.warning("%s is longer than this model's %d tokens: the rest is cut, from %r on",
                         shown, length, p[end:end+30])
-        lines = unknown_names(p) if reads_names(text_tokenizer) else []
+        lines = prompt_lines(text_tokenizer, p)
         for line in lines:
             log.warning("%s", line)
         words = text_tokenizer.unfamiliar(p)[:5]
@@ -189,7 +189,7 @@ def read_prompt(
     if not hasattr(text_tokenizer, "unfamiliar"):
         return prompt
     if reads_names(text_tokenizer):
-        read, _ = read_emoji_prompt(prompt)
+        read = read_emoji_prompt(prompt)
     else:
         read = name_characters(prompt) if text_tokenizer.unfamiliar(prompt) else prompt
     if read != prompt:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..core import T2IError, best_device, fold_in, from_pil, log, progress
 from ..data.datasets import open_image
-from ..data.emoji_prompts import reads_names, unknown_names
+from ..data.emoji_prompts import prompt_lines
 from ..engine.files import atomic_path, config_from_dict, save_png, save_video
 from ..engine.folders import IMAGE_SUFFIXES, read_text
 from .clip import CLIP, load_clip
@@ -145,7 +145,7 @@ def warn_of_prompts(
         if hasattr(tokenizer, "unfamiliar"):  # a `TextTokenizer`
             cut, limit = tokenizer.cut(text), tokenizer.length
             words = ", ".join(map(repr, tokenizer.unfamiliar(text)[:5]))
-            for line in unknown_names(text) if reads_names(tokenizer) else ():
+            for line in prompt_lines(tokenizer, text):
                 log.warning("%s", line)
             if words:
                 log.warning("%s: this CLIP never met %s; the image may not show it", name, words)
