@@ -275,7 +275,8 @@ def edit(
     top_p:cli_models.TopP = None,
     temperature:cli_models.Temperature = None,
     context:option(
-        int, "context", "Pixels near the mask that the model reads.", default="all", min=1) = None,
+        int, "context", "Pixels near the mask that the model reads; a prompt that names the new "
+        "thing alone needs few, as 3.", default="all", min=1) = None,
     seed:Seed = None,
     output:Output = None,
     device:Device = None,
@@ -283,7 +284,7 @@ def edit(
     "Redraw a part of an image; the rest stays as it is."
     from t2i.control.editing import open_image
     from t2i.outputs import choose_output
-    place = choose_output(output, "t2i", prompt)
+    place = choose_output(output, "t2i", prompt, inputs=(image, mask))
     given = open_image(image), open_image(mask, "black")
     settings = dict(
         guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,

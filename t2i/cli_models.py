@@ -373,7 +373,7 @@ def reconstruct(
     from t2i.outputs import choose_output, output_grid, save_new_png
     from t2i.saved import load
     from t2i.tokenizers.losses import psnr
-    place = choose_output(output, image.stem, Path(model).name, single=True)
+    place = choose_output(output, image.stem, Path(model).name, single=True, inputs=(image,))
     given = open_image(image).convert("RGB")
     found = load(model, device)
     tok = getattr(found, "tokenizer", found)

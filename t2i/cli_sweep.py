@@ -186,6 +186,8 @@ def find_measure(
     from t2i.guidance.clip import load_clip
     from t2i.scoring import reads_shapes
     if eval_clip is None:
+        if data:
+            raise ValueError("--data is read with --eval-clip alone: give both, or neither")
         if not prompts and reads_shapes(pipe):
             return checked_fit
         raise ValueError("--eval-clip is missing: a CLIP measures own prompts, and other worlds")

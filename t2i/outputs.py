@@ -95,7 +95,7 @@ def check_png(
     path:str|Path, # of one image
 ):
     "Refuse an output that is no .png or cannot be written, before the work"
-    if not is_grid_path(path):
+    if Path(path).suffix.lower() != ".png" or Path(path).is_dir():
         raise T2IError(f"cannot write an image to {path}: name a .png file")
     check_writable(Path(path))
 
@@ -105,11 +105,14 @@ def choose_output(
     kind:str,         # the beginning of another name
     text:str,         # what follows it, such as a prompt
     single:bool=False, # one image: a folder is refused
+    inputs:tuple[Path,...]=(), # files that are read
 )->Path:
-    "Where an image is to go; a place that cannot be written is refused"
+    "Where an image is to go; a place that cannot be written, or that is read, is refused"
     output = output or unused_path(Path(f"{kind}-{slug(text)}.png"))
     check = check_png if single else check_writable
     check(output)
+    if any(output.exists() and path.exists() and output.samefile(path) for path in inputs):
+        raise T2IError(f"{output} would replace what is read: choose another -o")
     return output
 
 # %% ../nbs/55_outputs.ipynb #2ba0ac67

@@ -23,7 +23,7 @@ from .control.adapter import weight_list
 from .control.boxes import boxes_per_image
 from .core import T2IError, log
 from t2i.data.emoji_prompts import (
-    emoji_words,
+    has_name,
     name_characters,
     prompt_lines,
     read_emoji_prompt,
@@ -142,7 +142,7 @@ def who_knows(
     text = " ".join(words)
     names = []
     for name, known in bundled_words().items():
-        if not known.unfamiliar(text) and (set(words) <= emoji_words() or not reads_names(known)):
+        if not known.unfamiliar(text) and (has_name(text) or not reads_names(known)):
             names.append(name)
     return min(names, key=lambda name: (name != "shapes-var", len(name), name), default="")
 

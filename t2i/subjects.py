@@ -237,6 +237,8 @@ def check_options(
             flags = ", ".join(map(option_flag, read))
             raise T2IError(f"{benchmark} of a {kind} does not read {option_flag(name)}; it reads "
                            f"{flags}")
+    if kind == "generator" and options.clip and not options.rerank:
+        raise T2IError("--clip judges the candidates of --rerank: give both, or neither")
     if options.samples:
         check_png(options.samples)
 

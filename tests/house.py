@@ -287,7 +287,10 @@ FIGURE = r"!\[([^\]]*)\]\(figures/([^)\s]*)\)"
 NAME = r"[A-ZÀ-Þ][\w'’-]+"
 AUTHORS = rf"{NAME}(?:\s{NAME})?\s(?:et\sal\.?|(?:&|and)\s(?:[a-z]+\s)*{NAME}(?:\s{NAME})?)"
 CITATION = rf"{AUTHORS},?\s\(?(?:19|20)\d\d\b"
-ALLOWED = {"01_shapes": "a picture of"}  # words of the world's captions, which models have learned
+ALLOWED = {
+    "01_shapes": "a picture of",  # words of the world's captions, which models have learned
+    "09_emoji_prompts": "a picture of",  # what people type
+}
 NO_PARAGRAPH = re.compile(r"\s*(\||<|!\[|\[!\[|\$\$)")  # tables, HTML, figures, equations
 
 

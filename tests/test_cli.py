@@ -374,6 +374,8 @@ def test_dream_shows_its_settings(t2i, tmp_path):
 
 
 README = str(Path(__file__).parents[1]/"README.md")
+SAMPLE = str(next((Path(__file__).parents[1]/"data/sample/txt").glob("*.png")))
+SAMPLES = str(Path(SAMPLE).parent)
 IMAGES = str(Path(__file__).parents[1]/"docs/leaderboard/budget")
 BUNDLED = Path(cli.__file__).parent/"pretrained"
 
@@ -414,7 +416,13 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
     (["evaluate", "shapes-var", "--samples", "notes.txt"], "notes.txt: name a .png"),
     (["evaluate", "shapes-var", "--json", "--markdown"], "--json and --markdown print the same"),
     (["evaluate", "emoji-var", "--quality", "best"], "generator does not read --quality"),
-    (["evaluate", "emoji-var", "--benchmark", "shapes"], "emoji-var draws emoji"),
+    (["evaluate", "emoji-var", "--benchmark", "shapes"], "emoji-var never learned"),
+    (["evaluate", "shapes-var", "--benchmark", "digits"], "shapes-var never learned digits"),
+    (["evaluate", "shapes-var", "--clip", "shapes-clip"], "--clip judges the candidates"),
+    (["sweep", "shapes-var", "guidance_scale=1", "--data", IMAGES], "--data is read with"),
+    (["dream", "--include", "a ring", "-m", "shapes-msvq"], "as shapes-vqgan, not a MultiScale"),
+    (["train", "digits-msvq", "-o", SAMPLES], "has images in it"),
+    (["reconstruct", SAMPLE, "-o", SAMPLE], "would replace what is read"),
     (["evaluate", "shapes-clip", "--benchmark", "captions", "--top-k", "5"], "of a clip does not"),
     (["sweep", "emoji-var", "temperature=0,1"], "--eval-clip is missing"),
     (["leaderboard", "shapes-var", "-o", "board.png"], "board.png would be an image"),

@@ -276,6 +276,10 @@ def finish_captions(
     about:dict,
 ):
     "Write the table and how it came about; the file of the unfinished run goes"
+    if not any(row["text"] for row in rows):
+        (folder/PARTIAL).unlink(missing_ok=True)
+        raise T2IError(f"none of {len(rows)} images got a caption ({rows[0]['fault']}): nothing is "
+                       "written; try another --model")
     failed = {row["file_name"]: row["fault"] for row in rows if not row["text"]}
     table = [dict(file_name=row["file_name"], text=row["text"]) for row in rows if row["text"]]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table)

@@ -198,7 +198,8 @@ def image_size(
 )->tuple[int,int]:                     # h and w
     "A size that the VQGAN can make"
     if not isinstance(vqgan, VQTokenizer):
-        raise TypeError(f"a VQGAN with one map of codes is needed, not a {type(vqgan).__name__}")
+        kind = type(vqgan).__name__
+        raise T2IError(f"a VQGAN with one map of codes is needed, as shapes-vqgan, not a {kind}")
     f, own = vqgan.downsample, vqgan.config.resolution
     h, w = (size, size) if isinstance(size, int) else size or (own, own)
     if isinstance(vqgan, ViTVQGAN) and (h, w) != (own, own):
