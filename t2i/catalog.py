@@ -247,11 +247,11 @@ def near_names(
     if data is None or not data.name.startswith("emoji"):
         raise T2IError(f"{model} was not trained on emoji, and has no list of names")
     text = name_characters(text)
-    words = set(bare_words(text).split())
+    words = set(bare_words(text))
     if not words:
         raise T2IError("no name given: try \"a scientist\"")
     nearest = nearest_names(text, len(emoji_names()))
-    found = [name for name in nearest if words <= set(bare_words(name).split())]
+    found = [name for name in nearest if words <= set(bare_words(name))]
     rows = []
     for name in (found or nearest[:10])[:count]:
         about = emoji_names()[emoji_number(name)]

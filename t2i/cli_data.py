@@ -107,11 +107,14 @@ def print_scores(
 
 
 def print_yaml(
-    values, # a dict or a dataclass
+    values:dict,
+    config=None, # the dataclass that they are of, with comments behind its fields
 ):
-    "Print settings as YAML"
-    from omegaconf import OmegaConf
-    typer.echo(OmegaConf.to_yaml(OmegaConf.create(values)), nl=False)
+    "Print settings as YAML, with what they mean"
+    from t2i.engine.recipes import described_fields, field_comments
+    comments = field_comments(config) if config else {}
+    for line in described_fields(values, comments):
+        say(line)
 
 # %% ../nbs/58_cli_data.ipynb #359828cc
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None,

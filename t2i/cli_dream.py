@@ -184,7 +184,7 @@ def dream(
     else:
         settings = dream_config(quality, overrides or [], steps=steps, init=init)
         if show:
-            return print_yaml(settings)
+            return print_yaml(asdict(settings), settings)
         about = new_dream(dict(include=include, exclude=exclude, extras=extras), story, seed)
         about |= dict(model=model, clip=clip or ["shapes-clip"], size=parse_size(size),
                       settings=asdict(settings))

@@ -254,8 +254,8 @@ def info(
         return print_names(model or "emoji-var", names, as_json)
     if overrides:
         check_fields(model, overrides)
-    if overrides or (model and is_recipe(model)):
-        about = recipe_costs(model, tuple(overrides or ()), tflops, memory=memory)
+    if overrides or (tflops, memory) != (40., 80.) or (model and is_recipe(model)):
+        about = recipe_costs(model or "", tuple(overrides or ()), tflops, memory=memory)
     else:
         about = list_models() if model is None else describe_name(model)
     if as_json:
@@ -302,7 +302,7 @@ def leaderboard(
     board.check_places(output, images)
     if measure:
         names += board.measure_board(measure, device=device)
-    if not names and not measure:
+    if not names:
         raise ValueError("nothing to compare: name files of scores or models, or --measure FOLDER")
     rows = board.leaderboard(names)
     if images:

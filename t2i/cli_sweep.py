@@ -38,6 +38,8 @@ def read_axis(
         found = [int(value) for value in found]
     for value in found:
         check_settings(**{name: value})
+        if found.count(value) > 1:
+            raise ValueError(f"{text!r}: {value} stands there twice")
     return name, found
 
 

@@ -284,9 +284,9 @@ def read_page(
 )->tuple[str,str]:    # what stands before and after the marks
     "The page around a table; what is no text, or has no place for it, is refused"
     output = Path(output)
-    if output.suffix.lower() in Image.registered_extensions():
-        raise T2IError(f"{output} would be an image: name a .md file for the table")
     if not output.exists():
+        if output.suffix.lower() != ".md":
+            raise T2IError(f"{output} would hold a table in Markdown: name a .md file for it")
         return "", ""
     page = read_text(output)
     if not all(mark in page for mark in marks):

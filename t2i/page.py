@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import tempfile
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import Annotated
 
@@ -221,6 +221,7 @@ def connect(
     stop=None,      # a button that ends it
 ):
     "Let a button call a method of the studio, and show what it yields"
+    @wraps(getattr(studio, method))  # programs see its names
     def answer(*values):
         answers = getattr(studio, method)(*values)
         yield from studio.guarded(answers, len(outputs)-1)

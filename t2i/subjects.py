@@ -248,7 +248,8 @@ def drawing_settings(
     options:ScoreOptions,
 )->dict[str,dict]: # settings -> name -> value
     "How `draw_prompts` draws, to be kept beside the scores"
-    settings = dict(num_images_per_prompt=options.num_images_per_prompt)
+    number = options.num_images_per_prompt
+    settings = {} if number is None else dict(num_images_per_prompt=number)
     if subject.kind != "generator":
         return dict(settings=settings | dict(clip=options.clip, quality=options.quality))
     settings |= subject.model.defaults

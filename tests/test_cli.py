@@ -425,7 +425,13 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
     (["reconstruct", SAMPLE, "-o", SAMPLE], "would replace what is read"),
     (["evaluate", "shapes-clip", "--benchmark", "captions", "--top-k", "5"], "of a clip does not"),
     (["sweep", "emoji-var", "temperature=0,1"], "--eval-clip is missing"),
-    (["leaderboard", "shapes-var", "-o", "board.png"], "board.png would be an image"),
+    (["leaderboard", "shapes-var", "-o", "board.png"], "name a .md file"),
+    (["leaderboard", "shapes-var", "-o", "board.txt"], "name a .md file"),
+    (["sweep", "shapes-var", "guidance_scale=1,2,1"], "1.0 stands there twice"),
+    (["train", "shapes-var", "--show", "--resume"], "leave out --resume"),
+    (["train", "lora-folder"], "needs data.path"),
+    (["train", "own-var", "tokenizer=shapes-clip", f"data.path={IMAGES}"], "no tokenizer of images"),
+    (["info", "var-d16", "--tflops", "10"], "no recipe 'var-d16'"),
     (["leaderboard", "shapes-var", "--images", "board.md"], "board.md: name a .png"),
     (["reconstruct", "/dev/null"], "/dev/null is no image file"),
     (["info", ""], "the name of the model is empty"),
@@ -491,10 +497,17 @@ def test_debug_shows_the_traceback(t2i):
 
 @pytest.mark.parametrize("prompt, says", [
     ("", "empty"), ("red "*2500, "longer than"), ("a red circle 🎈", "🎈"), ("???", "no word"),
-    ("ein roter Kreis", "'ein', 'roter', 'kreis'"), ("a red elephant", "elephant")])
+    ("ein roter Kreis", "'ein', 'roter', 'kreis'"), ("a red elephant", "elephant"),
+    ("a red ring on a green background", "'green background' may not"), ("3 rings", "'3' (three?)"),
+    ("a teal ring", "'teal ring' may not be drawn; objects are red")])
 def test_prompts_it_does_not_understand_are_warned_of(t2i, prompt, says):
     code, out, err = t2i("generate", prompt, "-n", 1, "-o", "x.png")
     assert code == 0 and says in err and Path("x.png").exists(), err
+
+
+def test_a_box_that_the_prompt_does_not_name_is_warned_of(t2i):
+    code, out, err = t2i("generate", "a red ring", "--box", "blue star:0,0,.5,.5", "-n", 1)
+    assert code == 0 and "a box for 'blue star'" in err and "blue and star" in err, err
 
 
 def test_another_tokenizer_under_the_same_name(t2i):

@@ -112,6 +112,9 @@ def atomic_path(
     target = Path(path).resolve()  # of a link, what it points to
     if target.exists() and not target.is_file() and not target.is_dir():
         raise ValueError(f"{path} is neither a file nor a folder: it cannot be replaced")
+    file = next((parent for parent in target.parents if parent.is_file()), None)
+    if file:
+        raise ValueError(f"cannot write {path}: {file.name} is a file, no folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(target)
     try:

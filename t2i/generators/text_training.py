@@ -57,9 +57,9 @@ def fill_config(
 class ContrastConfig:
     "How caption contrast is weighed, see `caption_contrast`"
     weight:float=0.       # beside the loss per token; 0: no contrast
-    strong_weight:float=1. # its weight from step `strong_from` on,
-    strong_from:int=0
-    strong_until:int=0    # before this step
+    strong_weight:float=1. # its weight in some of the steps
+    strong_from:int=0     # the first of these steps
+    strong_until:int=0    # the first step after them; 0: there are none
     scales:int=4          # the first so many maps (rows, of a Parti) are compared
     every:int=1           # one of so many images of a batch is compared
 
@@ -83,9 +83,9 @@ class MapsConfig(SampleConfig):
     "Which maps of a VAR a step trains, and how it samples"
     first_scales:int=0            # the maps that decide what is where; 0: all maps count alike
     first_scales_steps:int=0      # the first so many steps train these maps alone
-    first_scales_prob:float=0.    # and so does this share of the steps after them
-    sample_guidance_schedule:str="ramp" # or "constant"
-    sample_temperature_schedule:str="constant" # or "ramp": from 1 at the first map to it
+    first_scales_prob:float=0.    # share of the later steps that train them alone
+    sample_guidance_schedule:str="ramp" # from 1 at the first map; or "constant"
+    sample_temperature_schedule:str="constant" # the same at each map; or "ramp": from 1
 
 
 @dataclass

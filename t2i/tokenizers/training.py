@@ -273,4 +273,7 @@ def load_tokenizer(
     name:str|Path,  # a bundled name, or a folder that `save_pretrained` wrote
 )->nn.Module:       # in evaluation mode, without gradients
     "Any of the four tokenizers"
-    return load_part(TOKENIZERS, bundled_folder(name))
+    folder = bundled_folder(name)
+    if not (folder/"config.json").is_file():
+        raise ValueError(f"{name} is no tokenizer of images: it has no config.json")
+    return load_part(TOKENIZERS, folder)
