@@ -263,7 +263,8 @@ def unknown_names(
             lines.append(f"{said!r} may not be drawn; backgrounds are {known}")
         elif not is_understood(mention):
             inside = [part.text for part in mention if part.kind == "name"]
-            near = "; ".join(dict.fromkeys((inside + nearest_names(said, 3, least=.6))[:3]))
+            like = nearest_names(said, 3, least=.6)
+            near = "; ".join(dict.fromkeys(like[:2] + inside + like[2:]))
             lines.append(f"{said!r} is no name of an emoji, and may be drawn as something else; "
                          + (f"near are {near}" if near else "no name is near"))
     return lines
