@@ -250,7 +250,8 @@ def clip_scores(
 )->dict[str,float]:  # recall at 1 both ways; zero-shot accuracy of colour and shape; counts
     "How well a CLIP knows the shapes world"
     if count < among:
-        raise ValueError(f"count is {count}; it must be at least {among}, the length of a list")
+        raise ValueError(f"count is {count}; it must be at least {among}: a CLIP chooses "
+                         f"among {among} captions")
     lists, singles = clip_pairs(count, among)
     rows = []
     for captions in lists:

@@ -121,8 +121,8 @@ class Answers:
 # %% ../nbs/59_page.ipynb #fde02581
 class DrawingStudio(Answers):
     "Answers of the buttons that draw and edit; it knows the models and nothing of the layout"
-    def draw(self, visitor, model, prompt, negative, guidance, temperature, images, candidates,
-             seed, **more): # more: of `t2i.app.draw`, for models that read more than words
+    def draw(self, visitor, model, prompt, negative="", guidance=None, temperature=None, images=4,
+             candidates=0, seed="", **more): # more: of `t2i.app.draw`, beside words
         "Yields gallery, files, line"
         from t2i.app import Frame, draw, enlarge, read_seed
         pipe = self.models.get(model)
@@ -136,7 +136,7 @@ class DrawingStudio(Answers):
             else:
                 yield self.finish(visitor, part, model)
 
-    def place(self, visitor, model, text, prompt, images, seed):
+    def place(self, visitor, model, text, prompt="", images=4, seed=""):
         "Yields gallery, files, line; shapes-var takes its branch shapes-boxes"
         from t2i.boxes_by_mouse import box_lines, read_boxes, show_boxes
         boxes = read_boxes(box_lines(text))
@@ -149,7 +149,7 @@ class DrawingStudio(Answers):
             drawn = visitor.drawing.output.images if files else gallery
             yield [[show_boxes(image, boxes, 256) for image in drawn], files, line]
 
-    def edit(self, visitor, model, canvas, prompt, images, seed):
+    def edit(self, visitor, model, canvas, prompt, images=4, seed=""):
         "Yields gallery, files, line"
         from t2i.app import edit, read_seed
         yield [[], [], f"Editing with {model} …"]
@@ -160,7 +160,7 @@ class DrawingStudio(Answers):
 # %% ../nbs/59_page.ipynb #06da357d
 class DreamingStudio(DrawingStudio):
     "The button that dreams, too"
-    def dream(self, visitor, vqgan, clip, include, exclude, extras, steps, seed):
+    def dream(self, visitor, vqgan, clip, include, exclude="", extras="", steps=100, seed=""):
         "Yields image, files, line"
         from t2i.app import Frame, dream, enlarge, read_seed
         yield [None, [], "Loading the models …"]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'CHOICES', 'LIMITS', 'NUMERALS', 'SENTENCE_WORDS', 'FLAG_VALUES', 'check_settings', 'prompt_list',
-           'choose_seed', 'with_near_word', 'warn_of_rest', 'bundled_words', 'who_knows', 'color_lines',
+           'choose_seed', 'with_near_word', 'warn_of_rest', 'bundled_words', 'who_knows', 'shape_lines',
            'warn_of_prompts', 'warn_of_boxes', 'read_prompt', 'Call', 'check_call', 'read_prompts', 'check_quotes']
 
 # %% ../nbs/54_requests.ipynb #adc9a554
@@ -144,10 +144,9 @@ def bundled_words()->dict[str,TextTokenizer]: # by model
 
 # %% ../nbs/54_requests.ipynb #3aabd304
 def who_knows(
-    words:list[str], # as `TextTokenizer.unfamiliar` returns them
-)->str:              # "": no bundled model does
-    "A bundled model that learned all of these words; shapes-var, if it did"
-    text = " ".join(words)
+    text:str,
+)->str:       # "": no bundled model does
+    "A bundled model that learned all words of a prompt; shapes-var, if it did"
     names = []
     for name, known in bundled_words().items():
         if not known.unfamiliar(text) and (has_name(text) or not reads_names(known)):
@@ -155,15 +154,17 @@ def who_knows(
     return min(names, key=lambda name: (name != "shapes-var", len(name), name), default="")
 
 # %% ../nbs/54_requests.ipynb #f6651678
-def color_lines(
+def shape_lines(
     text_tokenizer, # a `TextTokenizer`, or any other: without `captions`
     text:str,
 )->list[str]:       # none of a model that learned other captions than those of shapes
-    "Which colours of a prompt a model of shapes never met on what they stand before"
+    "What a prompt asks for that no image of the shapes world has"
     if not set(getattr(text_tokenizer, "captions", ())) == {"shapes"}:
         return []
-    nouns = "|".join(SHAPES)
-    lines = []
+    nouns, lines = "|".join(SHAPES), []
+    if len(re.findall(rf"\b(?:{nouns})", text.lower())) > 2:
+        lines.append(f"{text!r} names more than two things; this model learned images of one or "
+                     "two, and of up to four that are alike")
     for color, noun in re.findall(rf"\b(\w+) ({nouns}|background)", text.lower()):
         on_ground = noun == "background"
         known, others = (BACKGROUNDS, COLORS) if on_ground else (COLORS, BACKGROUNDS)
@@ -195,14 +196,14 @@ def warn_of_prompts(
             log.warning("%s is longer than this model's %d tokens: the rest is cut, from %r on",
                         shown, length, p[end:end+30])
         lines = prompt_lines(text_tokenizer, p)
-        for line in lines + color_lines(text_tokenizer, p):
+        for line in lines + shape_lines(text_tokenizer, p):
             log.warning("%s", line)
         words = text_tokenizer.unfamiliar(p)[:5]
         if words and not lines:
             unknown = ", ".join(with_near_word(text_tokenizer, word) for word in words)
-            other = who_knows(words)
+            other = who_knows(p)
+            hint = f" ({other} knows all its words)" if other else ""
             what = "it" if len(words) == 1 else "them"
-            hint = f" ({other} knows {what})" if other else ""
             log.warning("%s: %s never occurred in training; the image may lack %s%s",
                         shown, unknown, what, hint)
 
@@ -300,6 +301,8 @@ def read_prompts(
     "Prompts from the command line and a file, without blank lines and lines that begin with #"
     found = list(prompts or [])
     if file is not None:
+        if Path(file).is_dir():
+            raise T2IError(f"{file} is a folder: name a text file with one prompt per line")
         text = sys.stdin.read() if str(file) == "-" else read_text(Path(file))
         lines = [line.strip() for line in text.replace("\ufeff", "").split("\n")]
         found += [line for line in lines if line and not line.startswith("#")]

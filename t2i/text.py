@@ -199,7 +199,7 @@ class TextEncoderConfig:
     "The sizes of a text encoder"
     vocab_size:int=512 # pieces
     length:int=32      # l: tokens per caption
-    width:int=192      # d
+    width:int=192      # d: numbers per token
     depth:int=2        # blocks
     heads:int=3        # n: attention heads per block
     model_type:str="text_encoder"

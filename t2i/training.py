@@ -70,7 +70,7 @@ class TrainConfig:
     final_lr:float=.01      # where the cosine ends, as a share of lr
     clip:float=1.           # largest norm of the gradient; 0: any
     ema:float=.999          # decay of the moving average of the weights
-    seed:int=0
+    seed:int=0              # of weights, data and samples
     log_every:int=20        # steps between lines of metrics.jsonl
     val_every:int=500       # steps between validations; 0: only at the end
     val_batches:int=4       # held-out batches; of a mixture, from each source

@@ -500,7 +500,8 @@ def test_debug_shows_the_traceback(t2i):
     ("", "empty"), ("red "*2500, "longer than"), ("a red circle 🎈", "🎈"), ("???", "no word"),
     ("ein roter Kreis", "'ein', 'roter', 'kreis'"), ("a red elephant", "elephant"),
     ("a red ring on a green background", "'green background' may not"), ("3 rings", "'3' (three?)"),
-    ("a teal ring", "'teal ring' may not be drawn; objects are red")])
+    ("a teal ring", "'teal ring' may not be drawn; objects are red"),
+    ("a red ring, a blue star and a white heart", "names more than two things")])
 def test_prompts_it_does_not_understand_are_warned_of(t2i, prompt, says):
     code, out, err = t2i("generate", prompt, "-n", 1, "-o", "x.png")
     assert code == 0 and says in err and Path("x.png").exists(), err

@@ -32,7 +32,7 @@ from ..training import Task, TrainConfig
 @dataclass
 class LoRAConfig:
     "Which matrices get a change of low rank, and how it is scaled"
-    rank:int=4        # r
+    rank:int=4        # r: columns of B, rows of A
     alpha:float=8.    # the change is alpha/r * B A
     targets:list[str]=field(default_factory=lambda: ["attn.qkv", "attn.proj", "ffn.fc1", "ffn.fc2"])
 

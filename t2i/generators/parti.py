@@ -75,11 +75,11 @@ def preset_text_encoder(
 class PartiConfig:
     "Everything that shapes the image decoder; the defaults are those of the paper's 350M"
     grid:tuple[int,int]|None=(32,32)  # rows and columns of image tokens
-    codebook_size:int|None=8192       # v
+    codebook_size:int|None=8192       # v: number of codes
     text_width:int|None=1024          # numbers per vector of the text features
     depth:int=12                      # blocks
-    width:int=1024                    # d
-    heads:int=16                      # n
+    width:int=1024                    # d: numbers per token
+    heads:int=16                      # n: attention heads
     mlp_ratio:float=4.                # width of the feed-forward's hidden layer, in d
     dropout:float=.1                  # share of a branch's output that is dropped in training
     window:tuple[int,int]|None=None   # see `convolution_mask`; None: all tokens before

@@ -68,8 +68,8 @@ class SuperResolutionConfig:
     "Everything that shapes the network"
     scale:int=4         # how many times as high and as wide
     channels:int=24     # between the blocks
-    expansion:int=4     # see `WideBlock`
-    blocks:int=6
+    expansion:int=4     # channels inside a block, in `channels`
+    blocks:int=6        # residual blocks
     resolution:int=64   # side of the small images in training, pixels; others will do
     model_type:str="super_resolution"
     format:int=1

@@ -67,9 +67,9 @@ class ContrastConfig:
 @dataclass(kw_only=True)
 class SampleConfig:
     "Settings of sampled images; they become the model's own"
-    sample_guidance:float=3.
-    sample_temperature:float=1.
-    sample_top_p:float=0.
+    sample_guidance:float=3.  # guidance weight w; 1: no guidance
+    sample_temperature:float=1.  # 0: the likeliest codes
+    sample_top_p:float=0.     # the likeliest codes with this probability; 0: all
 
     def settings(self)->dict:
         "All fields `sample_…` by the names that `generate` has; null ones are left out"

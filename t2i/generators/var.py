@@ -35,15 +35,15 @@ from ..tokenizers.official import build_official
 class VARConfig:
     "Everything that shapes a next-scale transformer; the defaults are the published VAR-d16's"
     scales:tuple[int,...]|None=(1,2,3,4,5,6,8,10,13,16) # sides of the token maps, coarse to fine
-    codebook_size:int|None=4096 # v
+    codebook_size:int|None=4096 # v: number of codes
     code_dim:int|None=32        # numbers per code
     depth:int=16                # blocks
-    width:int=1024              # d
-    heads:int=16                # n
+    width:int=1024              # d: numbers per token
+    heads:int=16                # n: attention heads
     mlp_ratio:float=4.          # width of the feed-forward's hidden layer, in d
     l2_norm:bool=True           # cosine attention, see `Attention`
     shared_adaln:bool=False     # one map from the condition to the norms of all blocks
-    num_classes:int|None=1000
+    num_classes:int|None=1000                           # of a model of classes
     model_type:str="var"
     format:int=2
 

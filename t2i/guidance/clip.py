@@ -64,10 +64,10 @@ class CLIPConfig:
     patch:int=8           # side of a patch, pixels
     width:int=96          # of the image encoder
     depth:int=4           # its blocks
-    heads:int=3
+    heads:int=3           # attention heads per block
     text_width:int=96     # of the text encoder
-    text_depth:int=2
-    text_heads:int=3
+    text_depth:int=2      # its blocks
+    text_heads:int=3      # attention heads per block
     vocab_size:int=512    # of the text tokenizer
     length:int=24         # tokens per caption
     model_type:str="clip"

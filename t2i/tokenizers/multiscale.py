@@ -130,18 +130,18 @@ class MultiScaleVQVAEConfig:
     "Sizes of a multi-scale tokenizer; the defaults suit the shapes world"
     resolution:int=64            # side of the images, pixels
     scales:tuple[int,...]=(1,2,3,4,6,8)  # sides of the token maps
-    codebook_size:int=512        # v
-    code_dim:int=16              # d
-    channels:int=64              # see `Encoder`
-    multipliers:tuple[int,...]=(1,2)
-    blocks:int=1
+    codebook_size:int=512        # v: number of codes
+    code_dim:int=16              # d: numbers per code
+    channels:int=64              # width of the first stage
+    multipliers:tuple[int,...]=(1,2)  # width of each stage, in `channels`
+    blocks:int=1                 # residual blocks per stage
     attention:bool=True          # in the lowest level
-    patch:int=4
+    patch:int=4                  # side of the squares that become channels first, pixels
     local:bool=False             # tokens of one patch each, see `PatchEncoder`
-    phis:int=4                   # see `MultiScaleQuantizer`
-    phi_strength:float=.5
+    phis:int=4                   # convolutions after upscaling, over all maps
+    phi_strength:float=.5        # their share; the rest passes unchanged
     ema_decay:float|None=.99     # codes as moving averages; None: by gradient, as published
-    dead_code_threshold:float=.02  # see `ExpiringCodebook`; 0: dead codes are not replaced
+    dead_code_threshold:float=.02  # dead below this share of the mean count; 0: never
     model_type:str="multi_scale_vqvae"
     format:int=2
 

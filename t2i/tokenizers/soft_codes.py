@@ -78,9 +78,9 @@ def start_codes(
 @dataclass
 class GumbelVQGANConfig(VQGANConfig):
     "Sizes of a Gumbel VQGAN; the defaults are those of the published model"
-    multipliers:tuple[int,...]=(1,1,2,4)
-    attention_levels:tuple[int,...]=(3,)
-    codebook_size:int=8192
+    multipliers:tuple[int,...]=(1,1,2,4)  # width of each stage, in `channels`
+    attention_levels:tuple[int,...]=(3,)  # stages with attention
+    codebook_size:int=8192                # v: number of codes
     model_type:str="gumbel_vqgan"
 
 # %% ../../nbs/16_soft_codes.ipynb #bf4c9c39

@@ -40,8 +40,8 @@ from ..training import Task, TrainConfig
 @dataclass
 class DiscriminatorConfig:
     "The discriminator and its training"
-    channels:int=64      # see `PatchDiscriminator`
-    layers:int=3
+    channels:int=64      # of its first layer
+    layers:int=3         # that halve the side
     loss:str="hinge"     # or "non_saturating"
     r1:float=0.          # weight of `r1_penalty`
     lr:float=4.5e-4      # of its AdamW; warm-up and decay are the tokenizer's

@@ -289,17 +289,17 @@ def check_sizes(
 class VQGANConfig:
     "Sizes of a VQGAN; the defaults are those of the published model with 1,024 codes"
     resolution:int=256            # side of the training images, pixels
-    channels:int=128              # see `Encoder`
-    multipliers:tuple[int,...]=(1,1,2,2,4)
-    blocks:int=2
-    attention_levels:tuple[int,...]=(4,)
+    channels:int=128              # width of the first stage
+    multipliers:tuple[int,...]=(1,1,2,2,4)  # width of each stage, in `channels`
+    blocks:int=2                  # residual blocks per stage
+    attention_levels:tuple[int,...]=(4,)  # stages with attention
     z_channels:int=256            # of the encoder's output
-    codebook_size:int=1024        # v
-    code_dim:int=256              # d
-    patch:int=1                   # see `Encoder`
-    cosine:bool=False             # see `Codebook`
+    codebook_size:int=1024        # v: number of codes
+    code_dim:int=256              # d: numbers per code
+    patch:int=1                   # side of the squares that become channels first, pixels
+    cosine:bool=False             # codes and vectors have length 1
     ema_decay:float|None=None     # codes as moving averages; None: learned by gradient
-    dead_code_threshold:float=0.  # see `ExpiringCodebook`; 0: dead codes are not replaced
+    dead_code_threshold:float=0.  # dead below this share of the mean count; 0: never
     model_type:str="vqgan"
     format:int=2
 
