@@ -224,16 +224,15 @@ def generate(
     prompts:PromptWords = None,
     model:Model = "shapes-var",
     number:AnyNumber = None,
-    guidance_scale:cli_models.Guidance = None,
-    guidance_schedule:cli_models.Schedule = None,
+    guidance_scale:cli_models.Guidance = None, guidance_schedule:cli_models.Schedule = None,
     negative_prompt:Negative = "",
     top_k:cli_models.TopK = None, top_p:cli_models.TopP = None,
     temperature:cli_models.Temperature = None,
     temperature_schedule:cli_models.Cooling = None,
     num_steps:cli_models.Steps = None, more_smooth:MoreSmooth = False,
     alpha:Alpha = None, beta:Beta = None, lora:Lora = None, box:Boxes = None,
-    rerank:cli_models.Rerank = None, clip:Judge = None, upscale:Upscale = None,
-    seed:Seed = None, output:Output = None,
+    rerank:cli_models.Rerank = None, judge:cli_models.JudgedBy = "clip", clip:Judge = None,
+    upscale:Upscale = None, seed:Seed = None, output:Output = None,
     process:Process = False, prompts_file:PromptFile = None, device:Device = None,
 ):
     "Draw images from prompts."
@@ -255,7 +254,8 @@ def generate(
     if process:
         out = draw_process(pipe, texts, number, seed, settings)
     else:
-        out = pipe(texts, number, seed=seed, rerank=rerank, clip=clip, upscale=upscale, **settings)
+        out = pipe(texts, number, seed=seed, rerank=rerank, judge=judge, clip=clip,
+                   upscale=upscale, **settings)
     for path in out.save(place, replace=output is not None):
         say(path)
 

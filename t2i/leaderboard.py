@@ -99,8 +99,9 @@ def own_settings(model:str|Path)->dict:
 def changed_settings(scores:dict)->dict:
     "The drawing settings that are not the model's own"
     own, given = own_settings(scores["model"]), scores.get("settings", {})
-    names = [*SETTINGS, "rerank", "clip", "quality"]
-    return {k: given[k] for k in names if given.get(k) is not None and given[k] != own.get(k)}
+    names = [*SETTINGS, "rerank", "judge", "clip", "quality"]
+    usual = own | dict(judge="clip")
+    return {k: given[k] for k in names if given.get(k) is not None and given[k] != usual.get(k)}
 
 
 def family(scores:dict)->str:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'CLASS_PARTS', 'BOX_PARTS', 'INDEX_FORMAT', 'PipelineParts', 'draw_batches', 'draw_best', 'draw_output',
-           'enlarge_output', 'check_judge', 'StreamingParts', 'Pipeline', 'TextVARPipeline', 'VARPipeline',
+           'find_network', 'enlarge_output', 'StreamingParts', 'Pipeline', 'TextVARPipeline', 'VARPipeline',
            'NewClassPipeline', 'PartiPipeline', 'make_pipeline', 'AdapterPipeline', 'BoxPipeline']
 
 # %% ../nbs/51_pipeline.ipynb #bbdfb308
@@ -28,7 +28,7 @@ from .engine.checkpoints import fingerprint, save_part
 from .engine.files import atomic_path
 from .generators.official import ClassNames, default_names
 from .generators.parti import Parti, decode_rows
-from .generators.reranking import best_of, choose_best, find_judge
+from .generators.reranking import best_of, check_judge, find_judge, judge_candidates
 from .generators.super_resolution import SuperResolution, find_upscaler
 from .generators.var import VAR
 from .guidance.clip import CLIP
@@ -105,19 +105,24 @@ def draw_best(
     batch_size:int,    # see `draw_batches`
     output_type:str,
     candidates:int,    # per prompt
-    judge:CLIP|str|None, # see `find_judge`
+    judge:str,         # see `judge_candidates`
+    clip:CLIP|str|None, # see `find_judge`
 )->Output:             # the best of each prompt first, and the scores of all
     "Draw the candidates of a call and keep those that fit their prompts best"
     keep, about["rerank"] = about["num_images_per_prompt"], candidates
     best_of([0.]*candidates, candidates, keep)  # refused before the drawing
-    clip, about["clip"] = find_judge(judge, pipe.text_encoder, pipe.device)
-    warn_of_prompts(clip.tokenize, call.prompts)
+    clip, about["clip"] = find_judge(clip, pipe, judge)
+    about["judge"] = judge
+    if clip is not None:
+        warn_of_prompts(clip.tokenize, call.prompts)
     images = draw_batches(pipe, call, batch_size, output_type)
-    best, scores = choose_best(clip, images, call.prompts, candidates, keep)
+    found = judge_candidates(pipe, images, call.prompts, candidates, judge, clip)
+    best = best_of(found, candidates, keep)
+    scores = [found[i:i+candidates] for i in range(0, len(found), candidates)]
     kept = images[best] if isinstance(images, Tensor) else [images[i] for i in best]
     return Output(kept, [call.prompts[i] for i in best], call.seed, about, scores)
 
-
+# %% ../nbs/51_pipeline.ipynb #08b238a3
 def draw_output(
     pipe,              # a `Pipeline`
     call:Call,
@@ -128,6 +133,19 @@ def draw_output(
     return Output(draw_batches(pipe, call, *drawing), call.prompts, call.seed, about)
 
 
+def find_network(
+    upscale:SuperResolution|str|None,
+    device:torch.device,
+    about:dict, # the output's settings, to which it is added
+)->SuperResolution|None:
+    "The network that is to enlarge the images"
+    if upscale is None:
+        return None
+    network = find_upscaler(upscale, device)
+    about["upscale"] = upscale if isinstance(upscale, str) else network.config.scale
+    return network
+
+
 def enlarge_output(
     out:Output,
     network:SuperResolution,
@@ -136,13 +154,6 @@ def enlarge_output(
     if isinstance(out.images, Tensor):
         return replace(out, images=network.upscale(out.images))
     return replace(out, images=to_pil(network.upscale(from_pil(out.images))))
-
-# %% ../nbs/51_pipeline.ipynb #fbf30eb9
-def check_judge(clip:CLIP|str|None, rerank:int|None):
-    "Refuse a judge without candidates"
-    if clip is not None and rerank is None:
-        raise T2IError("clip judges the candidates of rerank: give both, or neither")
-    check_settings(rerank=rerank or 1)
 
 # %% ../nbs/51_pipeline.ipynb #53b7d626
 class StreamingParts(PipelineParts):
@@ -198,7 +209,7 @@ class Pipeline(StreamingParts):
         num_steps:int|None=None,        # decoding steps per map, of a model trained for several
         negative_prompt:str="",         # what to avoid; it acts only where guidance acts, see below
         guidance_schedule:str|None=None, # "ramp": from 1 at the first map to w; "constant": w
-        temperature_schedule:str|None=None, # "ramp": from 1 at the first map; "constant"
+        temperature_schedule:str|None=None, # "ramp": from 1; "first": 1 once; "constant"
         more_smooth:bool|None=None,     # mix codes, of a model of classes; see lesson 38
         alpha:float|list[float]|None=None, # of an adapter: weight of the class; see lesson 41
         beta:float|list[float]|None=None,  # weight of its text; a list has one number per map
@@ -206,25 +217,25 @@ class Pipeline(StreamingParts):
         seed:int|None=None,             # image j of a prompt depends on (seed, j) and the prompt
         generator:torch.Generator|list[torch.Generator]|None=None, # instead: one, or one per image
         rerank:int|None=None,           # draw so many per prompt, keep those that fit best
-        clip:CLIP|str|None=None,        # the CLIP that judges the fit; see lesson 37
+        judge:str="clip",               # who chooses: "clip", "likelihood" or "both", see lesson 37
+        clip:CLIP|str|None=None,        # the CLIP that judges the fit
         upscale:SuperResolution|str|None=None, # a network that enlarges the images; see lesson 34
         batch_size:int=64,              # images drawn at a time; seeds do not depend on it
         output_type:str="pil",          # "pt" gives a tensor (b,3,h,w) in [-1,1], on the CPU
     )->Output:
         'Draw images; under "ramp", `negative_prompt` cannot change background and layout'
-        check_judge(clip, rerank)
+        check_judge(clip, rerank, judge)
+        check_settings(rerank=rerank or 1)
         call = check_call(
             self, prompt, rerank or num_images_per_prompt, seed, generator, negative_prompt, boxes,
             alpha=alpha, beta=beta, guidance_scale=guidance_scale, num_steps=num_steps, top_k=top_k,
             guidance_schedule=guidance_schedule, top_p=top_p, temperature=temperature,
             temperature_schedule=temperature_schedule, more_smooth=more_smooth)
         about = self.about | dict(num_images_per_prompt=num_images_per_prompt) | call.about
-        if upscale is not None:
-            network = find_upscaler(upscale, self.device)  # before the drawing: it may be refused
-            about["upscale"] = upscale if isinstance(upscale, str) else network.config.scale
+        network = find_network(upscale, self.device, about)  # before the drawing: may be refused
         drawing = self, call, about, batch_size, output_type
-        out = draw_output(*drawing) if rerank is None else draw_best(*drawing, rerank, clip)
-        return out if upscale is None else enlarge_output(out, network)
+        out = draw_output(*drawing) if rerank is None else draw_best(*drawing, rerank, judge, clip)
+        return out if network is None else enlarge_output(out, network)
 
 # %% ../nbs/51_pipeline.ipynb #5a74ea82
 PARTS = ("generator", "text_encoder", "text_tokenizer", "tokenizer")  # of a saved pipeline

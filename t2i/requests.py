@@ -43,7 +43,7 @@ DEFAULTS = dict(
     temperature_schedule="constant", more_smooth=False, alpha=None, beta=None,
 )  # of a model that has no settings of its own; None: it must have them, or lacks the setting
 CHOICES = dict(
-    guidance_schedule=("ramp", "constant"), temperature_schedule=("ramp", "constant"),
+    guidance_schedule=("ramp", "constant"), temperature_schedule=("ramp", "first", "constant"),
     more_smooth=(False, True))
 LIMITS = dict(
     num_images_per_prompt=(Integral, 1, 10_000, "a whole number from 1 to 10,000"),

@@ -82,11 +82,13 @@ def cfg_schedule(
 def map_temperatures(
     temperature:float,       # of the last map; 0 takes the likeliest codes
     k:int,                   # scales
-    schedule:str="constant", # the same at each scale; or "ramp": from 1 at the first map
+    schedule:str="constant", # the same at each scale; "ramp": from 1 to it; "first": 1, then it
 )->list[float]:              # one temperature per scale
     "How warm the sampling of each map is: the first maps decide what is where, the last the edges"
+    if schedule == "first":
+        return [1.] + [temperature]*(k-1)
     if schedule not in ("ramp", "constant"):
-        raise ValueError(f"temperature_schedule must be ramp or constant, got {schedule!r}")
+        raise ValueError(f"temperature_schedule is {schedule!r}: take ramp, first or constant")
     return cfg_schedule(temperature, k, schedule)
 
 # %% ../nbs/07_sampling.ipynb #4effe050

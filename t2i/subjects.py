@@ -23,7 +23,7 @@ from .data.datasets import COMPUTED, DataConfig, FolderDataset, load_dataset
 from .data.mixtures import describe_sources
 from .engine.files import data_home
 from .engine.recipes import load_recipe
-from .generators.reranking import best_of, find_judge, rank_images
+from .generators.reranking import best_of, check_judge, find_judge, judge_candidates
 from .generators.super_resolution import SuperResolution
 from .guidance.clip import CLIP, load_clip
 from .guidance.vqgan_clip import VQGANCLIP
@@ -127,7 +127,8 @@ class ScoreOptions:
     top_p:float|None=None      # None: the model's own
     features:str="inception"   # fid: or a CLIP
     samples:str|None=None      # shapes: a .png for the first image of every task
-    temperature_schedule:str|None=None # "ramp" or "constant"; None: the model's own
+    temperature_schedule:str|None=None # see `map_temperatures`; None: the model's own
+    judge:str="clip"           # who chooses with rerank, see `judge_candidates`
 
     def __post_init__(self):
         for name in ("per_task", "num_images_per_prompt", "count", "rerank"):
@@ -156,11 +157,12 @@ def draw_candidates(
 )->list[list[Image.Image]]:
     "Draw with a generator; each of a prompt's images is chosen among its own candidates"
     n, each = options.num_images_per_prompt or 1, options.rerank or 1
-    judge = find_judge(options.clip, pipe.text_encoder, pipe.device)[0] if each > 1 else None
+    clip = find_judge(options.clip, pipe, options.judge)[0] if each > 1 else None
     out = pipe(prompts, n*each, seed=options.seed, **options.settings)
     images = out.images
-    if judge is not None:
-        images = [images[i] for i in best_of(rank_images(judge, images, out.prompts), each)]
+    if each > 1:
+        scores = judge_candidates(pipe, images, out.prompts, each, options.judge, clip)
+        images = [images[i] for i in best_of(scores, each)]
     return [images[i:i+n] for i in range(0, len(images), n)]
 
 
@@ -195,7 +197,7 @@ def draw_each(
     return [drawn[prompt].pop(0) for prompt in prompts]
 
 # %% ../nbs/56_subjects.ipynb #5058cd64
-CANDIDATES = (*SETTINGS, "rerank", "clip")  # how images are drawn and chosen
+CANDIDATES = (*SETTINGS, "rerank", "judge", "clip")  # how images are drawn and chosen
 STEERED = ("clip", "quality")               # the same of a VQGAN that a CLIP steers
 READ = {
     "captions": ("count", "data", "eval_clip", *CANDIDATES),
@@ -237,8 +239,8 @@ def check_options(
             flags = ", ".join(map(option_flag, read))
             raise T2IError(f"{benchmark} of a {kind} does not read {option_flag(name)}; it reads "
                            f"{flags}")
-    if kind == "generator" and options.clip and not options.rerank:
-        raise T2IError("--clip judges the candidates of --rerank: give both, or neither")
+    if kind == "generator":
+        check_judge(options.clip, options.rerank, options.judge)
     if options.samples:
         check_png(options.samples)
 
@@ -257,5 +259,5 @@ def drawing_settings(
     if options.rerank:
         own = getattr(subject.model.text_encoder, "config", None)
         clip = options.clip or getattr(own, "clip", None)
-        settings |= dict(rerank=options.rerank, clip=clip)
+        settings |= dict(rerank=options.rerank, judge=options.judge, clip=clip)
     return dict(settings=settings)
