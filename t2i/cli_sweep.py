@@ -192,9 +192,10 @@ def find_measure(
             raise ValueError("--data is read with --eval-clip alone: give both, or neither")
         if not prompts and reads_shapes(pipe):
             return checked_fit
-        raise ValueError("--eval-clip is missing: a CLIP measures own prompts, and other worlds")
+        raise ValueError("--eval-clip is missing: a CLIP, such as emoji-clip, measures own prompts "
+                         "and other worlds")
     if not prompts and not reads_shapes(pipe):
-        raise ValueError("--prompts is missing: a file with one prompt per line")
+        raise ValueError("--prompts is missing: a file with one prompt per line, for --eval-clip")
     clip = load_clip(eval_clip, device)
     true = data and true_vectors(clip, data, pipe.tokenizer.config.resolution)
     return partial(clip_fit, clip, true=true)

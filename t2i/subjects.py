@@ -53,6 +53,8 @@ def load_subject(
                       (SuperResolution, "upscaler")):
         if isinstance(model, cls):
             kind = word
+    if kind == "tokenizer" and not hasattr(model, "decode_features"):
+        raise T2IError(f"{name} was trained by a task of its own: no benchmark of t2i fits it")
     if path and (path/"recipe.yaml").is_file():
         data = getattr(load_recipe(path/"recipe.yaml").config, "data", None)
     return Subject(name, model, kind, data)

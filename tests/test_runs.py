@@ -27,6 +27,7 @@ from t2i.engine.distributed import make_fabric
 from t2i.engine.recipes import save_recipe
 from t2i.engine.resume import parameter_names, save_run
 from t2i.engine.runs import RunLog, init_run_dir, load_recipe, read_metrics, save_checkpoint
+from t2i.subjects import load_subject
 from t2i.training import TrainConfig, TrainingState, batches, train, train_step
 from tiny import CaptionedTask, ContrastiveTask, TinyConfig, TinyTask, recipe
 
@@ -304,6 +305,8 @@ def test_a_run_of_ones_own_task_loads_as_its_model(tmp_path):
     net = t2i.load(run, "cpu")
     assert type(net) is tiny.Net and not net.training
     assert same(net.state_dict(), weights(run, "ema"))
+    with pytest.raises(T2IError, match="no benchmark of t2i fits it"):
+        load_subject(str(run), "cpu")
 
 
 def test_a_forgotten_state_moves_no_random_numbers(tmp_path):
