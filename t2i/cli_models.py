@@ -84,12 +84,10 @@ def score_table(
     scores:dict, # from `evaluate_model`
 )->list[str]:    # three lines: names, the line below them, values
     "Scores, and how they were measured, as a table in Markdown"
-    settings = scores.get("settings", {})
     row = {name: scores.get(name, "") for name in ("model", "checkpoint", "benchmark")}
     row |= {name: f"{x:.4g}" for name, x in scores.items() if isinstance(x, float)}
-    row |= dict(images=scores.get("images", ""), cfg=settings.get("guidance_scale", ""))
-    row |= {"top-k": settings.get("top_k", ""), "top-p": settings.get("top_p", "")}
-    row |= dict(seed=scores.get("seed", ""))
+    row |= dict(images=scores.get("images", ""), seed=scores.get("seed", ""))
+    row |= {name: "" if x is None else x for name, x in scores.get("settings", {}).items()}
     lines = [row.keys(), ["---"]*len(row), map(str, row.values())]
     return [f"| {' | '.join(line)} |" for line in lines]
 
@@ -304,15 +302,16 @@ def leaderboard(
     if not names:
         raise ValueError("nothing to compare: name files of scores or models, or --measure FOLDER")
     rows = board.leaderboard(names)
+    table = board.board_table(rows, brief)
+    if as_json:
+        say(json.dumps(rows))
+    elif output is None:
+        say(table.rstrip())
+    else:
+        board.write_board(table, output)
+        say(output)
     if images:
         save_png(board.board_images(rows), images)
-    if as_json:
-        return say(json.dumps(rows))
-    table = board.board_table(rows, brief)
-    if output is None:
-        return say(table.rstrip())
-    board.write_board(table, output)
-    say(output)
 
 # %% ../nbs/58_cli_models.ipynb #68aacd35
 def convert(

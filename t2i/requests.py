@@ -159,7 +159,7 @@ def shape_lines(
     text:str,
 )->list[str]:       # none of a model that learned other captions than those of shapes
     "What a prompt asks for that no image of the shapes world has"
-    if not set(getattr(text_tokenizer, "captions", ())) == {"shapes"}:
+    if set(getattr(text_tokenizer, "captions", ())) != {"shapes"}:
         return []
     nouns, lines = "|".join(SHAPES), []
     if len(re.findall(rf"\b(?:{nouns})", text.lower())) > 2:

@@ -261,5 +261,7 @@ def drawing_settings(
     if options.rerank:
         own = getattr(subject.model.text_encoder, "config", None)
         clip = options.clip or getattr(own, "clip", None)
-        settings |= dict(rerank=options.rerank, judge=options.judge, clip=clip)
+        settings |= dict(rerank=options.rerank, judge=options.judge)
+        if options.judge != "likelihood":  # which asks no CLIP
+            settings["clip"] = clip
     return dict(settings=settings)

@@ -182,6 +182,11 @@ PARTI = """
     contrast.strong_from=3 contrast.strong_until=6 reading_pairs=3 model.depth=2
     train.compile=false train.workers=0 vocabulary_captions=500
 """.split()
+DRAWN = """
+    train.init_from=shapes-var preference.every=4 preference.candidates=3 preference.measured=0
+    sample_num_steps=1 contrast.weight=0 reading_pairs=0 train.lr=3e-5 train.val_every=0
+    train.save_every=0
+""".split()
 ENLARGE = """
     train.steps=12 train.batch_size=8 train.warmup=3 train.precision=32-true train.log_every=1
     train.val_every=0 train.val_batches=1 train.sample_every=0 train.save_every=0 train.workers=0
@@ -201,6 +206,7 @@ CASES = dict(
     generator=("digits-var", 2, GENERATOR),
     masked=("shapes-var", 1, [*GENERATOR, *MASKED]),
     parti=("shapes-parti", 1, [*GENERATOR, *PARTI]),
+    drawn=("shapes-preferences", 1, [*GENERATOR, *DRAWN]),
     enlarging=("shapes-sr4", 2, ENLARGE),
     contrastive=("shapes-clip", 1, CLIP),
 )

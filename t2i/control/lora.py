@@ -299,6 +299,8 @@ def base_task(
     inner = replace(known.config, **fields)
     if hasattr(inner, "contrast"):
         inner.contrast = replace(inner.contrast, weight=0., strong_until=0)
+    if hasattr(inner, "preference"):
+        inner.preference = replace(inner.preference, weight=0.)
     task = known.task(inner, folder)
     load_state_dict_strict(task.model, initial_weights(source, task.model), source)
     task.model.requires_grad_(False)

@@ -101,7 +101,8 @@ def image_likelihoods(
 )->list[float]:               # log p in nats, one per image
     "How likely each image's tokens are under its prompt, as the generator sees it"
     scores = []
-    for start in range(0, len(images), batch_size):
+    starts = range(0, len(images), batch_size)
+    for start in progress(starts, len(starts) > 1, desc="likelihoods", unit="batch"):
         part = slice(start, start+batch_size)
         batch = images[part] if isinstance(images, Tensor) else from_pil(images[part])
         maps = generator.tokenizer.encode(batch)                         # (b,p*p) each

@@ -90,14 +90,13 @@ class AdversarialTask(Task):
         recon:Tensor,           # (b,3,h,w)
         images:Tensor,          # (b,3,h,w)
         reconstruction:Tensor,  # scalar, the loss that `adaptive_weight` compares with
-        logs:dict[str,Tensor],  # entries are added
-    )->Tensor|float:            # scalar
+    )->tuple[Tensor|float,dict[str,Tensor]]: # a scalar, and what to log
         c, d = self.config, self.config.discriminator
         if self.discriminator is None or self.step < d.start:
-            return 0.
+            return 0., {}
         disc = getattr(self.discriminator, "module", self.discriminator).requires_grad_(False)
         logits, features = disc(recon)
-        logs["adversarial"], total = generator_loss(logits, d.loss), 0.
+        logs, total = dict(adversarial=generator_loss(logits, d.loss)), 0.
         if c.adversarial and torch.is_grad_enabled():
             last = self.model.last_layer
             weight = adaptive_weight(reconstruction, logs["adversarial"], last)
@@ -107,7 +106,7 @@ class AdversarialTask(Task):
             logs["features"] = feature_distance(features, disc(images)[1])
             total = total + c.feature_matching*logs["features"]
         disc.requires_grad_(True)
-        return min(1., (self.step-d.start)/max(1, d.warmup))*total
+        return min(1., (self.step-d.start)/max(1, d.warmup))*total, logs
 
     def discriminator_step(self, batch:dict)->tuple[Tensor|None,dict[str,Tensor]]:
         c, disc = self.config.discriminator, self.discriminator
@@ -188,7 +187,8 @@ class TokenizerTask(TokenizerHooks):
         loss = losses["reconstruction"]
         for name in ("codebook", "commitment", "kl"):
             loss = loss + getattr(c, name)*losses.get(name, 0.)
-        adversarial = self.adversarial_loss(recon, images, losses["reconstruction"], losses)
+        adversarial, more = self.adversarial_loss(recon, images, losses["reconstruction"])
+        losses |= more
         return loss+adversarial, losses
 
 # %% ../../nbs/15_tokenizer_training.ipynb #f7191ef2
