@@ -130,13 +130,15 @@ def judge_candidates(
     candidates:int,  # per prompt
     judge:str,       # of `JUDGES`
     clip:CLIP|None,  # of `find_judge`
+    batch_size:int=64, # images at a time
 )->list[float]:      # a score per image; with "both", the sum of two that are standardized
     "How well each candidate fits its prompt, as a CLIP, the generator or both see it"
     scores = []
     if judge != "likelihood":
-        scores.append(rank_images(clip, images, prompts))
+        scores.append(rank_images(clip, images, prompts, batch_size))
     if judge != "clip":
-        scores.append(image_likelihoods(pipe.generator, pipe.encode, images, prompts))
+        scores.append(image_likelihoods(
+            pipe.generator, pipe.encode, images, prompts, batch_size))
     if len(scores) == 1:
         return scores[0]
     by_clip, by_generator = [standardized(own, candidates) for own in scores]
