@@ -164,10 +164,14 @@ def data_shapes(
     from t2i.data.datasets import ShapesDataset
     write_folder(ShapesDataset(start), folder, count)
 @data_app.command("digits")
-def data_digits(folder:NewFolder, split:Split = "train"):
+def data_digits(
+    folder:NewFolder,
+    split:Split = "train",
+    count:option(int, "", "Images.", min=1, default="all of the split") = None,
+):
     "scikit-learn's handwritten digits."
     from t2i.data.datasets import DigitsDataset
-    write_folder(DigitsDataset(split), folder, 10**6)
+    write_folder(DigitsDataset(split), folder, count or 10**6)
 
 # %% ../nbs/58_cli_data.ipynb #6218fbc4
 @data_app.command("emoji")

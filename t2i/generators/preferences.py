@@ -100,7 +100,7 @@ def better_and_worse(
 
 # %% ../../nbs/38_preferences.ipynb #a5cdfba8
 def preference_loss(
-    better:Tensor,           # (n,), -log p of the better drawing of each pair
+    better:Tensor,           # (n,), -log p, the cost of the better drawing of each pair
     worse:Tensor,            # (n,), of the worse one
     reference_better:Tensor, # (n,), the same two of the reference
     reference_worse:Tensor,  # (n,)
