@@ -75,7 +75,8 @@ def used_modules(code, root=root):
     return sorted(used)
 
 
-RECORDS = ("scores.json", "ablation.jsonl")  # of a model; they count where code names them
+# of a model; they count where code names them
+RECORDS = ("scores.json", "ablation.jsonl", "preferences.jsonl")
 
 
 def bundled_files(text, root=root):

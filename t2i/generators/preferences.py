@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['autocast_of', 'draw_candidates', 'judge_drawings', 'better_and_worse', 'preference_loss', 'PreferenceConfig',
-           'PreferenceTaskConfig', 'OnePassPreferenceTaskConfig', 'drawing_losses', 'load_reference',
-           'compare_drawings', 'LearnsPreferences', 'MeasuresDrawings', 'PreferenceTask', 'OnePassPreferenceTask']
+           'PreferenceTaskConfig', 'OnePassPreferenceTaskConfig', 'drawing_losses', 'load_reference', 'Numbered',
+           'draw_and_judge', 'DrawnPairs', 'LearnsPreferences', 'MeasuresDrawings', 'PreferenceTask',
+           'OnePassPreferenceTask']
 
 # %% ../../nbs/38_preferences.ipynb #2a67f225
 import copy
@@ -18,18 +19,20 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ..core import T2IError, fold_in, to_pil
 from ..data.checker import check
 from ..data.datasets import load_dataset
+from ..engine.caches import CachedDataset, build_cache, dataset_hash
 from ..engine.checkpoints import initial_weights, load_state_dict_strict
 from ..engine.distributed import choose_precision
+from ..engine.files import data_home, hash_of
 from .masked_var import MaskedTextVARTask, MaskedTextVARTaskConfig
 from .reranking import JUDGES, judge_candidates
 from .text_training import TextVARTask, TextVARTaskConfig, check_part, read_part
 from .var_with_clip import weights_fingerprint
 from ..guidance.clip import CLIP
-from ..sampling import seeded_uniform
 from ..training import Task
 
 # %% ../../nbs/38_preferences.ipynb #82ef4a37
@@ -42,21 +45,21 @@ def autocast_of(
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(name)
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
-
+# %% ../../nbs/38_preferences.ipynb #64e8b79b
 @torch.no_grad()
 def draw_candidates(
     task:Task,           # a `TextVARTask`
+    model:nn.Module,     # the task's model or the reference, see below
     captions:list[str],
-    u:Tensor,            # (n,) in [0,1)
+    numbers:list[int],   # of the captions
     candidates:int,      # images per caption
 )->list[Tensor]:         # (n*candidates,p*p) int64 per scale, caption-major
     "Several images per caption, drawn with the settings of the recipe"
-    generators = []
-    for number in (u*2**24).long().tolist():
-        generators += [fold_in(task.config.train.seed, -5, number, j) for j in range(candidates)]
+    seed = task.config.train.seed
+    generators = [fold_in(seed, -5, i, j) for i in numbers for j in range(candidates)]
     rows = torch.arange(len(captions)).repeat_interleave(candidates)
-    model, features = task.model, []
-    with autocast_of(task, u.device):
+    device, features = next(model.parameters()).device, []
+    with autocast_of(task, device):
         for texts in (captions, [""]*len(captions)):
             features.append(model.text_encoder(*task.read(texts)).select(rows))
         return model.generator.generate(*features, generators, **task.config.settings())
@@ -65,6 +68,7 @@ def draw_candidates(
 @torch.no_grad()
 def judge_drawings(
     task:Task,           # a `TextVARTask`
+    model:nn.Module,     # whose likelihood it is, where likelihood judges
     maps:list[Tensor],   # (n,p*p) int64 per scale
     captions:list[str],  # one per image
     judge:str,           # see `PreferenceConfig`
@@ -73,12 +77,10 @@ def judge_drawings(
     "How well drawings fit their captions"
     images = task.tokenizer.decode(maps)
     if judge != "checker":
-        reader = getattr(task, "reference", None) or task.model  # whose likelihood it is
         def encode(texts):
-            return reader.text_encoder(*task.read(texts))
-        drawer = SimpleNamespace(generator=reader.generator, encode=encode)
-        return judge_candidates(
-            drawer, images, captions, candidates, judge, task.clip, batch_size=len(images))
+            return model.text_encoder(*task.read(texts))
+        drawer = SimpleNamespace(generator=model.generator, encode=encode)
+        return judge_candidates(drawer, images, captions, candidates, judge, task.clip)
     try:
         return [float(check(*pair).ok) for pair in zip(to_pil(images), captions)]
     except ValueError as error:
@@ -114,29 +116,28 @@ def preference_loss(
 @dataclass
 class PreferenceConfig:
     "How a generator learns from its own drawings"
-    weight:float=1.     # beside the loss of the images; 0: no step draws or compares
-    every:int=2         # every so many captions of a batch one is drawn
+    captions:int=1600   # so many captions of the training data are drawn, once; 0: none
     candidates:int=4    # images drawn per caption
     judge:str="checker" # of the shapes world; or clip, likelihood or both, as for reranking
     beta:float=.3       # how much a nat of difference counts
     scales:int=5        # the first so many maps are compared
-    masks:int=4         # a masked generator sees so many parts of a drawing, one after the other
+    better_weight:float=.1 # of the cross-entropy of the better drawings
     measured:int=64     # held-out captions that a validation draws and judges
 
     def __post_init__(self):
         judges = ("checker", *JUDGES)
         if self.judge not in judges:
             raise ValueError(f"preference.judge={self.judge}; known are {', '.join(judges)}")
-        if self.candidates < 2 or min(self.every, self.masks) < 1:
-            raise ValueError("preference.candidates must be at least 2, every and masks at least 1")
+        if self.candidates < 2:
+            raise ValueError(f"preference.candidates={self.candidates}; at least 2 are compared")
 
-
+# %% ../../nbs/38_preferences.ipynb #1cfeeb26
 @dataclass
 class PreferenceTaskConfig(MaskedTextVARTaskConfig):
     "A recipe for a masked text-conditioned VAR that can draw already: give train.init_from"
     preference:PreferenceConfig=field(default_factory=PreferenceConfig)
 
-
+# %% ../../nbs/38_preferences.ipynb #b8069a76
 @dataclass
 class OnePassPreferenceTaskConfig(TextVARTaskConfig):
     "The same for a text-conditioned VAR of one pass per map"
@@ -148,18 +149,15 @@ def drawing_losses(
     model:nn.Module,    # its model or the reference
     captions:list[str],
     maps:list[Tensor],  # (n,p*p) int64 per scale; the first few scales will do
-    u:Tensor,           # (n,m) in [0,1): which tokens a masked generator is told, m times
+    u:Tensor,           # (n,) in [0,1): which tokens a masked generator is told
 )->Tensor:              # (n,)
-    "-log p of the drawings under their captions; of a masked generator, a mean of m estimates"
-    times = u.shape[1]
-    captions = [caption for caption in captions for _ in range(times)]
-    maps = [m.repeat_interleave(times, 0) for m in maps]
-    masks = task.masks(dict(u=u.flatten()), maps)
-    logits, _ = model(task.read(captions), maps, *masks)                 # (n*m,l,v)
+    "-log p of the drawings under their captions; of a masked generator, an estimate"
+    masks = task.masks(dict(u=u), maps)
+    logits, _ = model(task.read(captions), maps, *masks)         # (n,l,v)
     losses = F.cross_entropy(logits.transpose(1, 2), torch.cat(maps, 1), reduction="none")
-    return (task.weights(losses, masks)*losses).sum(1).unflatten(0, u.shape).mean(1)
+    return (task.weights(losses, masks)*losses).sum(1)
 
-# %% ../../nbs/38_preferences.ipynb #a87f14bc
+# %% ../../nbs/38_preferences.ipynb #d1b6e9f6
 def load_reference(
     task:Task, # a `TextVARTask` whose recipe has train.init_from
 )->nn.Module:  # on the CPU
@@ -178,79 +176,129 @@ def load_reference(
     task.parts["reference"] = start, Path(place), found          # for the run's parts.json
     return reference.eval().requires_grad_(False)
 
-# %% ../../nbs/38_preferences.ipynb #82db879a
-def compare_drawings(
-    task:Task, # with `reference`, and a recipe with `preference`
-    captions:list[str],
-    u:Tensor,  # (n,) in [0,1)
-)->tuple[Tensor,dict[str,Tensor]]: # the pairs' losses per drawing; what to log
-    "Draw candidates of each caption, and compare the better with the worse"
-    c = task.config.preference
-    maps = draw_candidates(task, captions, u, c.candidates)
-    each = [caption for caption in captions for _ in range(c.candidates)]
-    scores = judge_drawings(task, maps, each, c.judge, c.candidates)
-    better, worse = better_and_worse(scores, c.candidates)
-    logs = dict(pairs=u.new_tensor(len(better)/len(each)))
-    if c.judge != "both":  # whose scores are a rank among candidates, 0 in the mean
-        logs["score"] = u.new_tensor(scores).mean()
-    rows = sorted({*better, *worse}) or [0]  # no pair: the processes still call the model alike
-    told = seeded_uniform(u, c.masks, key=2)[[i//c.candidates for i in rows]]
-    drawings = [each[i] for i in rows], [m[rows] for m in maps[:c.scales]], told
-    with torch.no_grad(), autocast_of(task, u.device):
-        before = drawing_losses(task, task.reference, *drawings)         # (n,)
-    now = drawing_losses(task, task.model, *drawings)
-    sides = [[rows.index(i) for i in side] for side in (better, worse)]
-    costs = [losses[side] for losses in (now, before) for side in sides]
-    return preference_loss(*costs, c.beta).sum()/len(each), logs
+# %% ../../nbs/38_preferences.ipynb #8b62961d
+class Numbered(Dataset):
+    "Items that know their number"
+    def __init__(self, source:Dataset): # of dicts with image and caption
+        self.source = source
 
-# %% ../../nbs/38_preferences.ipynb #699c910a
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, i:int)->dict:
+        item = self.source[i]
+        return dict(image=item["image"], caption=item["caption"], number=i)
+
+# %% ../../nbs/38_preferences.ipynb #cbcc9226
+def draw_and_judge(
+    task:Task,         # with `reference`, and a recipe with `preference`
+    source:Dataset,    # whose captions are drawn, from the first
+    device:torch.device,
+)->Path:               # a cache: tokens (candidates,l) and scores (candidates,) per caption
+    "Candidates of many captions and what the judge says of them; whole files are kept"
+    c, k = task.config.preference, task.config.preference.candidates
+    about = dict(data=dataset_hash(source), model=task.parts["reference"][2],
+                 tokenizer=task.parts["tokenizer"][2], seed=str(task.config.train.seed),
+                 drawn=str(task.config.settings()), candidates=str(k), judge=c.judge)
+
+    def compute(batch):
+        captions, numbers = batch["caption"], batch["number"].tolist()
+        maps = draw_candidates(task, task.reference, captions, numbers, k)
+        each = [caption for caption in captions for _ in range(k)]
+        scores = judge_drawings(task, task.reference, maps, each, c.judge, k)
+        tokens = torch.cat(maps, 1).unflatten(0, (len(captions), k))     # (n,k,l)
+        return dict(tokens=tokens.int(), scores=torch.tensor(scores).view(-1, k))
+
+    folder = data_home()/"cache"/f"drawings-{hash_of(about)}"
+    count = min(c.captions, len(source))
+    return build_cache(folder, about, Numbered(source), count, compute, shard=128, batch_size=16)
+
+# %% ../../nbs/38_preferences.ipynb #208c5e7b
+class DrawnPairs(Dataset):
+    "Two drawings of one caption each, of which the judge prefers the first"
+    def __init__(self,
+        folder:Path, # of `draw_and_judge`
+        count:int,   # captions
+    ):
+        self.cache = CachedDataset(folder, count)
+        self.pairs = []
+        for i in range(count):
+            scores = self.cache[i]["scores"].tolist()
+            self.pairs += [(i, *pair) for pair in zip(*better_and_worse(scores, len(scores)))]
+        if not self.pairs:
+            raise T2IError(f"of {count} captions no drawing is better than another: draw more, "
+                           "preference.captions and preference.candidates")
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, n:int)->dict: # caption; better and worse, (l,) int64
+        i, better, worse = self.pairs[n]
+        item = self.cache[i]
+        tokens = item["tokens"]
+        return dict(caption=item["caption"], better=tokens[better], worse=tokens[worse])
+
+# %% ../../nbs/38_preferences.ipynb #ebc5dc24
 class LearnsPreferences:
-    "Beside the loss of the images, a `TextVARTask` compares drawings of its own"
-    reference = None # the model that it began with
+    "A `TextVARTask` that compares drawings"
+    reference = None # the model that it began with and that drew; None: it learns from images
 
     def __init__(self, config, folder:Path|None=None): # with `preference`; the run
         super().__init__(config, folder)
-        c = config.preference
-        if c.weight and c.judge in ("clip", "both") and not isinstance(self.clip, CLIP):
-            raise T2IError(f"preference.judge={c.judge} needs clip, a CLIP of images and texts")
+        judge = config.preference.judge
+        if judge in ("clip", "both") and not isinstance(self.clip, CLIP):
+            raise T2IError(f"preference.judge={judge} needs clip, a CLIP of images and texts")
 
     def prepare(self, device:torch.device):
-        if self.config.preference.weight:
+        c, images = self.config.preference, self.images("train")
+        if c.captions:
             self.reference = load_reference(self).to(device)
         super().prepare(device)
+        if c.captions:
+            folder = draw_and_judge(self, images, device)
+            self.cached["train"] = DrawnPairs(folder, min(c.captions, len(images)))
 
-    def training_step(self, batch:dict)->tuple[Tensor,dict[str,Tensor]]: # see `TextVARTask`
-        loss, logs = super().training_step(batch)
-        c = self.config.preference
-        if not (c.weight and self.model.training):
-            return loss, logs
-        captions, u = batch["caption"][::c.every], batch["u"][::c.every]
-        preference, more = compare_drawings(self, captions, u)
-        return loss + c.weight*preference, logs | more
+    def training_step(self,
+        batch:dict, # of `DrawnPairs`, and u (b,); or see `TextVARTask`
+    )->tuple[Tensor,dict[str,Tensor]]:
+        if "better" not in batch:
+            return super().training_step(batch)
+        c, u = self.config.preference, batch["u"].repeat(2)
+        tokens = torch.cat([batch["better"], batch["worse"]])            # (2b,l)
+        maps = self.token_maps(dict(tokens=tokens))[:c.scales]
+        drawings = batch["caption"]*2, maps, u
+        with torch.no_grad(), autocast_of(self, tokens.device):
+            before = drawing_losses(self, self.reference, *drawings).chunk(2)
+        now = drawing_losses(self, self.model, *drawings).chunk(2)       # (b,), (b,)
+        gains = [old - new for old, new in zip(before, now)]
+        logs = dict(better=gains[0].mean(), worse=gains[1].mean())       # nats
+        logs["told_apart"] = (gains[0] > gains[1]).float().mean()
+        likely = now[0].mean()/sum(m.shape[1] for m in maps)             # per token
+        loss = preference_loss(*now, *before, c.beta).mean()
+        return loss + c.better_weight*likely, logs
 
-# %% ../../nbs/38_preferences.ipynb #2f8eb31a
+# %% ../../nbs/38_preferences.ipynb #811c2440
 class MeasuresDrawings(LearnsPreferences):
     "A validation draws held-out captions and judges them"
     def measure(self)->dict[str,float]:
         "The scores of `TextVARTask`, and the judge's mean on one image per caption"
         c = self.config.preference
         scores = super().measure() or {}
-        if not (c.weight and c.measured) or c.judge == "both":
+        if not (c.captions and c.measured) or c.judge == "both":  # which ranks candidates alone
             return scores
         data = load_dataset(self.config.data, "val")
-        captions = [data[i]["caption"] for i in range(min(c.measured, len(data)))]
-        device = next(self.model.parameters()).device
-        u = torch.arange(len(captions), device=device)/len(captions)
-        maps = draw_candidates(self, captions, u, 1)
-        found = judge_drawings(self, maps, captions, c.judge, 1)
+        numbers = list(range(min(c.measured, len(data))))
+        captions = [data[i]["caption"] for i in numbers]
+        maps = draw_candidates(self, self.model, captions, numbers, 1)
+        found = judge_drawings(self, self.reference, maps, captions, c.judge, 1)
         return scores | dict(score=sum(found)/len(found))
 
-
+# %% ../../nbs/38_preferences.ipynb #bc6eb5d6
 class PreferenceTask(MeasuresDrawings, MaskedTextVARTask):
     "A masked text-conditioned VAR that learns from its own drawings"
     Config = PreferenceTaskConfig
 
-
+# %% ../../nbs/38_preferences.ipynb #38b651e7
 class OnePassPreferenceTask(MeasuresDrawings, TextVARTask):
     "A text-conditioned VAR of one pass per map that learns from its own drawings"
     Config = OnePassPreferenceTaskConfig
