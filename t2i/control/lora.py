@@ -300,7 +300,7 @@ def base_task(
     if hasattr(inner, "contrast"):
         inner.contrast = replace(inner.contrast, weight=0., strong_until=0)
     if hasattr(inner, "preference"):
-        inner.preference = replace(inner.preference, weight=0.)
+        inner.preference = replace(inner.preference, captions=0)
     task = known.task(inner, folder)
     load_state_dict_strict(task.model, initial_weights(source, task.model), source)
     task.model.requires_grad_(False)
