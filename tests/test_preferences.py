@@ -68,7 +68,7 @@ def test_another_reference_is_refused(run, tmp_path):
     ("train.init_from=null", ["give train.init_from"]),
 ])
 def test_refused_in_one_line(home, tmp_path, override, names):
-    with pytest.raises(T2IError) as refused:
+    with pytest.raises(ValueError) as refused:
         train("shapes-preferences", tmp_path/"run", (*SHORT, override))
     said = str(refused.value)
     assert "\n" not in said and all(name in said for name in names), said
