@@ -165,8 +165,7 @@ def data_shapes(
     write_folder(ShapesDataset(start), folder, count)
 @data_app.command("digits")
 def data_digits(
-    folder:NewFolder,
-    split:Split = "train",
+    folder:NewFolder, split:Split = "train",
     count:option(int, "", "Images.", min=1, default="all of the split") = None,
 ):
     "scikit-learn's handwritten digits."

@@ -87,7 +87,7 @@ def score_table(
     row = {name: scores.get(name, "") for name in ("model", "checkpoint", "benchmark")}
     row |= {name: f"{x:.4g}" for name, x in scores.items() if isinstance(x, float)}
     row |= dict(images=scores.get("images", ""), seed=scores.get("seed", ""))
-    row |= {name: "" if x is None else x for name, x in scores.get("settings", {}).items()}
+    row |= {name: x for name, x in scores.get("settings", {}).items() if x is not None}
     lines = [row.keys(), ["---"]*len(row), map(str, row.values())]
     return [f"| {' | '.join(line)} |" for line in lines]
 

@@ -144,7 +144,7 @@ def test_evaluate_fid(t2i_main, tmp_path, monkeypatch):
     row = dict(zip(names.strip("| ").split(" | "), values.strip("| ").split(" | ")))
     assert row["frechet"] == f"{scores['frechet']:.4g}"
     assert row["checkpoint"] == scores["checkpoint"]
-    assert (row["top-p"], row["seed"], row["images"]) == ("0.9", "5", "12")
+    assert (row["top_p"], row["seed"], row["images"]) == ("0.9", "5", "12")
     assert kept.stat().st_mtime_ns == before                             # read, not written again
 
 
