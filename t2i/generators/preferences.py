@@ -197,9 +197,9 @@ def draw_and_judge(
 )->Path:               # a cache: tokens (candidates,l) and scores (candidates,) per caption
     "Candidates of many captions and what the judge says of them; whole files are kept"
     c, k = task.config.preference, task.config.preference.candidates
-    about = dict(data=dataset_hash(source), model=task.parts["reference"][2],
-                 tokenizer=task.parts["tokenizer"][2], seed=str(task.config.train.seed),
-                 drawn=str(task.config.settings()), candidates=str(k), judge=c.judge)
+    about = {part: found for part, (_, _, found) in task.parts.items()}  # fingerprints
+    about |= dict(data=dataset_hash(source), seed=str(task.config.train.seed),
+                  drawn=str(task.config.settings()), candidates=str(k), judge=c.judge)
 
     def compute(batch):
         captions, numbers = batch["caption"], batch["number"].tolist()
