@@ -26,6 +26,7 @@ from .catalog import checkpoint_name
 from .core import T2IError, best_device, fold_in, from_pil, image_grid, log, progress
 from t2i.data.datasets import (
     COMPUTED,
+    SCENES,
     DataConfig,
     FolderDataset,
     ShapesDataset,
@@ -243,10 +244,11 @@ def world_of(
     data:DataConfig|None, # what a model was trained on, where it is known
 )->str:                   # "shapes" in however many words; "emoji" of whatever kind; "" if unknown
     "Where training images came from"
-    own = data and data.name.startswith("t2i.")  # a class of this package
-    if own and issubclass(import_class(data.name), ShapesDataset):
+    name = data.name if data else ""
+    own = import_class(name) if name.startswith("t2i.") else SCENES.get(name)
+    if own and issubclass(own, ShapesDataset):
         return "shapes"
-    return data.name.removeprefix("terse-").removesuffix("-portraits") if data else ""
+    return name.removesuffix("-portraits")
 
 # %% ../nbs/57_scoring.ipynb #a0f0e091
 def score_reconstruction(subject:Subject, options:ScoreOptions)->dict[str,float]:

@@ -503,8 +503,8 @@ def test_a_path_is_never_ignored(tmp_path, messages):
 
 @pytest.mark.parametrize("name", ["mnist", "", "Shapes", "..", "a b.c", "folder "])
 def test_unknown_names_list_the_known(name):
-    known = ("known are shapes, terse-shapes, digits, emoji, emoji-large, emoji-portraits, "
-             "folder, coco, mixture, and your own")
+    known = ("known are shapes, terse-shapes, hard-shapes, digits, emoji, emoji-large, "
+             "emoji-portraits, folder, coco, mixture, and your own")
     with pytest.raises(ValueError, match=known):
         load_dataset(DataConfig(name))
 
