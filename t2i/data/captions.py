@@ -97,9 +97,10 @@ def described_scene(
     seed:int,
     telling:str="",      # another one is another caption of the same image
     complete:float=.75,  # the share of captions that state everything
+    task:str|None=None,  # see `sample_scene`
 )->Scene:
     "The scene of a seed, with a caption that states everything, or what a prompt of its task would"
-    scene = sample_scene(seed)
+    scene = sample_scene(seed, task)
     rng = random.Random(f"caption {seed}{telling}")
     return describe(scene, rng) if rng.random() < complete else scene
 

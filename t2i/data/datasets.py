@@ -31,7 +31,7 @@ from t2i.data.captions import (
     near_miss_captions,
     text_near_misses,
 )
-from .shapes import Scene, render, sample_scene
+from .shapes import Scene, render
 from ..engine import folders
 from ..engine.recipes import import_class
 from ..engine.unpickling import first_line
@@ -97,14 +97,15 @@ class TerseShapes(ShapesDataset):
     complete = .3
 
 
-class HardShapes(ShapesDataset):
-    "Scenes with captions as prompts are, mostly of what generators get wrong"
-    tasks = dict(two_objects=10, counting=5, position=2, color_attribution=1, single_object=1,
+class HardShapes(TerseShapes):
+    "Scenes with terse captions, more of them of what generators get wrong most often"
+    tasks = dict(two_objects=6, counting=5, position=4, color_attribution=2, single_object=2,
                  colors=1)
 
     def scene(self, i:int, telling:str="")->Scene:
         rng = random.Random(f"task {self.start+i}")
-        return sample_scene(self.start+i, rng.choices(list(self.tasks), self.tasks.values())[0])
+        task = rng.choices(list(self.tasks), self.tasks.values())[0]
+        return described_scene(self.start+i, telling, self.complete, task)
 
 
 SCENES = {"shapes": ShapesDataset, "terse-shapes": TerseShapes, "hard-shapes": HardShapes}

@@ -10,6 +10,7 @@ __all__ = ['autocast_of', 'draw_candidates', 'judge_drawings', 'better_and_worse
 
 # %% ../../nbs/38_preferences.ipynb #2a67f225
 import copy
+import random
 from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
@@ -178,21 +179,24 @@ def load_reference(
 
 # %% ../../nbs/38_preferences.ipynb #8b62961d
 class Numbered(Dataset):
-    "Items that know their number"
-    def __init__(self, source:Dataset): # of dicts with image and caption
-        self.source = source
+    "Some items, which know their number in the whole"
+    def __init__(self,
+        source:Dataset,    # of dicts with image and caption
+        numbers:list[int], # the items
+    ):
+        self.source, self.numbers = source, numbers
 
     def __len__(self):
-        return len(self.source)
+        return len(self.numbers)
 
     def __getitem__(self, i:int)->dict:
-        item = self.source[i]
-        return dict(image=item["image"], caption=item["caption"], number=i)
+        item = self.source[self.numbers[i]]
+        return dict(image=item["image"], caption=item["caption"], number=self.numbers[i])
 
 # %% ../../nbs/38_preferences.ipynb #cbcc9226
 def draw_and_judge(
     task:Task,         # with `reference`, and a recipe with `preference`
-    source:Dataset,    # whose captions are drawn, from the first
+    source:Dataset,    # of whose captions some are drawn; train.seed chooses them
     device:torch.device,
 )->Path:               # a cache: tokens (candidates,l) and scores (candidates,) per caption
     "Candidates of many captions and what the judge says of them; whole files are kept"
@@ -210,8 +214,9 @@ def draw_and_judge(
         return dict(tokens=tokens.int(), scores=torch.tensor(scores).view(-1, k))
 
     folder = data_home()/"cache"/f"drawings-{hash_of(about)}"
-    count = min(c.captions, len(source))
-    return build_cache(folder, about, Numbered(source), count, compute, shard=128, batch_size=16)
+    seed, n = f"captions {task.config.train.seed}", len(source)
+    chosen = Numbered(source, random.Random(seed).sample(range(n), min(c.captions, n)))
+    return build_cache(folder, about, chosen, len(chosen), compute, shard=128, batch_size=16)
 
 # %% ../../nbs/38_preferences.ipynb #208c5e7b
 class DrawnPairs(Dataset):
