@@ -142,7 +142,7 @@ def build_cache(
     plan = plan_shards(there, count, shard)
     missing = sum(end-start for start, end, known in plan if not known)
     if missing:
-        log.info("%d images are read once by a frozen model, and kept in %s", missing, folder)
+        log.info("%d items are computed once by frozen models, and kept in %s", missing, folder)
     with progress(total=count, desc="filling the cache", unit="img") as bar:
         for start, end, known in plan:
             if known:

@@ -61,8 +61,8 @@ def draw_candidates(
     rows = torch.arange(len(captions)).repeat_interleave(candidates)
     device, features = next(model.parameters()).device, []
     with autocast_of(task, device):
-        for texts in (captions, [""]*len(captions)):
-            features.append(model.text_encoder(*task.read(texts)).select(rows))
+        for texts, wanted in ((captions, rows), ([""], torch.zeros_like(rows))):
+            features.append(model.text_encoder(*task.read(texts)).select(wanted))
         return model.generator.generate(*features, generators, **task.config.settings())
 
 # %% ../../nbs/38_preferences.ipynb #119134a8
