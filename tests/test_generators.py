@@ -90,7 +90,7 @@ def masked_naive(net, quantizer, cond, null, generators, weights, num_steps, tem
             logits = classifier_free_guidance(a, b, weights[i])
             ids[i] = torch.where(unmasked, ids[i], sample_codes(logits, uniform, temperature))
             chances = logits.log_softmax(-1).gather(-1, ids[i][..., None])[..., 0]
-            chances = chances + noise*(1 - step/len(counts)) + unmasked*1e9
+            chances = chances + noise*temperature*(1 - step/len(counts)) + unmasked*1e9
             unmasked = chances >= chances.topk(count, 1).values[:, -1:]
     return ids
 
@@ -117,6 +117,16 @@ def test_cached_equals_naive_in_several_steps(shapes, temperature, num_steps):
     assert equal(fast, masked_naive(*same, generators[1], weights, num_steps, temperature))
     if num_steps == 1:
         assert equal(fast, generate_naive(*same, generators[2], weights, temperature))
+
+
+def test_at_temperature_0_all_seeds_draw_the_same(shapes):
+    same = shapes.generator.net, shapes.tokenizer.quantizer, *conditions(shapes, PROMPTS)
+    for temperature in (0, 1):
+        *_, one = stream_masked(*same, split_generator(0, None, 1, 2), [3.]*6, 4,
+                                temperature=temperature)
+        *_, other = stream_masked(*same, split_generator(1, None, 1, 2), [3.]*6, 4,
+                                  temperature=temperature)
+        assert equal(one, other) == (temperature == 0)
 
 
 # ---- What older versions saved

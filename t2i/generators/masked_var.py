@@ -100,7 +100,8 @@ def unmask_map(
     uniform:Tensor, # (b,size) in [0,1)
     noise:Tensor,   # (b,size), see `draw_gumbel`
     num_steps:int,  # see `unmasking_schedule`
-    **sampling,     # temperature, top_k, top_p: see `sample_codes`
+    temperature:float=1., # of the codes, and of the order in which they are kept
+    **sampling,     # top_k, top_p: see `sample_codes`
 )->Tensor:          # (b,size) int64
     "Sample one map in several steps; each reads the tokens that those before it kept"
     tokens = torch.zeros_like(uniform, dtype=torch.long)
@@ -108,8 +109,9 @@ def unmask_map(
     counts = unmasking_schedule(uniform.shape[1], num_steps)
     for step, count in enumerate(counts, 1):
         logits = predict(tokens, unmasked)
-        tokens = torch.where(unmasked, tokens, sample_codes(logits, uniform, **sampling))
-        fading = noise*(1 - step/len(counts))
+        drawn = sample_codes(logits, uniform, temperature, **sampling)
+        tokens = torch.where(unmasked, tokens, drawn)
+        fading = noise*temperature*(1 - step/len(counts))
         unmasked = surest_tokens(logits, tokens, unmasked, fading, count)
     return tokens
 
