@@ -25,7 +25,8 @@ from torch.utils.data import Dataset
 from ..core import T2IError, fold_in, to_pil
 from ..data.checker import check
 from ..data.datasets import load_dataset
-from ..engine.caches import CachedDataset, build_cache, dataset_hash
+from ..engine import distributed
+from ..engine.caches import CachedDataset, build_cache, dataset_hash, open_cache
 from ..engine.checkpoints import initial_weights, load_state_dict_strict
 from ..engine.distributed import choose_precision
 from ..engine.files import data_home, hash_of
@@ -199,7 +200,7 @@ def draw_and_judge(
     source:Dataset,    # of whose captions some are drawn; train.seed chooses them
     device:torch.device,
 )->Path:               # a cache: tokens (candidates,l) and scores (candidates,) per caption
-    "Candidates of many captions and what the judge says of them; whole files are kept"
+    "Candidates of many captions and what the judge says of them; all processes draw"
     c, k = task.config.preference, task.config.preference.candidates
     about = {part: found for part, (_, _, found) in task.parts.items()}  # fingerprints
     about |= dict(data=dataset_hash(source), seed=str(task.config.train.seed),
@@ -216,7 +217,11 @@ def draw_and_judge(
     folder = data_home()/"cache"/f"drawings-{hash_of(about)}"
     seed, n = f"captions {task.config.train.seed}", len(source)
     chosen = Numbered(source, random.Random(seed).sample(range(n), min(c.captions, n)))
-    return build_cache(folder, about, chosen, len(chosen), compute, shard=128, batch_size=16)
+    with distributed.main_process_first():
+        open_cache(folder, about)
+    build_cache(folder, about, chosen, len(chosen), compute, 128, 16, share=distributed.process_share())
+    distributed.gather_objects("drawn")              # all wait until all files are there
+    return folder
 
 # %% ../../nbs/38_preferences.ipynb #208c5e7b
 class DrawnPairs(Dataset):
@@ -255,13 +260,16 @@ class LearnsPreferences:
             raise T2IError(f"preference.judge={judge} needs clip, a CLIP of images and texts")
 
     def prepare(self, device:torch.device):
-        c, images = self.config.preference, self.images("train")
-        if c.captions:
+        if self.config.preference.captions:
             self.reference = load_reference(self).to(device)
         super().prepare(device)
-        if c.captions:
-            folder = draw_and_judge(self, images, device)
-            self.cached["train"] = DrawnPairs(folder, min(c.captions, len(images)))
+
+    def dataset(self, split:str): # of `DrawnPairs` in training
+        if split == "val" or self.reference is None:
+            return super().dataset(split)
+        images = self.images("train")
+        folder = draw_and_judge(self, images, next(self.reference.parameters()).device)
+        return DrawnPairs(folder, min(self.config.preference.captions, len(images)))
 
     def training_step(self,
         batch:dict, # of `DrawnPairs`, and u (b,); or see `TextVARTask`
