@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['autocast_of', 'draw_candidates', 'judge_drawings', 'better_and_worse', 'preference_loss', 'PreferenceConfig',
            'PreferenceTaskConfig', 'OnePassPreferenceTaskConfig', 'drawing_losses', 'load_reference', 'Numbered',
-           'draw_and_judge', 'DrawnPairs', 'LearnsPreferences', 'MeasuresDrawings', 'PreferenceTask',
+           'draw_and_judge', 'DrawnPairs', 'DrawsPairs', 'LearnsPreferences', 'MeasuresDrawings', 'PreferenceTask',
            'OnePassPreferenceTask']
 
 # %% ../../nbs/38_preferences.ipynb #2a67f225
@@ -198,7 +198,6 @@ class Numbered(Dataset):
 def draw_and_judge(
     task:Task,         # with `reference`, and a recipe with `preference`
     source:Dataset,    # of whose captions some are drawn; train.seed chooses them
-    device:torch.device,
 )->Path:               # a cache: tokens (candidates,l) and scores (candidates,) per caption
     "Candidates of many captions and what the judge says of them; all processes draw"
     c, k = task.config.preference, task.config.preference.candidates
@@ -219,8 +218,9 @@ def draw_and_judge(
     chosen = Numbered(source, random.Random(seed).sample(range(n), min(c.captions, n)))
     with distributed.main_process_first():
         open_cache(folder, about)
-    build_cache(folder, about, chosen, len(chosen), compute, 128, 16, share=distributed.process_share())
-    distributed.gather_objects("drawn")              # all wait until all files are there
+    share = distributed.process_share()
+    build_cache(folder, about, chosen, len(chosen), compute, 128, 16, share=share)
+    distributed.gather_objects("drawn")  # all wait until all files are there
     return folder
 
 # %% ../../nbs/38_preferences.ipynb #208c5e7b
@@ -249,8 +249,8 @@ class DrawnPairs(Dataset):
         return dict(caption=item["caption"], better=tokens[better], worse=tokens[worse])
 
 # %% ../../nbs/38_preferences.ipynb #ebc5dc24
-class LearnsPreferences:
-    "A `TextVARTask` that compares drawings"
+class DrawsPairs:
+    "A `TextVARTask` whose training data are pairs of drawings"
     reference = None # the model that it began with and that drew; None: it learns from images
 
     def __init__(self, config, folder:Path|None=None): # with `preference`; the run
@@ -268,9 +268,12 @@ class LearnsPreferences:
         if split == "val" or self.reference is None:
             return super().dataset(split)
         images = self.images("train")
-        folder = draw_and_judge(self, images, next(self.reference.parameters()).device)
+        folder = draw_and_judge(self, images)
         return DrawnPairs(folder, min(self.config.preference.captions, len(images)))
 
+# %% ../../nbs/38_preferences.ipynb #5506c678
+class LearnsPreferences(DrawsPairs):
+    "A training step compares the drawings of pairs"
     def training_step(self,
         batch:dict, # of `DrawnPairs`, and u (b,); or see `TextVARTask`
     )->tuple[Tensor,dict[str,Tensor]]:
