@@ -32,7 +32,7 @@ from t2i.engine.checkpoints import (
     load_weights,
     weights_file,
 )
-from .engine.distributed import any_process, inner_gradients, main_process_first, make_fabric
+from .engine.distributed import any_process, inner_gradients, make_fabric
 from .engine.files import save_png
 from .engine.recipes import Recipe, load_recipe
 from t2i.engine.resume import (
@@ -235,7 +235,7 @@ class TrainingState(RunState):
         if init_from and (mesh is None or fabric.is_global_zero):
             weights = initial_weights(init_from, self.task.model)
             load_state_dict_strict(self.task.model, weights, init_from)
-        with main_process_first():  # it fills caches for all
+        with fabric.rank_zero_first():  # it fills caches for all
             self.task.prepare(fabric.device)
         first = sharding.take_tensors(self.task) if mesh else None
         self.model = self.task.model.to("meta" if mesh else fabric.device)  # bare, never wrapped

@@ -100,12 +100,15 @@ class TerseShapes(ShapesDataset):
 class HardShapes(TerseShapes):
     "Scenes with terse captions, more of them of what generators get wrong most often"
     tasks = dict(two_objects=6, counting=5, position=4, color_attribution=2, single_object=2,
-                 colors=1)
+                 colors=1)  # how often, one relative to the others
 
     def scene(self, i:int, telling:str="")->Scene:
         rng = random.Random(f"task {self.start+i}")
         task = rng.choices(list(self.tasks), self.tasks.values())[0]
         return described_scene(self.start+i, telling, self.complete, task)
+
+    def cache_key(self)->tuple:
+        return *super().cache_key(), self.complete, self.tasks
 
 
 SCENES = {"shapes": ShapesDataset, "terse-shapes": TerseShapes, "hard-shapes": HardShapes}

@@ -128,7 +128,6 @@ def build_cache(
     shard:int=4096,      # images per file
     batch_size:int=128,
     workers:int=0,       # processes that load images
-    share:tuple[int,int]=(0,1), # number of this process, and how many divide the files
 )->Path:                 # the folder
     "Compute once what a frozen model makes of images; whole shards that are there are kept"
     folder = Path(folder)
@@ -137,7 +136,7 @@ def build_cache(
     open_cache(folder, about)
     shards = find_shards(folder)
     for path in [path for _, _, path in shards if not is_whole_shard(path)]:
-        path.unlink(missing_ok=True)  # another process may have done it
+        path.unlink()
     there = {start: end for start, end, path in reversed(shards) if path.exists() and end > start}
     loading = dict(batch_size=batch_size, num_workers=workers)
     plan = plan_shards(there, count, shard)
@@ -145,8 +144,8 @@ def build_cache(
     if missing:
         log.info("%d items are computed once by frozen models, and kept in %s", missing, folder)
     with progress(total=count, desc="filling the cache", unit="img") as bar:
-        for number, (start, end, known) in enumerate(plan):
-            if known or number%share[1] != share[0]:
+        for start, end, known in plan:
+            if known:
                 bar.update(min(end, count) - start)
                 continue
             path = folder/f"{start:09d}-{end:09d}.safetensors"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['autocast_of', 'draw_candidates', 'judge_drawings', 'better_and_worse', 'preference_loss', 'PreferenceConfig',
-           'PreferenceTaskConfig', 'OnePassPreferenceTaskConfig', 'drawing_losses', 'load_reference', 'Numbered',
-           'draw_and_judge', 'DrawnPairs', 'DrawsPairs', 'LearnsPreferences', 'MeasuresDrawings', 'PreferenceTask',
-           'OnePassPreferenceTask']
+           'PreferenceTaskConfig', 'OnePassPreferenceTaskConfig', 'drawing_losses', 'load_reference', 'choose_numbers',
+           'Numbered', 'draw_and_judge', 'DrawnPairs', 'DrawsPairs', 'LearnsPreferences', 'MeasuresDrawings',
+           'PreferenceTask', 'OnePassPreferenceTask']
 
 # %% ../../nbs/38_preferences.ipynb #2a67f225
 import copy
@@ -25,8 +25,7 @@ from torch.utils.data import Dataset
 from ..core import T2IError, fold_in, to_pil
 from ..data.checker import check
 from ..data.datasets import load_dataset
-from ..engine import distributed
-from ..engine.caches import CachedDataset, build_cache, dataset_hash, open_cache
+from ..engine.caches import CachedDataset, build_cache, dataset_hash
 from ..engine.checkpoints import initial_weights, load_state_dict_strict
 from ..engine.distributed import choose_precision
 from ..engine.files import data_home, hash_of
@@ -179,6 +178,18 @@ def load_reference(
     return reference.eval().requires_grad_(False)
 
 # %% ../../nbs/38_preferences.ipynb #8b62961d
+def choose_numbers(
+    size:int,  # of a dataset
+    count:int, # how many are wanted; more than there are: all
+    seed:int,
+)->list[int]:  # each once; the first of more are the same
+    "Some numbers of items"
+    rng, chosen = random.Random(f"captions {seed}"), {}
+    while len(chosen) < min(count, size):
+        chosen[rng.randrange(size)] = None
+    return list(chosen)
+
+
 class Numbered(Dataset):
     "Some items, which know their number in the whole"
     def __init__(self,
@@ -199,7 +210,7 @@ def draw_and_judge(
     task:Task,         # with `reference`, and a recipe with `preference`
     source:Dataset,    # of whose captions some are drawn; train.seed chooses them
 )->Path:               # a cache: tokens (candidates,l) and scores (candidates,) per caption
-    "Candidates of many captions and what the judge says of them; all processes draw"
+    "Candidates of many captions and what the judge says of them; whole files are kept"
     c, k = task.config.preference, task.config.preference.candidates
     about = {part: found for part, (_, _, found) in task.parts.items()}  # fingerprints
     about |= dict(data=dataset_hash(source), seed=str(task.config.train.seed),
@@ -214,14 +225,9 @@ def draw_and_judge(
         return dict(tokens=tokens.int(), scores=torch.tensor(scores).view(-1, k))
 
     folder = data_home()/"cache"/f"drawings-{hash_of(about)}"
-    seed, n = f"captions {task.config.train.seed}", len(source)
-    chosen = Numbered(source, random.Random(seed).sample(range(n), min(c.captions, n)))
-    with distributed.main_process_first():
-        open_cache(folder, about)
-    share = distributed.process_share()
-    build_cache(folder, about, chosen, len(chosen), compute, 128, 16, share=share)
-    distributed.gather_objects("drawn")  # all wait until all files are there
-    return folder
+    chosen = choose_numbers(len(source), c.captions, task.config.train.seed)
+    items = Numbered(source, chosen)
+    return build_cache(folder, about, items, len(items), compute, shard=128, batch_size=16)
 
 # %% ../../nbs/38_preferences.ipynb #208c5e7b
 class DrawnPairs(Dataset):
@@ -263,13 +269,10 @@ class DrawsPairs:
         if self.config.preference.captions:
             self.reference = load_reference(self).to(device)
         super().prepare(device)
-
-    def dataset(self, split:str): # of `DrawnPairs` in training
-        if split == "val" or self.reference is None:
-            return super().dataset(split)
-        images = self.images("train")
-        folder = draw_and_judge(self, images)
-        return DrawnPairs(folder, min(self.config.preference.captions, len(images)))
+        if self.reference is not None:
+            images = self.images("train")
+            count = min(self.config.preference.captions, len(images))
+            self.cached["train"] = DrawnPairs(draw_and_judge(self, images), count)
 
 # %% ../../nbs/38_preferences.ipynb #5506c678
 class LearnsPreferences(DrawsPairs):

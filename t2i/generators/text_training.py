@@ -85,7 +85,7 @@ class MapsConfig(SampleConfig):
     first_scales_steps:int=0      # the first so many steps train these maps alone
     first_scales_prob:float=0.    # share of the later steps that train them alone
     sample_guidance_schedule:str="ramp" # from 1 at the first map; or "constant"
-    sample_temperature_schedule:str="constant" # the same at each map; or "ramp": from 1
+    sample_temperature_schedule:str="constant" # or "ramp": from 1 to it; or "first": 1, then it
 
 
 @dataclass
