@@ -33,7 +33,7 @@ from house import bin_, root
 ENVIRONMENT = dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 TIMEOUT = 1800  # seconds per cell
-LARGE = 100_000  # characters of a PNG in base64
+LARGE = 80_000  # characters of a PNG in base64
 COMMAND = r"""^\s*!.*\bt2i\b|\[["']t2i["']|-m["'], ["']t2i"""  # the command line, as a process
 
 
