@@ -95,12 +95,13 @@ def describe(
 @lru_cache(maxsize=64)  # an item asks for its scene several times
 def described_scene(
     seed:int,
-    telling:str="",      # another one is another caption of the same image
-    complete:float=.75,  # the share of captions that state everything
-    task:str|None=None,  # see `sample_scene`
+    telling:str="",        # another one is another caption of the same image
+    complete:float=.75,    # the share of captions that state everything
+    task:str|None=None,    # see `sample_scene`
+    one_color:bool=False,  # see `sample_scene`
 )->Scene:
     "The scene of a seed, with a caption that states everything, or what a prompt of its task would"
-    scene = sample_scene(seed, task)
+    scene = sample_scene(seed, task, one_color)
     rng = random.Random(f"caption {seed}{telling}")
     return describe(scene, rng) if rng.random() < complete else scene
 

@@ -101,14 +101,16 @@ class HardShapes(TerseShapes):
     "Scenes with terse captions, more of them of what generators get wrong most often"
     tasks = dict(two_objects=6, counting=5, position=4, color_attribution=2, single_object=2,
                  colors=1)  # how often, one relative to the others
+    one_color = .3  # of two objects: how often what is said of their colors is the same
 
     def scene(self, i:int, telling:str="")->Scene:
         rng = random.Random(f"task {self.start+i}")
         task = rng.choices(list(self.tasks), self.tasks.values())[0]
-        return described_scene(self.start+i, telling, self.complete, task)
+        one_color = task != "color_attribution" and rng.random() < self.one_color
+        return described_scene(self.start+i, telling, self.complete, task, one_color)
 
     def cache_key(self)->tuple:
-        return *super().cache_key(), self.complete, self.tasks
+        return *super().cache_key(), self.complete, self.tasks, self.one_color
 
 
 SCENES = {"shapes": ShapesDataset, "terse-shapes": TerseShapes, "hard-shapes": HardShapes}

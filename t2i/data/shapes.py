@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['COLORS', 'BACKGROUNDS', 'SHAPES', 'RADII', 'UNSEEN_PAIRS', 'SIDE', 'GAP', 'TASKS', 'NUMBERS', 'RELATIONS', 'PLACES',
            'PHRASES', 'inside', 'coverage', 'Obj', 'Group', 'Spec', 'Scene', 'render', 'quarter', 'pick_pair',
-           'sample_group', 'sample_spec', 'noun_phrase', 'phrasings', 'caption', 'parse_noun_phrase', 'parse_caption',
-           'relation_margin', 'place_objects', 'choose_objects', 'in_places', 'realize', 'sample_scene']
+           'sample_group', 'sample_spec', 'in_one_color', 'noun_phrase', 'phrasings', 'caption', 'parse_noun_phrase',
+           'parse_caption', 'relation_margin', 'place_objects', 'choose_objects', 'in_places', 'realize',
+           'sample_scene']
 
 # %% ../../nbs/01_shapes.ipynb #8a926318
 import random
@@ -235,6 +236,16 @@ def sample_spec(
     relation = rng.choice(sides) if task == "position" else None
     return Spec((first, second), relation, background)
 
+# %% ../../nbs/01_shapes.ipynb #f38505f5
+def in_one_color(
+    spec:Spec,  # of two groups
+)->Spec:        # unchanged where the result would be one of `UNSEEN_PAIRS`
+    "The spec with the color of its first group for its second, too"
+    first, second = spec.groups
+    if (first.color, second.shape) in UNSEEN_PAIRS:
+        return spec
+    return replace(spec, groups=(first, replace(second, color=first.color)))
+
 # %% ../../nbs/01_shapes.ipynb #7de4f684
 def noun_phrase(
     group:Group,
@@ -404,9 +415,13 @@ def realize(
 # %% ../../nbs/01_shapes.ipynb #9c18444a
 def sample_scene(
     seed:int,            # the same seed gives the same scene
-    task:str|None=None,  # one of `TASKS`; None picks one at random
+    task:str|None=None,    # one of `TASKS`; None picks one at random
+    one_color:bool=False,  # see `in_one_color`
 )->Scene:
     "A random scene with its caption; never one of `UNSEEN_PAIRS`"
     rng = random.Random(seed)
     task = task or rng.choice(TASKS)
-    return realize(sample_spec(task, rng), task, rng)
+    spec = sample_spec(task, rng)
+    if one_color and len(spec.groups) == 2:
+        spec = in_one_color(spec)
+    return realize(spec, task, rng)
