@@ -219,6 +219,7 @@ class EMACodebook(ExpiringCodebook):
         sums = sum_over_processes(torch.zeros_like(self.ema_sums).index_add_(0, ids, vectors))
         self.ema_sums.lerp_(sums, 1-self.decay)
         self.ema_sums[dead] = self.weight[dead]*self.ema_counts[dead,None]
+        # where almost nothing was counted, S/N would divide two tiny numbers: the code stays
         live = self.ema_counts > 1e-3*self.ema_counts.mean()
         self.weight[live] = self.ema_sums[live]/self.ema_counts[live,None]
 
