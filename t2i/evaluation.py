@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .core import from_pil, progress, to_uint8
+from .core import T2IError, from_pil, progress, to_uint8
 from .data.checker import check, shapes_bench
 from .data.datasets import DIGIT_NAMES, DigitsDataset, ShapesDataset
 from .data.shapes import BACKGROUNDS, COLORS, SHAPES, TASKS
@@ -35,16 +35,20 @@ from .tokenizers.vqgan import VQTokenizer
 # %% ../nbs/50_evaluation.ipynb #fd9ca60e
 def frechet_distance(
     real:Tensor,  # (n,d), at least two vectors
-    fake:Tensor,  # (m,d)
+    fake:Tensor,  # (m,d), at least two
 )->float:         # at least 0
     "Between normal distributions fitted to both (https://arxiv.org/abs/1706.08500, equation 6)"
-    from torchmetrics.image.fid import FrechetInceptionDistance
-    identity = torch.nn.Identity()  # in place of the Inception network
-    identity.num_features = real.shape[1]
-    metric = FrechetInceptionDistance(identity)
-    metric.update(real.cpu(), real=True)
-    metric.update(fake.cpu(), real=False)
-    return max(0., float(metric.compute()))  # rounding may give a little less
+    count = min(len(real), len(fake))
+    if count < 2:
+        raise T2IError(f"a Fréchet distance needs at least 2 images on both sides, got {count}; "
+                       "real ones come from --data FOLDER, and --count says how many are drawn")
+    real, fake = real.double(), fake.double()
+    cov1, cov2 = (torch.atleast_2d(torch.cov(x.T)) for x in (real, fake))
+    values, vectors = torch.linalg.eigh(cov1)
+    root = vectors*values.clamp(min=0).sqrt() @ vectors.T            # cov1 ** 1/2
+    eigenvalues = torch.linalg.eigvalsh(root @ cov2 @ root)          # of cov1 @ cov2
+    trace = cov1.trace() + cov2.trace() - 2*eigenvalues.clamp(min=0).sqrt().sum()
+    return max(0., float((real.mean(0)-fake.mean(0)).pow(2).sum() + trace))
 
 # %% ../nbs/50_evaluation.ipynb #9d0ce315
 def timed(
