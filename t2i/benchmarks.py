@@ -35,7 +35,7 @@ from .evaluation import timed
 from .generators import parti
 from .generators.parti import Parti, PartiConfig, count_parameters, start_decoding
 from .generators.parti_training import check_memory, memory_size
-from .generators.var import generate_naive, stream_scales
+from .generators.var import MapPredictor, generate_naive, stream_maps
 from .guidance.clip import CLIP, wrap_clip
 from .guidance.vqgan_clip import VQGANCLIP, classic_loop, make_cutouts, sample_cutouts
 from .sampling import split_generator
@@ -84,7 +84,7 @@ def scale_ways(
 
     def cached():
         generators = split_generator(0, None, 1, len(features.mask))
-        for _ in stream_scales(net, quantizer, condition, None, generators, weights):
+        for _ in stream_maps(MapPredictor(net, quantizer, condition, None, weights), generators):
             pass
 
     def uncached():

@@ -144,7 +144,7 @@ def stream_masked(
     temperature:float=1., temperature_schedule:str="constant", # see `map_temperatures`
     **sampling,          # top_k, top_p: see `sample_codes`
 )->Iterator[list[Tensor]]: # after each scale: all ids so far, (b,p*p) each
-    "`stream_scales` with several steps per map"
+    "`stream_maps` with several steps per map"
     maps, ids = MaskedPredictor(net, quantizer, condition, unconditional, weights), []
     temperatures = map_temperatures(temperature, len(net.sizes), temperature_schedule)
     for size, t in zip(net.sizes, temperatures):

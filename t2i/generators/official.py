@@ -245,7 +245,7 @@ def stream_smooth(
     temperature_schedule:str="constant", # see `map_temperatures`
     **sampling, # top_k, top_p: see `smooth_weights`
 )->Iterator[Tensor]: # after each scale: the sum of the maps so far, (b,code_dim,h,w)
-    "`stream_scales` with a mixture of codes per token; `decode_features` makes images of the sums"
+    "`stream_maps` with a mixture of codes per token; `decode_features` makes images of the sums"
     codes = maps.quantizer.codebook.codes                        # (v,code_dim)
     sizes = maps.net.sizes
     temperatures = map_temperatures(temperature, len(sizes), temperature_schedule)

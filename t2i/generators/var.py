@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RENAMED', 'VARConfig', 'next_sums', 'ScaleEmbedding', 'Condition', 'VARBlock', 'init_transformer', 'VARBackbone',
-           'NextScaleTransformer', 'generate_naive', 'MapPredictor', 'stream_maps', 'stream_scales', 'upgrade_var',
-           'NextScaleModel', 'ClassConditionalVAR', 'VAR']
+           'NextScaleTransformer', 'generate_naive', 'MapPredictor', 'stream_maps', 'upgrade_var', 'NextScaleModel',
+           'ClassConditionalVAR', 'VAR']
 
 # %% ../../nbs/31_var.ipynb #7e2c9d84
 from collections.abc import Callable, Iterator
@@ -252,7 +252,7 @@ def generate_naive(
     weights:list[float], # guidance per scale, see `cfg_schedule`
     temperature:float=1.,
 )->list[Tensor]:         # (b,p*p) int64 per scale
-    "The plain loop, which computes all coarser maps again in each pass: a test of `stream_scales`"
+    "The plain loop, which computes all coarser maps again in each pass: a test of `stream_maps`"
     ids = []
     for i, size in enumerate(net.sizes):
         uniform = draw_uniform(generators, size, condition.vector.device) # (b,size)
@@ -323,20 +323,6 @@ def stream_maps(
         ids.append(prefix[i] if i < len(prefix) else sampled)
         yield list(ids)
         maps.add(maps.quantizer.codebook.decode(ids[i]))
-
-
-@torch.no_grad()
-def stream_scales(
-    net:NextScaleTransformer,
-    quantizer, # the tokenizer's `MultiScaleQuantizer`
-    condition:Condition, unconditional:Condition|None, # (b,…); None: no guidance
-    generators:list[torch.Generator], # one per image
-    weights:list[float], # guidance per scale, see `cfg_schedule`
-    *sampling, **named,  # of `stream_maps`
-)->Iterator[list[Tensor]]: # after each scale: all ids so far, (b,p*p) each
-    "Sample the maps of some conditions"
-    maps = MapPredictor(net, quantizer, condition, unconditional, weights)
-    return stream_maps(maps, generators, *sampling, **named)
 
 # %% ../../nbs/31_var.ipynb #adc4d151
 RENAMED = {"embed.word.": "embed.word_embed.", "embed.start": "embed.start_token",
