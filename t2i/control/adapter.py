@@ -27,7 +27,7 @@ from ..generators.official import ClassNames, same_name
 from ..generators.text_training import MapsConfig, bundled_name
 from ..generators.text_var import drop_captions
 from ..generators.var import VAR, Condition, MapPredictor, stream_maps
-from ..generators.var_training import ClassifiedParts, drop_labels
+from ..generators.var_training import ClassifiedParts
 from ..generators.var_with_clip import class_conditional, weights_fingerprint
 from ..guidance.clip import CLIP
 from ..guidance.clip_cache import clip_words
@@ -414,7 +414,7 @@ class AdapterTask(AdapterParts):
         "What the model is told of a batch"
         without, nameless = self.left_out()
         captions = drop_captions(batch["caption"], batch["u"], without)
-        labels = drop_labels(batch["label"], batch["u"], without+nameless, len(self.names))
+        labels = batch["label"].masked_fill(batch["u"] < without+nameless, len(self.names))
         return self.read(captions, labels)
 
     def sample_captions(self)->list[str]:

@@ -24,7 +24,6 @@ from ..engine.files import data_home, hash_of
 from ..generators.finetuning import known_names
 from ..generators.official import same_name
 from ..generators.text_training import find_part
-from ..generators.var_training import drop_labels
 from ..guidance.clip import CLIP
 from ..text import TextFeatures
 
@@ -183,7 +182,7 @@ class ImageAdapterTask(ImageAdapterParts):
 
     def condition(self, batch:dict)->LabelledText:
         without, nameless = self.left_out()
-        labels = drop_labels(batch["label"], batch["u"], without+nameless, len(self.names))
+        labels = batch["label"].masked_fill(batch["u"] < without+nameless, len(self.names))
         dropped = (batch["u"] < without)[:,None]
         pooled = torch.where(dropped, self.empty, self.vectors(batch))
         tokens = pooled.new_zeros(len(pooled), 0, self.model.config.clip_width)
