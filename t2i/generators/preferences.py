@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from ..core import T2IError, fold_in, to_pil
 from ..data.checker import check
@@ -190,20 +190,13 @@ def choose_numbers(
     return list(chosen)
 
 
-class Numbered(Dataset):
+class Numbered(Subset):
     "Some items, which know their number in the whole"
-    def __init__(self,
-        source:Dataset,    # of dicts with image and caption
-        numbers:list[int], # the items
-    ):
-        self.source, self.numbers = source, numbers
+    __getitems__ = None # a loader asks for them one by one
 
-    def __len__(self):
-        return len(self.numbers)
-
-    def __getitem__(self, i:int)->dict:
-        item = self.source[self.numbers[i]]
-        return dict(image=item["image"], caption=item["caption"], number=self.numbers[i])
+    def __getitem__(self, i:int)->dict: # image, caption, number
+        item = self.dataset[self.indices[i]]
+        return dict(image=item["image"], caption=item["caption"], number=self.indices[i])
 
 # %% ../../nbs/38_preferences.ipynb #cbcc9226
 def draw_and_judge(
