@@ -24,6 +24,7 @@ from ..engine.files import data_home, hash_of
 from ..generators.finetuning import known_names
 from ..generators.official import same_name
 from ..generators.text_training import find_part
+from ..generators.var_training import ClassFolder
 from ..guidance.clip import CLIP
 from ..text import TextFeatures
 
@@ -54,28 +55,20 @@ def as_texts(
     return moved
 
 # %% ../../nbs/41_without_captions.ipynb #fd7ff8da
-class NamedImages(FolderDataset):
-    "Images without captions; the name of an image's folder may be its class"
+class NamedImages(ClassFolder):
+    "Images whose folders may be named after classes, or not; captions are not looked at"
     def __init__(self,
         folder:str|Path,
         names:list[str], # of the classes, by label
         **settings,      # see `FolderDataset`
     ):
-        super().__init__(folder, captioned=False, **settings)
+        FolderDataset.__init__(self, folder, captioned=False, **settings)
         self.names = list(names)
 
     def label(self, i:int)->int: # len(names): no class
         "The class of item i"
         plain, own = [same_name(name) for name in self.names], self.locate(i)[0].parent.name
         return plain.index(same_name(own)) if same_name(own) in plain else len(plain)
-
-    def __getitem__(self, i:int, **square)->dict: # image (3,r,r) in [-1,1], caption, label
-        image = super().__getitem__(i, **square)["image"]
-        return dict(image=image, caption="", label=self.label(i))
-
-    def retold(self, i:int, generator:torch.Generator)->dict: # caption, label
-        "What is known of item i, whose image is not read"
-        return dict(caption="", label=self.label(i))
 
 # %% ../../nbs/41_without_captions.ipynb #7933fc65
 def build_image_cache(
