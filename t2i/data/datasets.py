@@ -187,8 +187,7 @@ class CaptionedFiles(Dataset):
         items:list[tuple[Path,list[str]]], # per file its path, and its captions (at least one)
         one:bool=False,                    # there are n items, and `retold` draws their captions
     ):
-        self.items = items
-        self.one = one
+        self.items, self.one = items, one
         self.rounds = max(len(captions) for _, captions in items)
 
     def __len__(self):
@@ -233,8 +232,7 @@ class ImageFiles(CaptionedFiles):
         one:bool=False,       # see `CaptionedFiles`
     ):
         super().__init__(items, one)
-        self.resolution = resolution
-        self.augment = augment
+        self.resolution, self.augment = resolution, augment
 
     def __getitem__(self, i:int, **square)->dict: # image (3,r,r) in [-1,1], caption, near_miss
         i = range(len(self))[i]

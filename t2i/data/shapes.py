@@ -236,7 +236,7 @@ def sample_spec(
     relation = rng.choice(sides) if task == "position" else None
     return Spec((first, second), relation, background)
 
-# %% ../../nbs/01_shapes.ipynb #f38505f5
+
 def in_one_color(
     spec:Spec,  # of two groups
 )->Spec:        # unchanged where the result would be one of `UNSEEN_PAIRS`
