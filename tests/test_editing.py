@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import t2i
-from t2i.control.editing import EDIT_SETTINGS, Surroundings, edit_images, stream_edit
+from t2i.control.editing import EDIT_SETTINGS, Surroundings, blend, edit_images, near_mask, stream_edit
 from t2i.core import T2IError, fold_in, from_uint8, to_pil
 from t2i.data.checker import find_objects
 from t2i.data.shapes import (
@@ -83,6 +83,16 @@ def test_outside_the_mask_nothing_changes(pipe):
         for edited in out.images:
             assert (np.asarray(edited) == image)[mask == 0].all()
             assert (np.asarray(edited) != image)[mask > 0].any()
+
+
+def test_what_lies_beyond_the_band_does_not_stain_what_is_drawn():
+    known, image = torch.ones(1, 1, 64, 64), torch.zeros(1, 3, 64, 64)
+    known[..., 20:44, 20:44] = 0
+    image[..., 20:44, 47:55] = 1  # an object beside the mask, which a band of two pixels leaves out
+    hole = (known == 0).expand_as(image)
+    drawn = torch.zeros_like(image)
+    assert blend(image, drawn, known)[hole].max() > .05
+    assert blend(image, drawn, known, read=near_mask(known, 2))[hole].max() == 0
 
 
 def test_images_depend_on_their_seed_alone(pipe):

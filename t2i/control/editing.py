@@ -116,9 +116,10 @@ def blend(
     drawn:Tensor,  # (b,3,h,w), decoded
     known:Tensor,  # (b,1,h,w), 1 where the original is to be kept, else 0
     radius:int=3,  # pixels over which their difference fades
+    read:Tensor|None=None, # (b,1,h,w), 1 where both show the same objects; None: where it is known
 )->Tensor:         # (b,3,h,w); where it is known, exactly the original
     "The original outside, what was drawn inside, and no seam between"
-    difference, weight = around(image-drawn, known, radius)
+    difference, weight = around(image-drawn, known if read is None else read, radius)
     inside = drawn + (2*weight).clamp(max=1)*difference
     return torch.where(known.bool(), image, inside).clamp(-1, 1)
 
@@ -231,7 +232,8 @@ def edit_images(
     kept = Surroundings(tok, fill_hole(image, read), known)
     *_, total = stream_edit(model, condition, unconditional, kept, generators, **settings)
     drawn = tok.decode_features(total, clamp=True).to(image)
-    return blend(image, drawn, known.to(image), radius=max(1, 3*image.shape[-1]//64))
+    radius = max(1, 3*image.shape[-1]//64)
+    return blend(image, drawn, known.to(image), radius, read.to(image))
 
 # %% ../../nbs/44_editing.ipynb #b0e6e9c3
 def canvas(
