@@ -7,7 +7,14 @@ import torch
 from PIL import Image
 
 import t2i
-from t2i.control.editing import EDIT_SETTINGS, Surroundings, blend, edit_images, near_mask, stream_edit
+from t2i.control.editing import (
+    EDIT_SETTINGS,
+    Surroundings,
+    blend,
+    edit_images,
+    near_mask,
+    stream_edit,
+)
 from t2i.core import T2IError, fold_in, from_uint8, to_pil
 from t2i.data.checker import find_objects
 from t2i.data.shapes import (
