@@ -93,7 +93,7 @@ class TokenPyramid(nn.Module):
         "Running sums (b,d,h,w) after each scale"
         return list(accumulate(self.contribution(i, k) for k, i in enumerate(ids)))
 
-    def next_inputs(self, ids:list[Tensor])->Tensor:  # (b, tokens of scales 2 to k, d)
+    def next_inputs(self, ids:list[Tensor])->Tensor:  # (b, tokens of all scales but the first, d)
         "Inputs of a generator: the sum so far, at the size of the next scale"
         maps = [self.downscale(s, k) for k, s in enumerate(self.sums(ids[:-1]), 1)]
         return torch.cat([m.flatten(2) for m in maps], 2).transpose(1, 2)
