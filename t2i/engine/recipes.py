@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NULL', 'FIELD', 'Recipe', 'find_recipe', 'import_task', 'import_class', 'TextLoader', 'read_yaml', 'takes_text',
-           'read_override', 'change_item', 'field_names', 'merge_fields', 'take_over', 'load_recipe', 'save_recipe',
-           'field_comments', 'described_fields']
+           'read_override', 'field_names', 'merge_fields', 'take_over', 'load_recipe', 'save_recipe', 'field_comments',
+           'described_fields']
 
 # %% ../../nbs/97_recipes.ipynb #c93a77a0
 import contextlib
@@ -134,43 +134,24 @@ def takes_text(
     return hint in (str, str|None)
 
 def read_override(
-    config:type,  # the dataclass that it changes
-    override:str, # "train.steps=100"
-):                # an OmegaConf tree with this field alone
+    tree,         # an OmegaConf tree, of a dataclass
+    override:str, # "train.steps=100", or with the number of an item: "data.sources.0.weight=2"
+):                # the tree with this field changed; it no longer knows names and types
     "A field given on the command line"
     from omegaconf import OmegaConf
     key, equals, text = override.partition("=")
     if not equals:
         raise T2IError(f"{override!r} is not key=value")
     quoted = len(text) > 1 and text[0] in "\"'" and text[0] == text[-1]
-    if takes_text(config, key) and not quoted:
-        tree = OmegaConf.create({})
-        OmegaConf.update(tree, key, None if text in NULL else text)
-        return tree
+    new = OmegaConf.create(OmegaConf.to_container(tree))
     try:
-        return OmegaConf.from_dotlist([override])
+        if takes_text(OmegaConf.get_type(tree), key) and not quoted:
+            value = None if text in NULL else text
+        else:
+            value = yaml.load(text, TextLoader)
+        OmegaConf.update(new, key, value, merge=False)
     except Exception as e:
-        raise T2IError(f"{override!r} is not key=value: {first_line(e)}") from None
-
-# %% ../../nbs/97_recipes.ipynb #102340be
-def change_item(
-    tree,         # an OmegaConf tree
-    override:str, # with a number in its name, "data.sources.0.weight=2"
-):                # an OmegaConf tree with the changed list alone
-    "A field of one item of a list, given on the command line"
-    from omegaconf import OmegaConf
-    key, _, text = override.partition("=")
-    where, number, rest = re.fullmatch(r"(.+?)\.(\d+)((?:\.\w+)*)", key).groups()
-    items = OmegaConf.select(tree, where)
-    if not OmegaConf.is_list(items):
-        raise T2IError(f"{override}: {where} is no list")
-    if int(number) >= len(items):
-        raise T2IError(f"{override}: {where} has {len(items)} items, and the first is {where}.0")
-    changed = OmegaConf.create({"items": OmegaConf.to_container(items)})
-    value = yaml.load(text, TextLoader)
-    OmegaConf.update(changed, f"items.{number}{rest}", value, merge=False)
-    new = OmegaConf.create({})
-    OmegaConf.update(new, where, changed["items"])
+        raise T2IError(f"{override}: {first_line(e)}") from None
     return new
 
 # %% ../../nbs/97_recipes.ipynb #c56e54c9
@@ -256,9 +237,7 @@ def load_recipe(
     tree = OmegaConf.structured(task.Config)
     tree = merge_fields(tree, given, str(path))
     for override in overrides:
-        in_list = re.match(r"[\w.]+?\.\d+[.=]", override)
-        new = change_item(tree, override) if in_list else read_override(task.Config, override)
-        tree = merge_fields(tree, new, override)
+        tree = merge_fields(tree, read_override(tree, override), override)
     config = OmegaConf.to_object(tree)
     settled = OmegaConf.create(asdict(config))  # with what the config has changed in itself
     return Recipe(task, config, {"task": name} | OmegaConf.to_container(settled))
