@@ -8,7 +8,7 @@ __all__ = ['IMAGES', 'ALIKE', 'SIZES', 'MAPS', 'ENCODER', 'PARTI', 'VAR', 'OWN',
            'BUDGET_MARKS', 'Stage', 'Row', 'stage_settings', 'check_run', 'train_stage', 'train_row', 'learning_curve',
            'row_command', 'score_parts', 'score_row', 'sample_prompts', 'save_samples', 'check_rows', 'check_scores',
            'same_budget', 'reading_share', 'shares', 'read_budget', 'budget_table', 'by_world', 'budget_page',
-           'write_budget', 'scores_agree']
+           'write_budget']
 
 # %% ../nbs/61_same_budget.ipynb #052e67ed
 import json
@@ -404,13 +404,3 @@ def write_budget(
         folder = Path(rows[0]["samples"]).parent
         save_png(board_images(rows), folder.with_suffix(".png"))
     return Path(page)
-
-# %% ../nbs/61_same_budget.ipynb #8890e3de
-def scores_agree(
-    a:float, # share of images that are right, in [0,1]
-    b:float, # of another measurement
-    n:float, # prompts of each
-)->bool:
-    "Whether two shares differ by no more than the noise of both, in 95% of the cases"
-    p = (a+b)/2
-    return abs(a-b) <= 1.96*(2*p*(1-p)/n)**.5
