@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIDEO_SUFFIXES', 'fsync_path', 'temporary_name', 'new_file_mode', 'settle', 'remove', 'replace_path', 'atomic_path',
-           'save_png', 'image_problem', 'check_video', 'save_video', 'data_home', 'config_from_dict', 'bundled_folder',
-           'byte_pieces', 'hash_of']
+           'save_png', 'check_video', 'save_video', 'data_home', 'config_from_dict', 'bundled_folder', 'byte_pieces',
+           'hash_of']
 
 # %% ../../nbs/94_files.ipynb #011a132c
 import os
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -144,15 +144,6 @@ def save_png(
         info.add_itxt(key, str(value).encode("utf-8", "replace").decode())
     with atomic_path(path) as p:
         image.save(p, format="PNG", pnginfo=info)
-
-
-def image_problem(
-    error:Exception, # of PIL
-)->str:
-    "Why an image file cannot be read, in words"
-    if isinstance(error, UnidentifiedImageError):
-        return "no known format"
-    return "broken or cut short"
 
 # %% ../../nbs/94_files.ipynb #d9a95120
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
