@@ -23,7 +23,7 @@ from .data.checker import shapes_bench
 from .data.emoji_judge import emoji_bench
 from .data.shapes import TASKS
 from .engine.checkpoints import last_checkpoint, weights_file
-from .engine.files import atomic_path, save_png
+from .engine.files import save_png, write_text
 from .engine.recipes import load_recipe
 from .engine.runs import read_metrics
 from .generators.var_training import attribute_scores, object_prompts
@@ -153,8 +153,7 @@ def train_stage(
             run_stage(recipe, folder, settings)
         finally:
             minutes += (time.process_time()-begun)/60
-            with atomic_path(clock) as p:
-                p.write_text(f"{minutes}\n")
+            write_text(clock, f"{minutes}\n")
     return dict(recipe=recipe, steps=steps, images=steps*batch_size, core_minutes=minutes)
 
 
@@ -299,8 +298,7 @@ def same_budget(
         scores = score_row(name, folder, stages, seed=prompts, **options)
         scores["command"] = command
         save_samples(scores, file.with_suffix(".png"), options.get("device"))
-        with atomic_path(file) as p:
-            p.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+        write_text(file, json.dumps(scores, indent=1) + "\n")
     return files
 
 # %% ../nbs/61_same_budget.ipynb #64b6cae9

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIDEO_SUFFIXES', 'fsync_path', 'temporary_name', 'new_file_mode', 'settle', 'remove', 'replace_path', 'atomic_path',
-           'save_png', 'check_video', 'save_video', 'data_home', 'config_from_dict', 'bundled_folder', 'byte_pieces',
-           'hash_of']
+           'write_text', 'save_png', 'check_video', 'save_video', 'data_home', 'config_from_dict', 'bundled_folder',
+           'byte_pieces', 'hash_of']
 
 # %% ../../nbs/94_files.ipynb #011a132c
 import os
@@ -130,6 +130,15 @@ def atomic_path(
         raise
     finally:
         remove(temporary)
+
+# %% ../../nbs/94_files.ipynb #887898fc
+def write_text(
+    path:str|Path, # the file; its parent folder is made
+    text:str,
+):
+    "Write a text file in UTF-8, whole or not at all"
+    with atomic_path(path) as p:
+        p.write_text(text, encoding="utf-8")
 
 # %% ../../nbs/94_files.ipynb #f14f45cb
 def save_png(

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from ..core import T2IError, log
 from .checkpoints import first_line, last_checkpoint, misfits
 from .distributed import PRECISIONS, STRATEGIES, gather_objects
-from .files import atomic_path
+from .files import write_text
 from .recipes import Recipe, save_recipe
 from .runs import RunLog, init_run_dir, save_checkpoint
 from t2i.engine.sharding import (
@@ -369,8 +369,7 @@ def keep_best(state:RunState):
     kept = [name for name in losses if (state.folder/"checkpoints"/name).exists()]
     if kept:
         best = min(kept, key=losses.get)
-        with atomic_path(state.folder/"last") as p:
-            p.write_text(best)
+        write_text(state.folder/"last", best)
         log.info("held-out loss no longer falls; the best was %.4g, at %s", losses[best], best)
 
 # %% ../../nbs/98_resume.ipynb #b2879b10
