@@ -6,7 +6,7 @@
 __all__ = ['app', 'AnyNumber', 'PromptWords', 'PromptFile', 'Negative', 'Alpha', 'Beta', 'Boxes', 'MoreSmooth', 'Lora', 'Output',
            'Judge', 'Upscale', 'Process', 'error_line', 'print_version', 'common_options', 'main', 'per_map',
            'read_lora_option', 'read_request', 'draw_process', 'check_process', 'announce', 'generate', 'edit',
-           'end_training', 'print_recipe', 'train']
+           'end_training', 'train']
 
 # %% ../nbs/53_cli.ipynb #ebf13d98
 import logging
@@ -308,25 +308,12 @@ def end_training(
     if not done:
         raise typer.Exit(130)
 
-# %% ../nbs/53_cli.ipynb #acc287bc
-def print_recipe(
-    recipe:str,
-    fields:tuple[str,...], # name=value
-    more:bool,             # whether a training was asked for, too
-):
-    "Print a recipe with all its fields and what they mean"
-    from t2i.engine.recipes import load_recipe
-    if more:
-        raise ValueError("--show trains nothing: leave out --resume and --sweep")
-    shown = load_recipe(recipe, fields)
-    print_yaml(shown.tree, shown.config)
-
-# %% ../nbs/53_cli.ipynb #7416dc92
+# %% ../nbs/53_cli.ipynb #1137be86
 for command in (dream, *cli_models.COMMANDS, open_app):
     app.command(command.__name__)(command)
 app.command("sweep")(sweep_command)
 
-
+# %% ../nbs/53_cli.ipynb #7416dc92
 @app.command()
 def train(
     recipe:Annotated[str, typer.Argument(
@@ -347,11 +334,15 @@ def train(
         "the folder gets the runs and their curves.", "--sweep", default="none") = None,
 ):
     "Train by a recipe."
+    from t2i.engine.recipes import load_recipe
     from t2i.plots import is_done, train_sweep
     from t2i.training import train as train_once
     fields = tuple(overrides or ())
+    if show and (resume or sweep):
+        raise ValueError("--show trains nothing: leave out --resume and --sweep")
     if show:
-        return print_recipe(recipe, fields, resume or sweep)
+        shown = load_recipe(recipe, fields)
+        return print_yaml(shown.tree, shown.config)
     if sweep:
         output = output or Path("runs", Path(recipe).stem)
         done = len(train_sweep(recipe, sweep, output, fields, resume))

@@ -335,16 +335,13 @@ def data_cache(
 # %% ../nbs/58_cli_data.ipynb #ce862a45
 def load_pipe(name:str, device:str|None):
     "Load a model that draws from prompts"
-    from t2i.generators.super_resolution import SuperResolution
-    from t2i.guidance.clip import CLIP
-    from t2i.pipeline import Pipeline
+    from t2i.catalog import model_kind
     from t2i.saved import load
     pipe = load(name, device)
-    if isinstance(pipe, Pipeline):
-        return pipe
-    kinds = {CLIP: "CLIP", SuperResolution: "network that enlarges"}
-    kind = kinds.get(type(pipe), "tokenizer")
-    raise ValueError(f"{name} is a {kind} and draws nothing from prompts; try -m shapes-var")
+    kind = model_kind(pipe)
+    if kind != "generator":
+        raise ValueError(f"{name} ({kind}) draws nothing from prompts; try -m shapes-var")
+    return pipe
 Repeat = option(int, "repeat", "Runs of each way; the median counts.", min=1)
 BatchSize = option(int, "batch_size", "Images at a time.", min=1)
 

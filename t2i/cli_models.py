@@ -6,9 +6,9 @@
 __all__ = ['complete_run', 'OWN', 'Number', 'Guidance', 'Steps', 'Rerank', 'JudgedBy', 'Schedule', 'Temperature', 'Cooling',
            'TopK', 'TopP', 'Json', 'ModelName', 'Benchmark', 'PerTask', 'Count', 'PerPrompt', 'EvalCLIP', 'Features',
            'Samples', 'Markdown', 'SHOWN_NAMES', 'COMMANDS', 'score_table', 'print_evaluation', 'evaluate',
-           'model_rows', 'leading_scores', 'section_rows', 'short_number', 'print_names', 'print_models',
-           'check_fields', 'info', 'plot', 'leaderboard', 'convert', 'reconstruct', 'recipe_report', 'report_lines',
-           'folder_report', 'data_check']
+           'model_rows', 'leading_scores', 'section_rows', 'short_number', 'print_names', 'print_models', 'info',
+           'plot', 'leaderboard', 'convert', 'reconstruct', 'recipe_report', 'report_lines', 'folder_report',
+           'data_check']
 
 # %% ../nbs/58_cli_models.ipynb #46e071a8
 import json
@@ -217,18 +217,6 @@ def print_models(models:list[dict]):
         say(textwrap.fill(listed, 80, subsequent_indent="    ", break_on_hyphens=False))
     say("all scores of a model: t2i info MODEL, or --json")
 
-# %% ../nbs/58_cli_models.ipynb #1b293fc4
-def check_fields(
-    name:str,         # of a recipe
-    fields:list[str], # what stands behind it
-):
-    "Refuse a second name, and fields of what is no recipe"
-    for text in fields:
-        if "=" not in text:
-            raise ValueError(f"t2i info describes one name at a time; {text} is one more")
-    if Path(name).is_file() and not name.endswith((".yaml", ".yml")):
-        raise ValueError(f"{name} is no recipe: it has no field {fields[0].partition('=')[0]}")
-
 # %% ../nbs/58_cli_models.ipynb #d89277ad
 def info(
     model:Annotated[str, typer.Argument(
@@ -249,8 +237,11 @@ def info(
     from t2i.costs import is_recipe, recipe_costs
     if names is not None:
         return print_names(model or "emoji-var", names, as_json)
-    if overrides:
-        check_fields(model, overrides)
+    for text in overrides or ():
+        if "=" not in text:
+            raise ValueError(f"t2i info describes one name at a time; {text} is one more")
+        if Path(model).is_file() and not model.endswith((".yaml", ".yml")):
+            raise ValueError(f"{model} is no recipe: it has no field {text.partition('=')[0]}")
     if overrides or (tflops, memory) != (40., 80.) or (model and is_recipe(model)):
         about = recipe_costs(model or "", tuple(overrides or ()), tflops, memory=memory)
     else:

@@ -102,7 +102,7 @@ def reconstruction_scores(
         with suppress(ImportError, OSError, ValueError):
             lpips = lpips_network().to(device)
     counts, seconds, rows = torch.zeros(tokenizer.codebook_size), 0., []
-    for start in progress(range(0, count, batch_size), desc="reconstructing"):
+    for start in progress(range(0, count, batch_size), desc="reconstructing", unit="batch"):
         indices = range(start, min(count, start+batch_size))
         images = torch.stack([dataset[i]["image"] for i in indices]).to(device)
         ids, encoding = timed(partial(tokenizer.encode, images), device)

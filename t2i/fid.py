@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INCEPTION', 'kernel', 'squared_mmd', 'kernel_distance', 'inception_score', 'ball_radii', 'share_inside',
            'precision_recall', 'InceptionNetwork', 'CLIPNetwork', 'feature_network', 'image_batches',
-           'network_features', 'load_reference', 'distribution_scores', 'fid_scores', 'reconstructions']
+           'network_features', 'load_reference', 'distribution_scores', 'fid_scores']
 
 # %% ../nbs/50_fid.ipynb #962a2b9c
 from collections.abc import Callable, Iterable, Iterator
@@ -265,14 +265,3 @@ def fid_scores(
     features, logits = network_features(network, batches, count)
     reference = load_reference(dataset, network, count)
     return distribution_scores(reference, features, logits, network.name, seed, prefix)
-
-# %% ../nbs/50_fid.ipynb #5fdaf072
-def reconstructions(
-    tokenizer:nn.Module,
-    batches:Iterable[Tensor], # of images (b,3,h,w) in [-1,1]
-)->Iterator[Tensor]:          # the same shapes
-    "What a tokenizer makes of images and their tokens"
-    device = next(tokenizer.parameters()).device
-    for images in batches:
-        with torch.no_grad():
-            yield tokenizer.decode(tokenizer.encode(images.to(device)))

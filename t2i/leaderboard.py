@@ -19,7 +19,7 @@ from .catalog import count_weights
 from .core import T2IError, image_grid
 from .data.shapes import TASKS
 from .engine.checkpoints import weights_file
-from .engine.files import atomic_path, bundled_folder
+from .engine.files import bundled_folder, write_text
 from .engine.folders import read_text
 from .engine.runs import read_metrics
 from .outputs import captioned_grid, check_png
@@ -271,8 +271,7 @@ def measure_board(
             continue
         options = USUAL | dict(samples=str(file.with_suffix(".png")), device=device) | settings
         scores = evaluate_model(model, "shapes", ScoreOptions(**options))
-        with atomic_path(file) as p:
-            p.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        write_text(file, json.dumps(scores, indent=2) + "\n")
     return files
 
 # %% ../nbs/61_leaderboard.ipynb #b0a2f010
@@ -315,5 +314,4 @@ def write_board(
 ):
     "Write the table; of a page that has a place for it, the rest stays"
     before, after = read_page(output, marks)
-    with atomic_path(Path(output)) as p:
-        p.write_text(f"{before}{marks[0]}\n{text}{marks[1]}{after or chr(10)}", encoding="utf-8")
+    write_text(output, f"{before}{marks[0]}\n{text}{marks[1]}{after or chr(10)}")

@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .core import T2IError, image_grid, to_pil
-from .engine.files import image_problem, save_png
+from .engine.files import save_png
+from .engine.unpickling import first_line
 
 # %% ../nbs/55_outputs.ipynb #33d2be7b
 def slug(
@@ -269,5 +270,5 @@ def read_about(
             image.load()  # text may stand behind the pixels
             about = getattr(image, "text", {})
     except (OSError, SyntaxError, ValueError) as e:
-        raise T2IError(f"{path} is not an image that can be read: {image_problem(e)}") from None
+        raise T2IError(f"{path} is not an image that can be read: {first_line(e)}") from None
     return {str(key): str(value) for key, value in about.items()}

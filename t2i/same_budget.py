@@ -8,7 +8,7 @@ __all__ = ['IMAGES', 'ALIKE', 'SIZES', 'MAPS', 'ENCODER', 'PARTI', 'VAR', 'OWN',
            'BUDGET_MARKS', 'Stage', 'Row', 'stage_settings', 'check_run', 'train_stage', 'train_row', 'learning_curve',
            'row_command', 'score_parts', 'score_row', 'sample_prompts', 'save_samples', 'check_rows', 'check_scores',
            'same_budget', 'reading_share', 'shares', 'read_budget', 'budget_table', 'by_world', 'budget_page',
-           'write_budget', 'scores_agree']
+           'write_budget']
 
 # %% ../nbs/61_same_budget.ipynb #052e67ed
 import json
@@ -23,7 +23,7 @@ from .data.checker import shapes_bench
 from .data.emoji_judge import emoji_bench
 from .data.shapes import TASKS
 from .engine.checkpoints import last_checkpoint, weights_file
-from .engine.files import atomic_path, save_png
+from .engine.files import save_png, write_text
 from .engine.recipes import load_recipe
 from .engine.runs import read_metrics
 from .generators.var_training import attribute_scores, object_prompts
@@ -153,8 +153,7 @@ def train_stage(
             run_stage(recipe, folder, settings)
         finally:
             minutes += (time.process_time()-begun)/60
-            with atomic_path(clock) as p:
-                p.write_text(f"{minutes}\n")
+            write_text(clock, f"{minutes}\n")
     return dict(recipe=recipe, steps=steps, images=steps*batch_size, core_minutes=minutes)
 
 
@@ -299,8 +298,7 @@ def same_budget(
         scores = score_row(name, folder, stages, seed=prompts, **options)
         scores["command"] = command
         save_samples(scores, file.with_suffix(".png"), options.get("device"))
-        with atomic_path(file) as p:
-            p.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+        write_text(file, json.dumps(scores, indent=1) + "\n")
     return files
 
 # %% ../nbs/61_same_budget.ipynb #64b6cae9
@@ -404,13 +402,3 @@ def write_budget(
         folder = Path(rows[0]["samples"]).parent
         save_png(board_images(rows), folder.with_suffix(".png"))
     return Path(page)
-
-# %% ../nbs/61_same_budget.ipynb #8890e3de
-def scores_agree(
-    a:float, # share of images that are right, in [0,1]
-    b:float, # of another measurement
-    n:float, # prompts of each
-)->bool:
-    "Whether two shares differ by no more than the noise of both, in 95% of the cases"
-    p = (a+b)/2
-    return abs(a-b) <= 1.96*(2*p*(1-p)/n)**.5

@@ -44,7 +44,7 @@ from t2i.evaluation import (
     reconstruction_scores,
     shapes_scores,
 )
-from .fid import feature_network, fid_scores, image_batches, reconstructions
+from .fid import feature_network, fid_scores, image_batches
 from .generators.super_resolution import LargeShapes, upscaling_scores
 from .generators.var_training import attribute_scores, object_prompts
 from .guidance.clip import CLIP, load_clip, recall_at
@@ -334,7 +334,9 @@ def score_fid(subject:Subject, options:ScoreOptions)->dict[str,float]:
     network = feature_network(options.features, best_device(options.device))
     count = min(options.count or 1000, len(dataset))
     if not draws:
-        recon = reconstructions(subject.model, image_batches(dataset, count))
+        tokenizer, device = subject.model, next(subject.model.parameters()).device
+        batches = (images.to(device) for images in image_batches(dataset, count))
+        recon = (tokenizer.decode(tokenizer.encode(images)) for images in batches)
         return fid_scores(dataset, network, count, recon, options.seed, "r") | dict(data=data)
     single = replace(options, num_images_per_prompt=1)
     captions = [dataset[i]["caption"] for i in range(count)]

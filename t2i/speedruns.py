@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .core import T2IError
 from .engine.checkpoints import last_checkpoint
-from .engine.files import atomic_path
+from .engine.files import write_text
 from .engine.recipes import load_recipe
 from .scoring import ScoreOptions, evaluate_model, machine_name
 from .training import train
@@ -58,14 +58,12 @@ def run_stage(
     "Train one recipe, or go on with it"
     run, clock = folder/name, folder/f"{name}.minutes"
     minutes, begun = minutes_spent(name, folder), time.time()
-    with atomic_path(clock) as p:
-        p.write_text(f"{minutes} {begun}\n")
+    write_text(clock, f"{minutes} {begun}\n")
     try:
         train(name, run, overrides, resume=(run/"last").is_file())
     finally:
         minutes += (time.time()-begun)/60
-        with atomic_path(clock) as p:
-            p.write_text(f"{minutes}\n")
+        write_text(clock, f"{minutes}\n")
     if not (run/"last").is_file():
         raise T2IError(f"stopped in {name} before its first step; the same command begins it again")
     config = load_recipe(run/"recipe.yaml").config.train
@@ -92,6 +90,5 @@ def speedrun(
     scores = evaluate_model(str(folder/name), "shapes", options)
     result = dict(machine=machine_name(), stages=stages, minutes=sum(s["minutes"] for s in stages),
                   scores=scores)
-    with atomic_path(folder/"speedrun.json") as p:
-        p.write_text(json.dumps(result, indent=2) + "\n")
+    write_text(folder/"speedrun.json", json.dumps(result, indent=2) + "\n")
     return result

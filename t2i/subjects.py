@@ -16,7 +16,7 @@ import torch.nn as nn
 from PIL import Image
 from torch.utils.data import Dataset
 
-from .catalog import local_path
+from .catalog import local_path, model_kind
 from .core import T2IError
 from .data.coco import folder_kind
 from .data.datasets import COMPUTED, DataConfig, FolderDataset, load_dataset
@@ -24,13 +24,11 @@ from .data.mixtures import describe_sources
 from .engine.files import data_home
 from .engine.recipes import load_recipe
 from .generators.reranking import best_of, check_judge, find_judge, judge_candidates
-from .generators.super_resolution import SuperResolution
-from .guidance.clip import CLIP, load_clip
+from .guidance.clip import load_clip
 from .guidance.vqgan_clip import VQGANCLIP
 from .outputs import check_png
 from .pipeline import Pipeline
 from .saved import load
-from .tokenizers.vqgan import VQTokenizer
 
 # %% ../nbs/56_subjects.ipynb #66206743
 @dataclass
@@ -38,7 +36,7 @@ class Subject:
     "A model to be scored, and what is known of it"
     name:str
     model:nn.Module
-    kind:str                   # "generator", "vqgan", "tokenizer", "clip" or "upscaler"
+    kind:str                   # see `model_kind`
     data:DataConfig|None=None  # what it was trained on; None: unknown
 
 
@@ -48,11 +46,7 @@ def load_subject(
 )->Subject:
     "Load a model to be scored; the recipe in its folder tells its data"
     model, path = load(name, device), local_path(name)
-    kind, data = "tokenizer", None
-    for cls, word in ((Pipeline, "generator"), (CLIP, "clip"), (VQTokenizer, "vqgan"),
-                      (SuperResolution, "upscaler")):
-        if isinstance(model, cls):
-            kind = word
+    kind, data = model_kind(model), None
     if kind == "tokenizer" and not hasattr(model, "decode_features"):
         raise T2IError(f"{name} was trained by a task of its own: no benchmark of t2i fits it")
     if path and (path/"recipe.yaml").is_file():

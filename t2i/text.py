@@ -22,7 +22,7 @@ from torch import Tensor
 from .attention import Block
 from .core import T2IError
 from .data.datasets import DataConfig, info_once, load_dataset
-from .engine.files import atomic_path, bundled_folder
+from .engine.files import atomic_path, bundled_folder, write_text
 from .engine.unpickling import first_line
 
 # %% ../nbs/06_text.ipynb #15a62c7e
@@ -107,8 +107,7 @@ class TextTokenizer(PaddedTokenizer):
                       captions=self.captions, used=sorted(self.used))
         with atomic_path(Path(folder)/"tokenizer.json") as path:
             self.tokenizer.save(str(path))
-        with atomic_path(Path(folder)/"config.json") as path:
-            path.write_text(json.dumps(config))
+        write_text(Path(folder)/"config.json", json.dumps(config))
 
     @classmethod
     def from_pretrained(cls, folder:str|Path)->"TextTokenizer":

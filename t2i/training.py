@@ -32,7 +32,7 @@ from t2i.engine.checkpoints import (
     load_weights,
     weights_file,
 )
-from .engine.distributed import any_process, inner_gradients, make_fabric
+from .engine.distributed import inner_gradients, make_fabric
 from .engine.files import save_png
 from .engine.recipes import Recipe, load_recipe
 from t2i.engine.resume import (
@@ -390,13 +390,13 @@ def fit(state:TrainingState)->Path: # the run
     "Train until `steps`, or until a signal; either way the last state is on the disk"
     config = state.config
     begin(state, state.streams["train"].dataset, state.streams["val"].dataset)
-    device = state.fabric.device
+    any_process = partial(state.fabric.strategy.reduce_boolean_decision, all=False)
     data = batches(state, "train", range(state.step, config.steps))
     with stop_signal() as stop, contextlib.closing(data):  # closing ends the loader's workers
         if state.step:
             look(state)
         stale = is_stale(state)
-        while state.step < config.steps and not stale and not any_process(stop.is_set(), device):
+        while state.step < config.steps and not stale and not any_process(stop.is_set()):
             with step_errors(state, stop):
                 logs = train_step(state, data)
             state.run_log.train(state.step, logs, due(state, config.log_every))

@@ -387,7 +387,7 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
     (["generate", "x", "-m", "no-such-model"], "model 'no-such-model'"),
     (["generate", "x", "-m", "no/such-model"], "cannot fetch 'no/such-model'"),
     (["generate", "x", "-m", "shapes-msvq"], "tokenizer"),
-    (["generate", "x", "-m", "shapes-clip"], "CLIP"),
+    (["generate", "x", "-m", "shapes-clip"], "(clip)"),
     (["generate", "x", "-n", "-2"], "num_images_per_prompt is -2"),
     (["generate", "x", "-n", "0"], "num_images_per_prompt is 0"),
     (["generate", "x", "--temperature", "-1"], "temperature"),

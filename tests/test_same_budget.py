@@ -15,7 +15,6 @@ from t2i.same_budget import (
     read_budget,
     row_command,
     same_budget,
-    scores_agree,
 )
 from t2i.scoring import ScoreOptions, score_emoji_model
 from t2i.subjects import Subject
@@ -65,6 +64,12 @@ def test_no_row_begins_with_trained_weights():
             config = load_recipe(stage.recipe, changes).config
             assert config.train.init_from is None and getattr(config, "start", None) is None
             assert getattr(config, "text_init", None) is None
+
+
+def scores_agree(a, b, n):
+    "Whether two shares of n prompts differ by no more than the noise of both, in 95% of the cases"
+    p = (a+b)/2
+    return abs(a-b) <= 1.96*(2*p*(1-p)/n)**.5
 
 
 def test_a_repetition_with_other_prompts_is_within_the_noise():

@@ -3,10 +3,10 @@ import shutil
 from functools import partial
 
 import pytest
+from lightning.fabric.strategies import Strategy
 from safetensors.torch import load_file
 
 import t2i.engine.runs as runs
-import t2i.training as training
 from t2i.core import T2IError
 from t2i.engine.checkpoints import last_checkpoint
 from t2i.engine.runs import read_metrics
@@ -62,7 +62,7 @@ def test_a_killed_stage_goes_on(stage, tmp_path, monkeypatch, moment):
 
 def test_a_stage_that_is_stopped_before_its_first_step(stage, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(training, "any_process", lambda stop, device: True)
+        patch.setattr(Strategy, "reduce_boolean_decision", lambda *args, **more: True)
         with pytest.raises(T2IError, match="stopped in tiny.yaml before its first step"):
             stage(tmp_path/"run")
     assert stage(tmp_path/"run")["steps"] == 6

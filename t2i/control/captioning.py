@@ -24,7 +24,7 @@ from ..core import T2IError, best_device, half_dtype, import_extra, log, progres
 from ..data.checker import find_objects
 from ..data.datasets import open_image
 from ..data.shapes import Group, noun_phrase
-from ..engine.files import atomic_path
+from ..engine.files import write_text
 from ..engine.folders import IMAGE_SUFFIXES, TABLES, folder_captions, is_image, visible_files
 from ..engine.unpickling import first_line
 
@@ -284,10 +284,8 @@ def finish_captions(
     table = [dict(file_name=row["file_name"], text=row["text"]) for row in rows if row["text"]]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
     about = about | dict(images=len(rows), failed=failed)
-    with atomic_path(folder/ABOUT) as p:
-        p.write_text(json.dumps(about, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    with atomic_path(folder/TABLE) as p:
-        p.write_text(lines, encoding="utf-8")
+    write_text(folder/ABOUT, json.dumps(about, ensure_ascii=False, indent=2) + "\n")
+    write_text(folder/TABLE, lines)
     (folder/PARTIAL).unlink(missing_ok=True)
     if failed:
         log.warning("%d of %d images have no caption: %s lists them", len(failed), len(rows),

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core import T2IError, from_pil
-from ..engine.files import image_problem
+from ..engine.unpickling import first_line
 from ..generators.var import Condition, MapPredictor, NextScaleModel
 from ..sampling import cfg_schedule, draw_uniform, sample_codes
 
@@ -198,7 +198,7 @@ def open_image(
         with Image.open(path) as image:
             return flatten(image, behind)
     except (OSError, SyntaxError, ValueError) as e:
-        raise T2IError(f"{path} is not an image that can be read: {image_problem(e)}") from None
+        raise T2IError(f"{path} is not an image that can be read: {first_line(e)}") from None
 
 # %% ../../nbs/44_editing.ipynb #83d1e99d
 def near_mask(

@@ -214,7 +214,8 @@ def unreadable_images(
 )->list[str]: # names
     "Those that cannot be decoded"
     with ThreadPoolExecutor() as pool:
-        checks = progress(pool.map(folders.is_image, paths), total=len(paths), desc="reading")
+        checks = pool.map(folders.is_image, paths)
+        checks = progress(checks, total=len(paths), desc="reading", unit="img")
         return [path.name for path, good in zip(paths, checks) if not good]
 
 # %% ../../nbs/03_coco.ipynb #f6c9f5e6

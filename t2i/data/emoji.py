@@ -182,7 +182,7 @@ def drawings(
         shape = len(paths), resolution, resolution, 4
         with atomic_path(path) as p:
             pixels = np.lib.format.open_memmap(p, "w+", np.uint8, shape)
-            for i, svg in enumerate(progress(paths, desc="drawing emoji")):
+            for i, svg in enumerate(progress(paths, desc="drawing emoji", unit="emoji")):
                 pixels[i] = render_svg(svg, resolution)
             pixels.flush()
     return np.load(path, mmap_mode="r")

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..core import T2IError, best_device, log, progress
 from .downloads import explain_full_disk
-from .files import atomic_path, data_home, hash_of
+from .files import atomic_path, data_home, hash_of, write_text
 
 # %% ../../nbs/92_caches.ipynb #1b6e0cf7
 def dataset_hash(
@@ -89,8 +89,7 @@ def open_cache(
         return
     if folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise T2IError(f"{folder} exists and is no cache; choose another folder")
-    with atomic_path(path) as p:
-        p.write_text(json.dumps(about, indent=2) + "\n")
+    write_text(path, json.dumps(about, indent=2) + "\n")
 
 # %% ../../nbs/92_caches.ipynb #c68ea744
 def write_shard(

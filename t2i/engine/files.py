@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIDEO_SUFFIXES', 'fsync_path', 'temporary_name', 'new_file_mode', 'settle', 'remove', 'replace_path', 'atomic_path',
-           'save_png', 'image_problem', 'check_video', 'encode_mp4', 'save_video', 'data_home', 'config_from_dict',
-           'bundled_folder', 'byte_pieces', 'hash_of']
+           'write_text', 'save_png', 'check_video', 'save_video', 'data_home', 'config_from_dict', 'bundled_folder',
+           'byte_pieces', 'hash_of']
 
 # %% ../../nbs/94_files.ipynb #011a132c
 import os
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -131,6 +131,15 @@ def atomic_path(
     finally:
         remove(temporary)
 
+# %% ../../nbs/94_files.ipynb #887898fc
+def write_text(
+    path:str|Path, # the file; its parent folder is made
+    text:str,
+):
+    "Write a text file in UTF-8, whole or not at all"
+    with atomic_path(path) as p:
+        p.write_text(text, encoding="utf-8")
+
 # %% ../../nbs/94_files.ipynb #f14f45cb
 def save_png(
     image:Image.Image,
@@ -145,15 +154,6 @@ def save_png(
     with atomic_path(path) as p:
         image.save(p, format="PNG", pnginfo=info)
 
-
-def image_problem(
-    error:Exception, # of PIL
-)->str:
-    "Why an image file cannot be read, in words"
-    if isinstance(error, UnidentifiedImageError):
-        return "no known format"
-    return "broken or cut short"
-
 # %% ../../nbs/94_files.ipynb #d9a95120
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
 
@@ -166,19 +166,6 @@ def check_video(
         raise T2IError(f"cannot write {path}: a video ends in {', '.join(VIDEO_SUFFIXES)}")
     if suffix == ".mp4" and not (find_spec("imageio") and find_spec("imageio_ffmpeg")):
         raise T2IError("mp4 needs imageio-ffmpeg: pip install -e '.[train]'; or a .gif or .webp")
-
-# %% ../../nbs/94_files.ipynb #9902de81
-def encode_mp4(
-    frames:list[Image.Image], # RGB, of one size
-    fps:float,                # frames per second
-)->bytes:
-    "An H.264 video; needs imageio and imageio-ffmpeg"
-    import imageio.v3 as iio
-    width, height = frames[0].size
-    more = ((0, height % 2), (0, width % 2), (0, 0))
-    arrays = (np.pad(np.asarray(f), more, mode="edge") for f in frames)
-    options = dict(extension=".mp4", plugin="FFMPEG", macro_block_size=2)
-    return iio.imwrite("<bytes>", arrays, is_batch=True, fps=fps, **options)
 
 # %% ../../nbs/94_files.ipynb #ce0a7146
 def save_video(
@@ -195,13 +182,16 @@ def save_video(
         raise ValueError(f"fps must be positive, got {fps}")
     width, height = sizes.pop()
     scale = max(1, 256//min(width, height))
-    size = (width*scale, height*scale)
+    size = [n*scale + n*scale%2 for n in (width, height)]  # even, as mp4 needs it
     big = [f.convert("RGB").resize(size, Image.NEAREST) for f in frames]
     suffix = Path(path).suffix.lower()
     timing = dict(duration=round(1000/fps), loop=0)  # milliseconds per frame; for ever
     with atomic_path(path) as p:
         if suffix == ".mp4":
-            p.write_bytes(encode_mp4(big, fps))
+            import imageio.v3 as iio
+            options = dict(extension=".mp4", plugin="FFMPEG", macro_block_size=2)
+            frames = map(np.asarray, big)
+            p.write_bytes(iio.imwrite("<bytes>", frames, is_batch=True, fps=fps, **options))
         else:
             big[0].save(p, suffix[1:].upper(), save_all=True, append_images=big[1:], **timing)
 

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'STATE_FORMAT', 'random_state', 'set_random_state', 'keep_random_state', 'agree_random_state',
            'parameters_of', 'optimizer_states', 'fits', 'load_optimizer_states', 'check_settings', 'check_batch',
-           'RunState', 'read_state', 'parameter_names', 'save_run', 'restore_run', 'restore_discriminator', 'size',
-           'begin', 'due', 'on_record', 'aside', 'step_errors', 'held_out_losses', 'is_stale', 'keep_best',
-           'check_finite']
+           'RunState', 'read_state', 'parameter_names', 'save_run', 'restore_run', 'size', 'begin', 'due', 'on_record',
+           'aside', 'step_errors', 'held_out_losses', 'is_stale', 'keep_best', 'check_finite']
 
 # %% ../../nbs/98_resume.ipynb #fa067cfd
 import contextlib
@@ -16,14 +15,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.nn as nn
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..core import T2IError, log
 from .checkpoints import first_line, last_checkpoint, misfits
 from .distributed import PRECISIONS, STRATEGIES, gather_objects
-from .files import atomic_path
+from .files import write_text
 from .recipes import Recipe, save_recipe
 from .runs import RunLog, init_run_dir, save_checkpoint
 from t2i.engine.sharding import (
@@ -265,7 +263,12 @@ def restore_run(state:RunState):
     state.step = state.saved = values["step"]
     state.ema.n_averaged.fill_(state.step)
     if state.discriminator is not None:
-        restore_discriminator(state.discriminator, values.get("discriminator"), path)
+        saved = values.get("discriminator")
+        if saved and not misfits(state.discriminator.state_dict(), saved):
+            state.discriminator.load_state_dict(saved)
+        else:
+            why = "has another one" if saved else "has none"
+            log.warning("the discriminator starts anew: %s %s", path, why)
     names = parameter_names(state)
     fresh = load_optimizer_states(state.optimizers, names, values["optimizers"])
     if fresh:
@@ -277,18 +280,6 @@ def restore_run(state:RunState):
     share, _ = data_share(state.fabric)
     if share < len(values["random"]):
         set_random_state(values["random"][share], state.fabric.device)
-
-def restore_discriminator(
-    discriminator:nn.Module,
-    saved:dict[str,Tensor]|None,
-    path:Path, # the checkpoint
-):
-    "The weights of a discriminator, if the checkpoint has such a one"
-    if saved and not misfits(discriminator.state_dict(), saved):
-        discriminator.load_state_dict(saved)
-        return
-    why = "has another one" if saved else "has none"
-    log.warning("the discriminator starts anew: %s %s", path, why)
 
 # %% ../../nbs/98_resume.ipynb #694b926f
 def size(dataset:Dataset)->int|str:
@@ -378,8 +369,7 @@ def keep_best(state:RunState):
     kept = [name for name in losses if (state.folder/"checkpoints"/name).exists()]
     if kept:
         best = min(kept, key=losses.get)
-        with atomic_path(state.folder/"last") as p:
-            p.write_text(best)
+        write_text(state.folder/"last", best)
         log.info("held-out loss no longer falls; the best was %.4g, at %s", losses[best], best)
 
 # %% ../../nbs/98_resume.ipynb #b2879b10

@@ -33,7 +33,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..core import T2IError, log, progress, warn_once
 from .checkpoints import first_line, plain_state
-from .files import atomic_path, remove
+from .files import atomic_path, remove, write_text
 from .recipes import Recipe, find_recipe, load_recipe  # noqa: F401, see `_all_`
 
 _all_ = ["Recipe", "find_recipe", "load_recipe"]
@@ -148,8 +148,7 @@ def cut_metrics(
 )->list[dict]:   # what is left
     "Drop the lines of metrics.jsonl from beyond a step"
     lines = [line for line in read_metrics(folder) if line["step"] <= step]
-    with atomic_path(folder/"metrics.jsonl") as p:
-        p.write_text("".join(json.dumps(line)+"\n" for line in lines))
+    write_text(folder/"metrics.jsonl", "".join(json.dumps(line)+"\n" for line in lines))
     return lines
 
 # %% ../../nbs/91_runs.ipynb #33bd4ccd

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core import T2IError
 from ..data.datasets import DataConfig, FolderDataset, load_dataset, read_files
 from ..engine.checkpoints import REGISTRY, load_weights, weights_file
-from ..engine.files import atomic_path, bundled_folder, config_from_dict
+from ..engine.files import bundled_folder, config_from_dict, write_text
 from .official import ClassNames, default_names, same_name
 from .text_training import TextVARTaskConfig, read_part
 from .text_var import drop_captions
@@ -146,8 +146,7 @@ class FinetuningParts(NextScaleStep):
         super().prepare(device)
         if self.folder:
             self.classes.save_pretrained(self.folder/"text_tokenizer")
-            with atomic_path(self.folder/"generator.json") as path:
-                path.write_text(json.dumps(asdict(self.model.config)))
+            write_text(self.folder/"generator.json", json.dumps(asdict(self.model.config)))
 
 # %% ../../nbs/39_finetuning.ipynb #6abd6340
 class FinetuningTask(FinetuningParts):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core import T2IError
 from ..engine.checkpoints import CheckpointError, rename_weights
-from ..engine.files import atomic_path
+from ..engine.files import write_text
 from ..sampling import draw_uniform, map_temperatures, top_k_filter, top_p_filter
 from ..tokenizers.official import last_index, open_official, require
 
@@ -209,8 +209,7 @@ class ClassNames(NameTable):
         "Write classes.json"
         about = dict(model_type="class_names", format=1, names=self.names)
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with atomic_path(Path(folder)/"classes.json") as path:
-            path.write_text(json.dumps(about, ensure_ascii=False, indent=0), encoding="utf-8")
+        write_text(Path(folder)/"classes.json", json.dumps(about, ensure_ascii=False, indent=0))
 
     @classmethod
     def from_pretrained(cls, folder:str|Path)->"ClassNames":

@@ -235,7 +235,7 @@ def upscaling_scores(
     "What a network adds to images that it has not seen, beside bicubic"
     scale, device, rows = model.config.scale, model.tail.weight.device, []
     count = min(count, len(dataset))
-    for start in progress(range(0, count, batch_size), desc="enlarging"):
+    for start in progress(range(0, count, batch_size), desc="enlarging", unit="batch"):
         numbers = range(start, min(count, start+batch_size))
         batch = default_collate([dataset[i] for i in numbers])
         large = batch["image"].to(device)

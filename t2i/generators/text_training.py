@@ -26,7 +26,7 @@ from ..core import T2IError, fold_in
 from ..data.datasets import DataConfig, load_dataset
 from ..engine.caches import CachedWithSource, build_token_cache
 from ..engine.checkpoints import REGISTRY, fetch, fingerprint
-from ..engine.files import atomic_path, bundled_folder
+from ..engine.files import bundled_folder, write_text
 from .reading import caption_contrast, reading_pairs, reading_test
 from .text_var import TextVAR, TextVARConfig, TextVARWithEncoder, drop_captions
 from ..guidance import clip_text
@@ -264,8 +264,7 @@ class FrozenParts(Task):
             self.clip.to(device)
         if self.folder:
             entries = {part: part_entry(*about, self.folder) for part, about in self.parts.items()}
-            with atomic_path(self.folder/"parts.json") as p:
-                p.write_text(json.dumps(entries, indent=2)+"\n")
+            write_text(self.folder/"parts.json", json.dumps(entries, indent=2)+"\n")
         if self.config.data.cache:
             images = self.images("train")
             self.cached["train"] = cached_tokens(self.config.data, self.tokenizer, device, images)

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..core import T2IError, best_device, fold_in, from_pil, log, progress
 from ..data.datasets import open_image
 from ..data.emoji_prompts import prompt_lines
-from ..engine.files import atomic_path, config_from_dict, save_png, save_video
+from ..engine.files import atomic_path, config_from_dict, save_png, save_video, write_text
 from ..engine.folders import IMAGE_SUFFIXES, read_text
 from .clip import CLIP, load_clip
 from ..tokenizers.vit_vqgan import ViTVQGAN
@@ -355,8 +355,7 @@ def start_run(
     "Make the folder of a run, with dream.json"
     if Path(folder).exists():
         raise ValueError(f"{folder} exists: resume it, or choose another folder")
-    with atomic_path(Path(folder)/"dream.json") as p:
-        p.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    write_text(Path(folder)/"dream.json", json.dumps(about, indent=2) + "\n")
 
 def read_run(
     folder:str|Path,
