@@ -121,7 +121,7 @@ class PreferenceConfig:
     candidates:int=4    # images drawn per caption
     judge:str="checker" # of the shapes world; or clip, likelihood or both, as for reranking
     beta:float=.3       # how much a nat of difference counts
-    scales:int=5        # the first so many maps are compared
+    scales:int|None=None # the first so many maps are compared; None: all
     better_weight:float=.1 # of the cross-entropy of the better drawings
     measured:int=64     # held-out captions that a validation draws and judges
 
