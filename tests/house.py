@@ -372,6 +372,8 @@ def exercise_faults(prose):
     solutions = re.findall(r"<details>\s*<summary>.+?</summary>.*?</details>", rest, re.S)
     if len(solutions) < 3:
         yield f"{len(solutions)} folded solutions (<details><summary>…), 3 are needed"
+    if re.search(r"</summary> *\n *\S", text):  # else its Markdown is shown as it is written
+        yield "no empty line after a </summary>"
 
 
 def lesson_faults(path):

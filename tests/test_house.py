@@ -283,7 +283,7 @@ def lesson():
     "Cells of a lesson that obeys every rule: the notebook 11_two"
     link = "[Tian et al. 2024](https://arxiv.org/abs/2404.02905)"
     badge = "[![Colab](b.svg)](https://colab.research.google.com/github/o/r/blob/main/nbs/11_two.ipynb)"
-    fold = "\n<details><summary>Solution</summary>\nYes.\n</details>\n"
+    fold = "\n<details><summary>Solution</summary>\n\nYes.\n</details>\n"
     prose = [
         "# Two\n\n> What it is.", badge, "The question.\n\n![Two boxes](figures/two.svg)",
         f"As in {link}, section 2.", f"## Exercises\n\n1. Why?{fold}2. How?{fold}3. When?{fold}",
@@ -321,6 +321,7 @@ def swap(i, old, new):
     (swap(2, "An image", "A picture"), "the word is image"),
     (swap(5, "## Exercises", "## Questions"), "no section ## Exercises"),
     (swap(5, "2. How?\n<details>", "2. How?"), "2 folded solutions"),
+    (swap(5, "</summary>\n\n", "</summary>\n"), "no empty line after a </summary>"),
     (swap(-1, "10_one", "09_zero"), "the last line is not ← [title](10_one.ipynb)"),
     (swap(-1, " →", ""), "the last line is not"),
 ])
