@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['autocast_of', 'draw_candidates', 'judge_drawings', 'better_and_worse', 'preference_loss', 'PreferenceConfig',
            'PreferenceTaskConfig', 'OnePassPreferenceTaskConfig', 'drawing_losses', 'load_reference', 'choose_numbers',
-           'Numbered', 'draw_and_judge', 'DrawnPairs', 'DrawsPairs', 'LearnsPreferences', 'MeasuresDrawings',
-           'PreferenceTask', 'OnePassPreferenceTask']
+           'Numbered', 'draw_and_judge', 'DrawnPairs', 'image_contrast', 'DrawsPairs', 'LearnsPreferences',
+           'MeasuresDrawings', 'PreferenceTask', 'OnePassPreferenceTask']
 
 # %% ../../nbs/38_preferences.ipynb #2a67f225
 import copy
@@ -30,8 +30,16 @@ from ..engine.checkpoints import initial_weights, load_state_dict_strict
 from ..engine.distributed import choose_precision
 from ..engine.files import data_home, hash_of
 from .masked_var import MaskedTextVARTask, MaskedTextVARTaskConfig
+from .reading import caption_contrast
 from .reranking import JUDGES, judge_candidates
-from .text_training import TextVARTask, TextVARTaskConfig, check_part, read_part
+from t2i.generators.text_training import (
+    TextVARTask,
+    TextVARTaskConfig,
+    check_part,
+    contrast_weight,
+    first_map_losses,
+    read_part,
+)
 from .var_with_clip import weights_fingerprint
 from ..guidance.clip import CLIP
 from ..training import Task
@@ -194,19 +202,20 @@ class Numbered(Subset):
     "Some items, which know their number in the whole"
     __getitems__ = None # a loader asks for them one by one
 
-    def __getitem__(self, i:int)->dict: # image, caption, number
-        item = self.dataset[self.indices[i]]
-        return dict(image=item["image"], caption=item["caption"], number=self.indices[i])
+    def __getitem__(self, i:int)->dict: # image, caption, near_miss (may be empty), number
+        item = dict(near_miss="") | self.dataset[self.indices[i]]
+        known = {name: item[name] for name in ("image", "caption", "near_miss")}
+        return known | dict(number=self.indices[i])
 
 # %% ../../nbs/38_preferences.ipynb #cbcc9226
 def draw_and_judge(
-    task:Task,         # with `reference`, and a recipe with `preference`
-    source:Dataset,    # of whose captions some are drawn; train.seed chooses them
-)->Path:               # a cache: tokens (candidates,l) and scores (candidates,) per caption
+    task:Task,      # with `reference`, and a recipe with `preference`
+    items:Numbered, # whose captions are drawn
+)->Path:            # a cache: tokens (candidates,l) and scores (candidates,) per caption
     "Candidates of many captions and what the judge says of them; whole files are kept"
     c, k = task.config.preference, task.config.preference.candidates
     about = {part: found for part, (_, _, found) in task.parts.items()}  # fingerprints
-    about |= dict(data=dataset_hash(source), seed=str(task.config.train.seed),
+    about |= dict(data=dataset_hash(items.dataset), seed=str(task.config.train.seed),
                   drawn=str(task.config.settings()), candidates=str(k), judge=c.judge)
 
     def compute(batch):
@@ -218,34 +227,44 @@ def draw_and_judge(
         return dict(tokens=tokens.int(), scores=torch.tensor(scores).view(-1, k))
 
     folder = data_home()/"cache"/f"drawings-{hash_of(about)}"
-    chosen = choose_numbers(len(source), c.captions, task.config.train.seed)
-    items = Numbered(source, chosen)
     return build_cache(folder, about, items, len(items), compute, shard=128, batch_size=16)
 
 # %% ../../nbs/38_preferences.ipynb #208c5e7b
 class DrawnPairs(Dataset):
     "Two drawings of one caption each, of which the judge prefers the first"
     def __init__(self,
-        folder:Path, # of `draw_and_judge`
-        count:int,   # captions
+        folder:Path,    # of `draw_and_judge`
+        items:Numbered, # whose captions were drawn
     ):
-        self.cache = CachedDataset(folder, count)
+        self.cache, self.items = CachedDataset(folder, len(items)), items
         self.pairs = []
-        for i in range(count):
+        for i in range(len(items)):
             scores = self.cache[i]["scores"].tolist()
             self.pairs += [(i, *pair) for pair in zip(*better_and_worse(scores, len(scores)))]
         if not self.pairs:
-            raise T2IError(f"of {count} captions no drawing is better than another: draw more, "
-                           "preference.captions and preference.candidates")
+            raise T2IError(f"of {len(items)} captions no drawing is better than another: draw "
+                           "more, preference.captions and preference.candidates")
 
     def __len__(self):
         return len(self.pairs)
 
-    def __getitem__(self, n:int)->dict: # caption; better and worse, (l,) int64
+    def __getitem__(self, n:int)->dict: # see `Numbered`; better and worse, (l,) int64
         i, better, worse = self.pairs[n]
-        item = self.cache[i]
-        tokens = item["tokens"]
-        return dict(caption=item["caption"], better=tokens[better], worse=tokens[worse])
+        tokens = self.cache[i]["tokens"]                                 # (candidates,l)
+        return self.items[i] | dict(better=tokens[better], worse=tokens[worse])
+
+# %% ../../nbs/38_preferences.ipynb #c995ce33
+def image_contrast(
+    task:Task,  # a `TextVARTask`
+    batch:dict, # caption and near_miss, which may be empty; image (b,3,h,w)
+)->Tensor:      # mean of the batch, in nats
+    "Caption contrast of true images in their first maps, see `caption_contrast`"
+    captions, misses = batch["caption"], batch["near_miss"]
+    texts = [*captions, *[miss or caption for miss, caption in zip(misses, captions)]]
+    images = batch["image"].repeat(2, 1, 1, 1)                           # (2b,3,h,w)
+    true, false = first_map_losses(task, texts, images).chunk(2)         # (b,), (b,)
+    valid = torch.tensor([bool(miss) for miss in misses], device=true.device)
+    return (caption_contrast(true, false)*valid).mean()
 
 # %% ../../nbs/38_preferences.ipynb #ebc5dc24
 class DrawsPairs:
@@ -263,9 +282,10 @@ class DrawsPairs:
             self.reference = load_reference(self).to(device)
         super().prepare(device)
         if self.reference is not None:
-            images = self.images("train")
-            count = min(self.config.preference.captions, len(images))
-            self.cached["train"] = DrawnPairs(draw_and_judge(self, images), count)
+            images, c = self.images("train"), self.config
+            chosen = choose_numbers(len(images), c.preference.captions, c.train.seed)
+            items = Numbered(images, chosen)
+            self.cached["train"] = DrawnPairs(draw_and_judge(self, items), items)
 
 # %% ../../nbs/38_preferences.ipynb #5506c678
 class LearnsPreferences(DrawsPairs):
@@ -286,8 +306,12 @@ class LearnsPreferences(DrawsPairs):
         logs = dict(better=gains[0].mean(), worse=gains[1].mean())       # nats
         logs["told_apart"] = (gains[0] > gains[1]).float().mean()
         likely = now[0].mean()/sum(m.shape[1] for m in maps)             # per token
-        loss = preference_loss(*now, *before, c.beta).mean()
-        return loss + c.better_weight*likely, logs
+        loss = preference_loss(*now, *before, c.beta).mean() + c.better_weight*likely
+        weight = contrast_weight(self)
+        if weight:
+            logs["contrast"] = image_contrast(self, batch)
+            loss = loss + weight*logs["contrast"]
+        return loss, logs
 
 # %% ../../nbs/38_preferences.ipynb #811c2440
 class MeasuresDrawings(LearnsPreferences):
@@ -310,7 +334,7 @@ class PreferenceTask(MeasuresDrawings, MaskedTextVARTask):
     "A masked text-conditioned VAR that learns from its own drawings"
     Config = PreferenceTaskConfig
 
-# %% ../../nbs/38_preferences.ipynb #38b651e7
+
 class OnePassPreferenceTask(MeasuresDrawings, TextVARTask):
     "A text-conditioned VAR of one pass per map that learns from its own drawings"
     Config = OnePassPreferenceTaskConfig
