@@ -234,7 +234,7 @@ def draw(
     with notes(level=logging.INFO) as lines:  # "🥭 is read as …", too
         if candidates:
             output = pipe(prompt, images, seed=seed, rerank=candidates, **asked)
-            numbers = best_of(output.scores, candidates, images)
+            numbers = best_of(output.scores[0], candidates, images)
         else:
             for frame in pipe.stream(prompt, images, seed=seed, **asked):
                 yield frame
@@ -254,7 +254,7 @@ def shell_line(
     for box in given.pop("boxes", []):
         words += ["--box", box]
     for key, value in given.items():
-        if value not in (None, "") and key != "clip":
+        if value not in (None, "") and key not in ("clip", "lora"):  # the model brings them
             words += [names.get(key, "--" + key.replace("_", "-")), str(value)]
     return shlex.join(words)
 
