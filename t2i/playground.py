@@ -236,7 +236,7 @@ def draw_scales(
     if not isinstance(pipe.tokenizer, MultiScaleVQVAE):
         raise T2IError(f"{pipe.name} draws no scales: take a VAR, such as shapes-var")
     call = check_call(pipe, prompt, images, seed=seed, **settings)
-    stream = pipe.token_maps(call.prompts, call.generators, **call.settings)
+    stream = pipe.token_maps(**call.part())
     steps, states = [], []
     for _ in range(pipe.steps):
         states.append([generator.get_state() for generator in call.generators])
@@ -252,13 +252,10 @@ def resample_scale(
 )->list[list[Tensor]]: # as `ScaleDrawing.steps`
     "The same drawing, one map of it with the random numbers of another seed"
     call, states = drawing.call, list(drawing.states)
-    count = len(call.prompts)
-    states[scale-1] = [fold_in(other, scale, j).get_state() for j in range(count)]
-    generators = [torch.Generator() for _ in call.prompts]
-    stream = pipe.token_maps(call.prompts, generators, **call.settings)
-    steps = []
+    states[scale-1] = [fold_in(other, scale, j).get_state() for j in range(len(call.prompts))]
+    stream, steps = pipe.token_maps(**call.part()), []
     for state in states:
-        for generator, own in zip(generators, state):
+        for generator, own in zip(call.generators, state):
             generator.set_state(own)
         steps.append(next(stream))
     return steps

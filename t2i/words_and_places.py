@@ -131,7 +131,7 @@ def word_attention(
 )->Live:           # with the controls word, block and level
     "See which places of an image look at a word"
     call = check_call(pipe, prompt, seed=seed, **settings)
-    *_, ids = pipe.token_maps(call.prompts, call.generators, **call.settings)
+    *_, ids = pipe.token_maps(**call.part())
     words, shares = attend_words(pipe, prompt, ids)
     image = to_pil(pipe.decode(ids))[0]
     levels = len(ids) if isinstance(ids, list) else 1
