@@ -229,18 +229,15 @@ def draw(
     prompt = check_text(prompt, "prompt")
     negative = check_text(negative_prompt, "negative prompt", needed=False)
     images, candidates = check_count(images, "images"), check_count(candidates, "candidates", 0)
-    seed = choose_seed(seed)
-    asked = {k: v for k, v in settings.items() if v is not None} | dict(negative_prompt=negative)
+    asked = settings | dict(seed=seed, negative_prompt=negative)
     with notes(level=logging.INFO) as lines:  # "🥭 is read as …", too
         if candidates:
-            output = pipe(prompt, images, seed=seed, rerank=candidates, **asked)
-            numbers = best_of(output.scores, candidates, images)
+            output = pipe(prompt, images, rerank=candidates, **asked)
+            numbers = best_of(output.scores[0], candidates, images)
         else:
-            for frame in pipe.stream(prompt, images, seed=seed, **asked):
+            for frame in pipe.stream(prompt, images, **asked):
                 yield frame
-            about = dict(model=pipe.name, num_images_per_prompt=images) | pipe.defaults | asked
-            output = Output(frame.images, [prompt]*images, seed, about)
-            numbers = list(range(images))
+            output, numbers = frame.output, list(range(images))
     yield save_drawing(output, folder, numbers=numbers, notes=lines)
 
 # %% ../nbs/59_app.ipynb #0325df20
@@ -254,7 +251,7 @@ def shell_line(
     for box in given.pop("boxes", []):
         words += ["--box", box]
     for key, value in given.items():
-        if value not in (None, "") and key != "clip":
+        if value not in (None, "") and key not in ("clip", "lora"):  # the model brings them
             words += [names.get(key, "--" + key.replace("_", "-")), str(value)]
     return shlex.join(words)
 

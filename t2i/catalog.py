@@ -146,16 +146,12 @@ def local_path(
     name:str,   # as for `load`
 )->Path|None:   # None: it would have to be fetched
     "Where a name leads on this machine"
-    if not name.strip():
-        return find_model(name)  # an error
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
+    fetched = name in REGISTRY or is_hub_id(name)
+    if not fetched or Path(name).expanduser().exists():
+        return find_model(name)  # a folder, a file, a bundled name, or an error
     if name in REGISTRY:
         path = place_of(REGISTRY[name])
         return path if path.is_file() else None
-    if not is_hub_id(name):
-        return find_model(name)  # a bundled name, or an error
     from huggingface_hub import snapshot_download
     try:
         return Path(snapshot_download(name, local_files_only=True))

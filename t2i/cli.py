@@ -185,21 +185,17 @@ def draw_process(
     pipe,             # a `Pipeline`
     prompts:list[str],
     number:int,       # images per prompt
-    seed:int|None,    # None: a random one
-    settings:dict,    # of `Pipeline.stream`; None means the model's own
+    **settings,       # of `Pipeline.stream`
 ):                    # an `Output` whose images are strips
     "Draw, with a strip of all scales per image"
+    from dataclasses import replace
+
     from t2i.core import image_grid
-    from t2i.outputs import Output
-    from t2i.requests import choose_seed
-    seed = choose_seed(seed)
-    frames = list(pipe.stream(prompts, number, seed=seed, **settings))
+    frames = list(pipe.stream(prompts, number, **settings))
     scale = max(1, 128//frames[-1].image.width)
     rows = zip(*[frame.images for frame in frames])
-    strips = [image_grid(row, len(frames), scale) for row in rows]
-    given = {k: v for k, v in settings.items() if v is not None}
-    about = pipe.about | dict(num_images_per_prompt=number) | pipe.defaults | given
-    return Output(strips, [p for p in prompts for _ in range(number)], seed, about)
+    return replace(
+        frames[-1].output, images=[image_grid(row, len(frames), scale) for row in rows])
 
 # %% ../nbs/53_cli.ipynb #c0ffee53
 def check_process(process:bool, **others):
@@ -247,15 +243,15 @@ def generate(
         guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
         top_p=top_p, temperature=temperature, temperature_schedule=temperature_schedule,
         num_steps=num_steps, more_smooth=more_smooth or None, alpha=alpha, beta=beta,
-        boxes=box or None, negative_prompt=negative_prompt)
+        boxes=box or None, negative_prompt=negative_prompt, seed=seed)
     pipe = load_pipe(model, device)
     for text in lora or []:
         pipe.load_lora(*read_lora_option(text))
     if process:
-        out = draw_process(pipe, texts, number, seed, settings)
+        out = draw_process(pipe, texts, number, **settings)
     else:
-        out = pipe(texts, number, seed=seed, rerank=rerank, judge=judge, clip=clip,
-                   upscale=upscale, **settings)
+        out = pipe(texts, number, rerank=rerank, judge=judge, clip=clip, upscale=upscale,
+                   **settings)
     for path in out.save(place, replace=output is not None):
         say(path)
 

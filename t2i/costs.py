@@ -197,58 +197,42 @@ def parti_memory(
 # %% ../nbs/56_costs.ipynb #3e09c2b4
 def var_recipe_costs(
     config:TextVARTaskConfig,
-    tflops:float,    # of one device in training, in 10¹² FLOPs per second
     text_tokens:int, # of a caption, on average
-)->dict[str,dict]:   # sections model, step, memory per device, training
-    "What the training of a text-conditioned VAR costs"
+)->tuple[dict[str,dict],float]: # sections model, step, memory; FLOPs of one device per step
+    "What a step of a text-conditioned VAR costs"
     model, train = recipe_generator(config), config.train
     half = train.precision != "32-true"
     parameters = sum(p.numel() for p in model.parameters())
-    images = images_per_device(train)
     flops = step_flops(model, text_tokens, train.checkpointing)*train.batch_size
-    activations = activation_bytes(model, images, text_tokens, train.checkpointing, half)
-    hours = train.steps*flops/(train.devices*tflops*1e12)/3600
-    return dict(
-        model=dict(
-            parameters=parameters, depth=model.config.depth, width=model.config.width,
-            heads=model.config.heads, tokens=sum(p*p for p in model.config.scales)),
-        step=dict(
-            batch_size=train.batch_size, images_per_device=images,
-            precision=train.precision, checkpointing=train.checkpointing,
-            sharding=train.sharding, teraflops=flops/1e12),
-        memory=memory_rows(
-            parameters, activations, train.devices, half, train.sharding == "fsdp"),
-        training=dict(
-            steps=train.steps, devices=train.devices, tflops_per_device=tflops, hours=hours))
+    activations = activation_bytes(
+        model, images_per_device(train), text_tokens, train.checkpointing, half)
+    memory = memory_rows(parameters, activations, train.devices, half, train.sharding == "fsdp")
+    sizes = dict(
+        parameters=parameters, depth=model.config.depth, width=model.config.width,
+        heads=model.config.heads, tokens=sum(p*p for p in model.config.scales))
+    return dict(model=sizes, step=dict(teraflops=flops/1e12), memory=memory), flops/train.devices
 
 # %% ../nbs/56_costs.ipynb #3791c27d
 def parti_recipe_costs(
     config:PartiTaskConfig,
-    tflops:float,  # of one device in training, in 10¹² FLOPs per second
-)->dict[str,dict]: # sections model, step, memory per device, training
-    "What the training of a Parti costs"
+)->tuple[dict[str,dict],float]: # sections model, step, memory; FLOPs of one device per step
+    "What a step of a Parti costs"
     train, sizes, text = config.train, parti_sizes(config), config.text
-    memory, images = parti_memory(config), images_per_device(train)
+    memory = parti_memory(config)  # refuses what cannot be divided
     model, inputs = meta_parti(sizes, text)
     parameters = sum(p.numel() for p in model.parameters())
     passes = 4 if train.checkpointing else 3
     flops = passes*forward_flops(model, *inputs)*train.batch_size
     take_part(model, train.tensor_parallel)
-    own = passes*forward_flops(model, *inputs)*images*train.accumulate
-    return dict(
-        model=dict(
-            parameters=parameters, encoder_blocks=text.depth, decoder_blocks=sizes.depth,
-            width=sizes.width, heads=sizes.heads, words=text.length,
-            tokens=sizes.grid[0]*sizes.grid[1]),
-        step=dict(
-            batch_size=train.batch_size, images_per_device=images, precision=train.precision,
-            checkpointing=train.checkpointing, sharding=train.sharding,
-            tensor_parallel=train.tensor_parallel, optimizer=train.optimizer,
-            teraflops=flops/1e12, teraflops_of_a_device=own/1e12),
-        memory=memory,
-        training=dict(
-            steps=train.steps, devices=train.devices, tflops_per_device=tflops,
-            hours=train.steps*own/(tflops*1e12)/3600))
+    own = passes*forward_flops(model, *inputs)*images_per_device(train)*train.accumulate
+    about = dict(
+        parameters=parameters, encoder_blocks=text.depth, decoder_blocks=sizes.depth,
+        width=sizes.width, heads=sizes.heads, words=text.length,
+        tokens=sizes.grid[0]*sizes.grid[1])
+    step = dict(
+        tensor_parallel=train.tensor_parallel, optimizer=train.optimizer,
+        teraflops=flops/1e12, teraflops_of_a_device=own/1e12)
+    return dict(model=about, step=step, memory=memory), own
 
 # %% ../nbs/56_costs.ipynb #7cf443ed
 def device_memory(
@@ -258,7 +242,7 @@ def device_memory(
     "What one device needs"
     if isinstance(config, PartiTaskConfig):
         return parti_memory(config)["device_gib"]
-    return var_recipe_costs(config, 1., text_tokens)["memory"]["device_gib"]
+    return var_recipe_costs(config, text_tokens)[0]["memory"]["device_gib"]
 
 # %% ../nbs/56_costs.ipynb #d9c9823d
 def memory_savers(
@@ -327,9 +311,17 @@ def recipe_costs(
     "What a recipe costs"
     config = load_recipe(name, overrides).config
     if isinstance(config, PartiTaskConfig):
-        about = parti_recipe_costs(config, tflops)
+        about, flops = parti_recipe_costs(config)
     else:
-        about = var_recipe_costs(config, tflops, text_tokens)
+        about, flops = var_recipe_costs(config, text_tokens)
+    train = config.train
+    about["step"] = dict(
+        batch_size=train.batch_size, images_per_device=images_per_device(train),
+        precision=train.precision, checkpointing=train.checkpointing,
+        sharding=train.sharding) | about["step"]
+    about["training"] = dict(
+        steps=train.steps, devices=train.devices, tflops_per_device=tflops,
+        hours=train.steps*flops/(tflops*1e12)/3600)
     needed = about["memory"]["device_gib"]
     fit = dict(device_has_gib=memory, fits="yes")
     if needed > memory:

@@ -172,18 +172,15 @@ def output_grid(
     "A row per prompt, or eight prompts in a row; small images are enlarged by whole pixels"
     width, height = images[0].size
     scale = max(1, 128//height)
-    strips = width > 2*height
-    columns = per_prompt if per_prompt < len(images) else None
-    if strips:
-        columns = 1
+    beside, across = per_prompt, 1  # images of a prompt in a row, prompts in a row
+    if width > 2*height:            # strips
+        beside = 1
     elif per_prompt == 1:
-        columns = min(8, len(images))
+        across = min(8, len(images))
     if len(set(prompts or [])) < 2:
-        return image_grid(images, columns, scale)
-    beside = 1 if strips else per_prompt
+        return image_grid(images, beside*across if beside < len(images) else None, scale)
     rows = [image_grid(images[i:i+per_prompt], beside, scale)
             for i in range(0, len(images), per_prompt)]
-    across = max(1, columns//per_prompt) if columns else 1
     return captioned_grid(rows, prompts[::per_prompt], across)
 
 # %% ../nbs/55_outputs.ipynb #05209422
@@ -254,6 +251,7 @@ class Frame:
     images:list[Image.Image] # as in `Output`
     step:int                 # steps done, from 1
     steps:int                # steps in all
+    output:Output|None=None  # of a pipeline: these images, and how they are drawn
 
     @property
     def image(self)->Image.Image:

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['POLICY', 'STYLE', 'QUEUE', 'EXAMPLES', 'free_port', 'Guard', 'Visitor', 'Answers', 'DrawingStudio', 'DreamingStudio',
            'Studio', 'connect', 'result_column', 'seed_field', 'run_buttons', 'draw_tab', 'boxes_tab', 'edit_tab',
-           'dream_tab', 'scales_tab', 'build_page', 'open_page', 'close_page', 'app']
+           'dream_tab', 'scales_tab', 'build_page', 'open_page', 'app']
 
 # %% ../nbs/59_page.ipynb #e1d989a7
 import os
 import shutil
 import socket
 import tempfile
+from contextlib import ExitStack
 from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import Annotated
@@ -418,7 +419,7 @@ def open_page(
     host:str="127.0.0.1",
     port:int|None=None,    # see `free_port`
     device:str|None=None,
-):                         # the page, its address, and a function that closes it
+):                         # the page, its address, and a function that ends it, files and all
     "Start the page's server in the background"
     from t2i.core import import_extra
     import_extra("gradio", "the page needs gradio", "app")
@@ -426,9 +427,11 @@ def open_page(
     from t2i.app import OfferedModels
     models = OfferedModels(list(names), device)
     models.check_first(first)
-    desk = tempfile.TemporaryDirectory(prefix="t2i-")
-    os.environ["GRADIO_TEMP_DIR"] = str(Path(desk.name)/"cache")
-    page = build_page(Studio(models, Path(desk.name)), first)
+    closing = ExitStack()
+    desk = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="t2i-")))
+    os.environ["GRADIO_TEMP_DIR"] = str(desk/"cache")
+    page = build_page(Studio(models, desk), first)
+    closing.callback(page.close, verbose=False)  # before the folder goes
     import gradio as gr
     from starlette.middleware import Middleware
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])
@@ -438,16 +441,10 @@ def open_page(
             ssr_mode=False, max_file_size="10mb", show_error=True, theme=theme, css=STYLE,
             app_kwargs=dict(middleware=[Middleware(Guard)]))
     except ValueError as e:  # Gradio asks its own address for an answer first
-        close_page(page, desk)
+        closing.close()
         where = f"http://{host}:{port}"
         raise ValueError(f"{where} does not answer: try again, or without a proxy") from e
-    return page, url, partial(close_page, page, desk)
-
-# %% ../nbs/59_page.ipynb #5660671a
-def close_page(page, desk):
-    "Stop the server and remove all files"
-    page.close(verbose=False)
-    desk.cleanup()
+    return page, url, closing.close
 
 # %% ../nbs/59_page.ipynb #6645fa7a
 def app(

@@ -91,8 +91,7 @@ def draw_batches(
     starts = range(0, len(call.prompts), batch_size)
     images = []
     for i in progress(starts, len(starts) > 1, desc="drawing", unit="batch"):
-        part = slice(i, i+batch_size)
-        *_, maps = pipe.token_maps(call.prompts[part], call.generators[part], **call.part(part))
+        *_, maps = pipe.token_maps(**call.part(slice(i, i+batch_size)))
         decoded = pipe.decode(maps)
         images += to_pil(decoded) if output_type == "pil" else [decoded.float().cpu()]
     return images if output_type == "pil" else torch.cat(images)
@@ -163,9 +162,9 @@ class StreamingParts(PipelineParts):
     )->Iterator[Frame]:
         "Draw all images together, and yield them after every scale"
         call = check_call(self, prompt, num_images_per_prompt, **arguments)
-        frames = self.token_maps(call.prompts, call.generators, **call.part(slice(None)))
-        for step, ids in enumerate(frames, 1):
-            yield Frame(to_pil(self.decode(ids)), step, self.steps)
+        for step, ids in enumerate(self.token_maps(**call.part()), 1):
+            output = Output(to_pil(self.decode(ids)), call.prompts, call.seed, call.about)
+            yield Frame(output.images, step, self.steps, output)
 
     @torch.no_grad()
     def edit(self,
@@ -224,7 +223,7 @@ class Pipeline(StreamingParts):
             alpha=alpha, beta=beta, guidance_scale=guidance_scale, num_steps=num_steps, top_k=top_k,
             guidance_schedule=guidance_schedule, top_p=top_p, temperature=temperature,
             temperature_schedule=temperature_schedule, more_smooth=more_smooth)
-        about = self.about | dict(num_images_per_prompt=num_images_per_prompt) | call.about
+        about = call.about | dict(num_images_per_prompt=num_images_per_prompt)
         network = find_network(upscale, self.device, about)  # before the drawing: may be refused
         out = draw_output(self, call, about, batch_size, output_type, rerank, judge, clip)
         return out if network is None else enlarge_output(out, network)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'slider', 'Live', 'encode_maps', 'decode_maps', 'swap_codes', 'mark_places', 'nearest_codes', 'draw_codes',
-           'token_buttons', 'add_tokens', 'explore_codes', 'ScaleDrawing', 'draw_with', 'draw_scales', 'resample_scale',
+           'token_buttons', 'add_tokens', 'explore_codes', 'ScaleDrawing', 'draw_scales', 'resample_scale',
            'ScalePlayer', 'play_scales', 'draw_prompt', 'guidance_sliders', 'times_own', 'draw_adapted',
            'adapter_sliders', 'draw_ranked', 'prompt_box']
 
@@ -13,7 +13,7 @@ import html
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import ipywidgets as widgets
 import torch
@@ -107,10 +107,7 @@ def swap_codes(
     other:int,
 )->Tensor:      # the same shape
     "Exchange two codes wherever they stand"
-    swapped = ids.clone()
-    swapped[ids == code] = other
-    swapped[ids == other] = code
-    return swapped
+    return torch.where(ids == code, other, ids).where(ids != other, code)
 
 # %% ../nbs/60_playground.ipynb #d8d390d2
 def mark_places(
@@ -187,14 +184,11 @@ def add_tokens(
     level, code = live.controls["level"], live.controls["code"]
     live.tokens = widgets.GridBox()
 
-    def choose(chosen):
-        code.value = chosen
-
     def show_tokens(change=None):
         ids = maps[level.value-1][0].cpu()
         columns = f"repeat({math.isqrt(len(ids))}, 2.6em)"
         live.tokens.layout = widgets.Layout(grid_template_columns=columns)
-        live.tokens.children = token_buttons(ids, colors, choose)
+        live.tokens.children = token_buttons(ids, colors, partial(setattr, code, "value"))
 
     level.observe(show_tokens, "value")
     show_tokens()
@@ -230,21 +224,6 @@ class ScaleDrawing:
     states:list[list[Tensor]] # before each map: one state per image
 
 
-def draw_with(
-    pipe:Pipeline,
-    call:Call,
-    states:list[list[Tensor]], # of the random numbers: one list per map, one state per image
-)->list[list[Tensor]]:         # as `ScaleDrawing.steps`
-    "Draw map after map, each from a given state of the random numbers"
-    generators = [torch.Generator() for _ in call.prompts]
-    stream = pipe.token_maps(call.prompts, generators, **call.settings)
-    steps = []
-    for state in states:
-        for generator, own in zip(generators, state):
-            generator.set_state(own)
-        steps.append(next(stream))
-    return steps
-
 # %% ../nbs/60_playground.ipynb #f8214b88
 def draw_scales(
     pipe:Pipeline,
@@ -257,7 +236,7 @@ def draw_scales(
     if not isinstance(pipe.tokenizer, MultiScaleVQVAE):
         raise T2IError(f"{pipe.name} draws no scales: take a VAR, such as shapes-var")
     call = check_call(pipe, prompt, images, seed=seed, **settings)
-    stream = pipe.token_maps(call.prompts, call.generators, **call.settings)
+    stream = pipe.token_maps(**call.part())
     steps, states = [], []
     for _ in range(pipe.steps):
         states.append([generator.get_state() for generator in call.generators])
@@ -272,10 +251,14 @@ def resample_scale(
     other:int, # a seed
 )->list[list[Tensor]]: # as `ScaleDrawing.steps`
     "The same drawing, one map of it with the random numbers of another seed"
-    states = list(drawing.states)
-    count = len(drawing.call.prompts)
-    states[scale-1] = [fold_in(other, scale, j).get_state() for j in range(count)]
-    return draw_with(pipe, drawing.call, states)
+    call, states = drawing.call, list(drawing.states)
+    states[scale-1] = [fold_in(other, scale, j).get_state() for j in range(len(call.prompts))]
+    stream, steps = pipe.token_maps(**call.part()), []
+    for state in states:
+        for generator, own in zip(call.generators, state):
+            generator.set_state(own)
+        steps.append(next(stream))
+    return steps
 
 # %% ../nbs/60_playground.ipynb #28cfe248
 class ScalePlayer:
@@ -289,24 +272,15 @@ class ScalePlayer:
     ):
         self.pipe, self.side = pipe, side
         self.first = draw_scales(pipe, prompt, seed, **settings)
-        self.again = {(0, 0): self.first.steps}
-
-    def steps(self,
-        scale:int, # 0: none
-        other:int, # a seed
-    )->list[list[Tensor]]:
-        "Drawn once, then remembered"
-        key = (scale, other) if scale else (0, 0)
-        if key not in self.again:
-            self.again[key] = resample_scale(self.pipe, self.first, scale, other)
-        return self.again[key]
+        self.again = cache(partial(resample_scale, pipe, self.first))  # drawn once, remembered
 
     def __call__(self,
         step:int,  # maps that are shown
         scale:int, # the map that is resampled; 0: none
         other:int, # its seed
     )->tuple[Image.Image,str]: # before, after, and the difference
-        pair = self.first.steps[step-1], self.steps(scale, other)[step-1]
+        again = self.again(scale, other) if scale else self.first.steps
+        pair = self.first.steps[step-1], again[step-1]
         before, after = [to_pil(self.pipe.decode(ids))[0] for ids in pair]
         shown = [before, after, ImageChops.difference(before, after)]
         differ = [int((old != new).sum()) for old, new in zip(*pair)]

@@ -245,21 +245,18 @@ class Call:
     generators:list[torch.Generator]
     seed:int|None        # None: generators were given
     settings:dict        # negative_prompt, and those of `DEFAULTS` that the model knows
+    about:dict           # the same, the model and the boxes, for the metadata of images
     boxes:list|None=None # per image, of `read_boxes`; None: the call had none
-    given:list|None=None # the same as they were given
 
-    @property
-    def about(self)->dict:
-        "The settings and the boxes, for the metadata of images"
-        return self.settings | (dict(boxes=self.given) if self.given else {})
-
-    def part(self, rows:slice)->dict:
-        "The settings of some of the images, with their boxes"
-        return self.settings | ({} if self.boxes is None else dict(boxes=self.boxes[rows]))
+    def part(self, rows:slice=slice(None))->dict:
+        "What `token_maps` of a pipeline reads, of some of the images"
+        own = {} if self.boxes is None else dict(boxes=self.boxes[rows])
+        return self.settings | own | dict(
+            prompts=self.prompts[rows], generators=self.generators[rows])
 
 # %% ../nbs/54_requests.ipynb #e28038ee
 def check_call(
-    parts, # of a pipeline: `defaults` and `text_tokenizer`
+    parts, # of a pipeline: `about`, `defaults` and `text_tokenizer`
     prompt:str|list[str],
     num_images_per_prompt:int=1,
     seed:int|None=None,
@@ -291,7 +288,9 @@ def check_call(
     each = [p for p in prompts for _ in range(num_images_per_prompt)]
     warn_of_boxes(each, boxes or [])
     settings = dict(negative_prompt=negative_prompt) | parts.defaults | given
-    return Call(each, generators, seed, settings, boxes, given_boxes)
+    about = parts.about | dict(num_images_per_prompt=num_images_per_prompt) | settings
+    about |= dict(boxes=given_boxes) if given_boxes else {}
+    return Call(each, generators, seed, settings, about, boxes)
 
 # %% ../nbs/54_requests.ipynb #eee3607e
 def read_prompts(

@@ -6,9 +6,8 @@
 __all__ = ['IMAGES', 'ALIKE', 'SIZES', 'MAPS', 'ENCODER', 'PARTI', 'VAR', 'OWN', 'TOKENS', 'POOLED', 'MASKED', 'CLASSES',
            'ADAPTER', 'EMOJI', 'EMOJI_MAPS', 'EMOJI_WORDS', 'BUDGET', 'SCORED', 'READING_PAIRS', 'READS',
            'BUDGET_MARKS', 'Stage', 'Row', 'stage_settings', 'check_run', 'train_stage', 'train_row', 'learning_curve',
-           'row_command', 'score_parts', 'score_row', 'sample_prompts', 'save_samples', 'check_rows', 'check_scores',
-           'same_budget', 'reading_share', 'shares', 'read_budget', 'budget_table', 'by_world', 'budget_page',
-           'write_budget']
+           'row_command', 'score_parts', 'score_row', 'sample_prompts', 'save_samples', 'same_budget', 'reading_share',
+           'shares', 'read_budget', 'budget_table', 'by_world', 'budget_page', 'write_budget']
 
 # %% ../nbs/61_same_budget.ipynb #052e67ed
 import json
@@ -257,21 +256,6 @@ def save_samples(
     about = dict(model=scores["row"], prompts=json.dumps(prompts))
     save_png(image_grid(images, len(images), gap=0), path, **about)
 
-# %% ../nbs/61_same_budget.ipynb #3c54b2b0
-def check_rows(names:list[str])->list[str]:
-    "All rows for none; an unknown name is an error"
-    for name in names:
-        if name not in BUDGET:
-            raise T2IError(f"unknown row {name!r}; known are {', '.join(BUDGET)}")
-    return list(names or BUDGET)
-
-
-def check_scores(file:Path, command:str):
-    "Refuse scores of another budget or seed"
-    own = json.loads(file.read_text(encoding="utf-8"))["command"]
-    if own != command:
-        raise T2IError(f"{file} is there and comes from {own}: choose another folder with --scores")
-
 # %% ../nbs/61_same_budget.ipynb #985db9fc
 def same_budget(
     names:list[str],              # keys of `BUDGET`; none: all
@@ -286,12 +270,18 @@ def same_budget(
     "Train and score rows; what is there is not done again"
     folder, files = Path(folder), []
     scored = Path(scored or folder/"scores")
-    for name in check_rows(names):
+    for name in names:
+        if name not in BUDGET:
+            raise T2IError(f"unknown row {name!r}; known are {', '.join(BUDGET)}")
+    for name in names or BUDGET:
         file = scored/f"{name}.json"
         files.append(file)
         command = row_command(name, images, seed, prompts)
         if file.is_file():
-            check_scores(file, command)
+            own = json.loads(file.read_text(encoding="utf-8"))["command"]
+            if own != command:
+                raise T2IError(
+                    f"{file} is there and comes from {own}: choose another folder with --scores")
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
         stages = train_row(name, folder, images, seed, tuple(overrides))

@@ -57,13 +57,8 @@ def caption_words(
     if not hasattr(tokenizer, "tokenizer"):
         raise T2IError("this text tokenizer does not tell where a word ends")
     found = tokenizer.tokenizer.encode(prompt)
-    words, owners, last = [], [], None
-    for number, (start, end) in list(zip(found.word_ids, found.offsets))[:tokenizer.length-1]:
-        if number != last:
-            words.append("")
-        words[-1] += prompt[start:end]
-        owners.append(len(words)-1)
-        last = number
+    owners = found.word_ids[:tokenizer.length-1]
+    words = [prompt[slice(*found.word_to_chars(number))] for number in dict.fromkeys(owners)]
     return [*words, "[end]"], [*owners, len(words)]
 
 
@@ -136,7 +131,7 @@ def word_attention(
 )->Live:           # with the controls word, block and level
     "See which places of an image look at a word"
     call = check_call(pipe, prompt, seed=seed, **settings)
-    *_, ids = pipe.token_maps(call.prompts, call.generators, **call.settings)
+    *_, ids = pipe.token_maps(**call.part())
     words, shares = attend_words(pipe, prompt, ids)
     image = to_pil(pipe.decode(ids))[0]
     levels = len(ids) if isinstance(ids, list) else 1

@@ -31,6 +31,15 @@ def test_two_programs_have_a_drawing_each(url):
     assert "a handwritten two" in second.predict(api_name="/scales")[-1]
 
 
+def test_the_best_of_several_candidates(url):
+    from gradio_client import Client
+    client = Client(url, verbose=False)
+    settings = ["", 2, 1, 2, 3, "3"]
+    gallery, _, line = client.predict("shapes-lora", "a red circle", *settings, api_name="/draw")
+    assert len(gallery) == 2 and "--rerank 3" in line and "--lora" not in line
+    assert "Image 1 of 2" in client.predict(api_name="/scales")[-1]
+
+
 def test_bad_values_are_answered_in_one_line(url):
     from gradio_client import Client
     client = Client(url, verbose=False)
