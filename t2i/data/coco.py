@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['MISSING', 'COCO_IMAGES', 'COCO_SOURCE', 'COCO_FILES', 'first_names', 'read_table', 'CocoSplit', 'read_split',
            'lost_images', 'present_items', 'folder_kind', 'warn_of_coco', 'Box', 'read_boxes', 'boxes_in_square',
-           'choose_subset', 'odd_boxes', 'unreadable_images', 'check_coco', 'report_rows', 'is_complete', 'fetch_coco']
+           'choose_subset', 'odd_boxes', 'check_coco', 'report_rows', 'is_complete', 'fetch_coco']
 
 # %% ../../nbs/03_coco.ipynb #39df6ed8
 import json
 import os
 import random
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from ..core import T2IError, log, progress, warn_once
+from ..core import T2IError, log, warn_once
 from ..engine import folders
 from ..engine.downloads import check_room, explain_full_disk, fetch_file, file_size, unpack_zip
 
@@ -208,16 +207,6 @@ def odd_boxes(
 
     return [name for name, objects in boxes.items() if any(map(is_odd, objects))]
 
-# %% ../../nbs/03_coco.ipynb #fde6350a
-def unreadable_images(
-    paths:list[Path],
-)->list[str]: # names
-    "Those that cannot be decoded"
-    with ThreadPoolExecutor() as pool:
-        checks = pool.map(folders.is_image, paths)
-        checks = progress(checks, total=len(paths), desc="reading", unit="img")
-        return [path.name for path, good in zip(paths, checks) if not good]
-
 # %% ../../nbs/03_coco.ipynb #f6c9f5e6
 def check_coco(
     folder:str|Path,
@@ -239,7 +228,7 @@ def check_coco(
         missing=sorted(lost), not_listed=sorted(set(files) - set(names)),
         without_caption=found.mute(), blank_captions=found.blank,
         without_box_area=odd_boxes(boxes),
-        unreadable=unreadable_images(there) if decode else [])
+        unreadable=[p.name for p in folders.unreadable_images(there)] if decode else [])
 
 # %% ../../nbs/03_coco.ipynb #5d3ffa14
 def report_rows(
