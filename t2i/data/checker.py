@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 from t2i.data.shapes import (
@@ -71,22 +72,15 @@ def covered_share(
     return ((pixels-background)@toward/(toward@toward)).clip(0, 1)
 
 # %% ../../nbs/02_checker.ipynb #645634b7
-def _box(mask):
-    "First and last row, first and last column of what is above one half"
-    rows = np.flatnonzero((mask > .5).any(1))
-    cols = np.flatnonzero((mask > .5).any(0))
-    return rows[0], rows[-1], cols[0], cols[-1]
-
-
 def centre_crop(
     mask:np.ndarray,  # (h,w) in [0,1], something above one half in it
     side:int,         # of the result
 )->np.ndarray:        # (side,side)
     "Cut a square around the middle of the box of what is above one half, filling with zeros"
-    first_row, last_row, first_col, last_col = _box(mask)
-    top = (first_row+last_row)//2 - side//2 + side     # in the padded mask
-    left = (first_col+last_col)//2 - side//2 + side
-    return np.pad(mask, side)[top:top+side, left:left+side]
+    left, top, right, bottom = Image.fromarray(mask > .5).getbbox()
+    x = (left+right-1)//2 - side//2 + side     # in the padded mask
+    y = (top+bottom-1)//2 - side//2 + side
+    return np.pad(mask, side)[y:y+side, x:x+side]
 
 # %% ../../nbs/02_checker.ipynb #52b4e473
 @lru_cache(maxsize=1)
@@ -136,12 +130,12 @@ def identify(
     if not (share > .5).any():
         share = part.astype(np.float32)
     (shape, radius), score = best_template(centre_crop(share, 39))
-    top, bottom, left, right = _box(share)
+    left, top, right, bottom = Image.fromarray(share > .5).getbbox()
     return Found(
         shape=shape if score >= .7 else None,
         color=color if known else None,
         size="small" if radius <= 11 else "large",
-        x=float(left+right)/2, y=float(top+bottom)/2, score=score,
+        x=(left+right-1)/2, y=(top+bottom-1)/2, score=score,
     )
 
 # %% ../../nbs/02_checker.ipynb #11c4510a
