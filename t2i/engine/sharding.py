@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from ..core import T2IError
-from .checkpoints import CheckpointError, load_weights, misfits, read_weights
+from .checkpoints import load_state_dict_strict, read_weights
 from t2i.engine.tensor_parallel import (
     by_process,
     joined,
@@ -72,7 +72,7 @@ def whole(
 # %% ../../nbs/93_sharding.ipynb #3cbaaa61
 def shard_like(
     value:Tensor, # whole, the same on all processes
-    like:Tensor,  # a tensor that may be divided
+    like:Tensor|None, # a tensor that may be divided
     name:str="",  # of its parameter, see `by_process`
 )->Tensor:        # `value` itself, if `like` is whole or has another shape
     "The part of a whole tensor that belongs to this process"
@@ -93,15 +93,9 @@ def load_shards(
     path:Path,       # a .safetensors file with whole tensors
 ):
     "Fill a model from one of our own files"
-    own = model.state_dict()
-    if not any(map(is_shard, own.values())):
-        load_weights(model, path)
-        return
-    weights = read_weights(path)
-    wrong = misfits(own, weights)
-    if wrong:
-        raise CheckpointError(f"{path} does not fit the model; {'; '.join(wrong)}")
-    model.load_state_dict({k: shard_like(w, own[k].detach(), k) for k, w in weights.items()})
+    own, weights = model.state_dict(), read_weights(path)
+    parts = {k: shard_like(w, own.get(k), k) for k, w in weights.items()}
+    load_state_dict_strict(model, parts, path)
 
 # %% ../../nbs/93_sharding.ipynb #0191c560
 def release(model:nn.Module):
@@ -110,17 +104,13 @@ def release(model:nn.Module):
         p.data = p.data.new_empty(0)
 
 # %% ../../nbs/93_sharding.ipynb #19ad9980
-@contextlib.contextmanager
 def built_once(
     config, # a `TrainConfig`
-):
+):          # a context
     "Inside, the first of the processes that divide a model makes weights, the others shapes alone"
     divided = config.sharding == "fsdp" or config.tensor_parallel > 1
-    if divided and dist.is_initialized() and dist.get_rank():
-        with torch.device("meta"):
-            yield
-    else:
-        yield
+    other = divided and dist.is_initialized() and dist.get_rank()
+    return torch.device("meta") if other else contextlib.nullcontext()
 
 # %% ../../nbs/93_sharding.ipynb #16f1503a
 def named_tensors(model:nn.Module)->dict[str,Tensor]:
