@@ -366,14 +366,12 @@ def draw_samples(state:TrainingState)->tuple|None: # the file, and captions; Non
     "samples/step-N.png, by the averaged model; captions stand in the file's metadata"
     with ema_scope(state.task, state.ema), state.fabric.autocast():
         images = state.task.sample() if state.main else None
-    about, captions = dict(step=state.step), []
-    if isinstance(images, tuple):
-        images, captions = images
-        about["captions"] = "\n".join(captions)
     if images is None:
         return None
+    images, captions = images if isinstance(images, tuple) else (images, [])
+    about = dict(captions="\n".join(captions)) if captions else {}
     path = state.folder/"samples"/f"step-{state.step}.png"
-    save_png(image_grid(images), path, **about)
+    save_png(image_grid(images), path, step=state.step, **about)
     return path, captions
 
 def look(state:TrainingState):
