@@ -42,9 +42,6 @@ class LogFile:
         if text.strip():  # blanks clear a bar's line
             log.info("%s", text.strip())
 
-    def flush(self):
-        "Nothing is kept back"
-
 
 def progress(
     iterable=None,   # what to walk through; None: the bar's `update(n)` counts

@@ -293,11 +293,10 @@ def mean_logs(
     logs:list[dict[str,Tensor]], # scalars, one dict per micro-batch
 )->dict[str,float]:
     "Means over micro-batches and processes"
-    rows = []
-    for scalars in logs:
-        values = [scalars[k].detach().to(state.fabric.device).float() for k in logs[0]]
-        rows.append(torch.stack(values))
-    means = state.fabric.all_reduce(torch.stack(rows).mean(0), reduce_op="mean")
+    device = state.fabric.device
+    values = [scalars[k].detach().to(device).float() for scalars in logs for k in logs[0]]
+    rows = torch.stack(values).unflatten(0, (len(logs), -1))    # (micro-batches,names)
+    means = state.fabric.all_reduce(rows.mean(0), reduce_op="mean")
     return dict(zip(logs[0], means.tolist()))
 
 # %% ../nbs/04_training.ipynb #f0ae24f2

@@ -38,10 +38,7 @@ def read_table(
     if not path.is_file():
         way = f"t2i data coco --root {root} fetches annotations_trainval2017.zip"
         raise FileNotFoundError(f"no {path}: {way}")
-    try:
-        return json.loads(folders.read_text(path))
-    except ValueError as e:
-        raise ValueError(f"{path} does not hold captions as COCO does: {e!r}") from None
+    return json.loads(folders.read_text(path))
 
 # %% ../../nbs/03_coco.ipynb #87ef8b44
 @dataclass
@@ -68,8 +65,9 @@ def read_split(
 )->CocoSplit:
     "The captions of a split, joined with the names of their images"
     path = folder/"annotations"/f"captions_{split}2017.json"
-    table, captions, blank = read_table(path), {}, {}
+    captions, blank = {}, {}
     try:
+        table = read_table(path)
         names = {about["id"]: about["file_name"] for about in table["images"]}
         for note in table["annotations"]:
             number, texts = note["image_id"], folders.caption_list(note["caption"])
@@ -165,8 +163,9 @@ def read_boxes(
 )->dict[str,list[Box]]: # file name -> objects; without those of images that have none
     "The boxes of a split"
     path = folder/"annotations"/f"instances_{split}2017.json"
-    table, boxes = read_table(path), {}
+    boxes = {}
     try:
+        table = read_table(path)
         names = {about["id"]: about["file_name"] for about in table["images"]}
         kinds = {about["id"]: about["name"] for about in table["categories"]}
         for note in table["annotations"]:
