@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from ..core import T2IError
-from .checkpoints import load_state_dict_strict, read_weights
+from .checkpoints import CheckpointError, load_weights, misfits, read_weights
 from t2i.engine.tensor_parallel import (
     by_process,
     joined,
@@ -72,7 +72,7 @@ def whole(
 # %% ../../nbs/93_sharding.ipynb #3cbaaa61
 def shard_like(
     value:Tensor, # whole, the same on all processes
-    like:Tensor|None, # a tensor that may be divided
+    like:Tensor,  # a tensor that may be divided
     name:str="",  # of its parameter, see `by_process`
 )->Tensor:        # `value` itself, if `like` is whole or has another shape
     "The part of a whole tensor that belongs to this process"
@@ -93,9 +93,15 @@ def load_shards(
     path:Path,       # a .safetensors file with whole tensors
 ):
     "Fill a model from one of our own files"
-    own, weights = model.state_dict(), read_weights(path)
-    parts = {k: shard_like(w, own.get(k), k) for k, w in weights.items()}
-    load_state_dict_strict(model, parts, path)
+    own = model.state_dict()
+    if not any(map(is_shard, own.values())):
+        load_weights(model, path)
+        return
+    weights = read_weights(path)
+    wrong = misfits(own, weights)
+    if wrong:
+        raise CheckpointError(f"{path} does not fit the model; {'; '.join(wrong)}")
+    model.load_state_dict({k: shard_like(w, own[k].detach(), k) for k, w in weights.items()})
 
 # %% ../../nbs/93_sharding.ipynb #0191c560
 def release(model:nn.Module):
