@@ -42,9 +42,6 @@ class LogFile:
         if text.strip():  # blanks clear a bar's line
             log.info("%s", text.strip())
 
-    def flush(self):
-        "Nothing is kept back"
-
 
 def progress(
     iterable=None,   # what to walk through; None: the bar's `update(n)` counts
@@ -161,8 +158,11 @@ def to_rgb(
     image:Image.Image,  # of any kind
 )->Image.Image:
     "As RGB: turned as its EXIF data says, 16 bits scaled to 8, transparency on white"
-    with suppress(Exception):  # broken EXIF data turns nothing
-        image = ImageOps.exif_transpose(image)
+    image = image.copy()
+    with suppress(Exception):  # struct.error, TypeError, …: each kind of wrong field raises its own
+        ImageOps.exif_transpose(image, in_place=True)
+    for key in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):
+        image.info.pop(key, None)  # what is turned must not be turned again
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

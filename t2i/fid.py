@@ -223,7 +223,6 @@ def load_reference(
                 log.warning("%s cannot be read (%s): it is computed again", path, e)
     features, _ = network_features(network, image_batches(dataset, count), count)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             save_file(dict(features=features), temporary)
     return features

@@ -301,9 +301,8 @@ def score_captions(subject:Subject, options:ScoreOptions)->dict[str,float]:
         clip = load_clip(options.eval_clip, options.device)
         items = [dataset[i] for i in range(count)]
         captions = [item["caption"] for item in items]
-        single = replace(options, num_images_per_prompt=1)
-        drawn = draw_each(subject, captions, single)
-        scores |= drawing_settings(subject, single)
+        drawn = draw_each(subject, captions, options)
+        scores |= drawing_settings(subject, options.settle(1))
         true = torch.stack([item["image"] for item in items])
         scores["clip_score"] = clip_score(clip, drawn, captions)
         scores["clip_score_of_true_images"] = clip_score(clip, true, captions)
@@ -338,15 +337,14 @@ def score_fid(subject:Subject, options:ScoreOptions)->dict[str,float]:
         batches = (images.to(device) for images in image_batches(dataset, count))
         recon = (tokenizer.decode(tokenizer.encode(images)) for images in batches)
         return fid_scores(dataset, network, count, recon, options.seed, "r") | dict(data=data)
-    single = replace(options, num_images_per_prompt=1)
     captions = [dataset[i]["caption"] for i in range(count)]
-    drawn = draw_each(subject, captions, single)
+    drawn = draw_each(subject, captions, options)
     batches = (from_pil(drawn[i:i+50]) for i in range(0, count, 50))
     scores = fid_scores(dataset, network, count, batches, options.seed)
     if options.eval_clip:
         clip = load_clip(options.eval_clip, options.device)
         scores["clip_score"] = clip_score(clip, drawn, captions)
-    return scores | drawing_settings(subject, single) | dict(data=data)
+    return scores | drawing_settings(subject, options.settle(1)) | dict(data=data)
 
 # %% ../nbs/57_scoring.ipynb #6e28fdd1
 BENCHMARKS = dict(

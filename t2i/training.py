@@ -293,11 +293,10 @@ def mean_logs(
     logs:list[dict[str,Tensor]], # scalars, one dict per micro-batch
 )->dict[str,float]:
     "Means over micro-batches and processes"
-    rows = []
-    for scalars in logs:
-        values = [scalars[k].detach().to(state.fabric.device).float() for k in logs[0]]
-        rows.append(torch.stack(values))
-    means = state.fabric.all_reduce(torch.stack(rows).mean(0), reduce_op="mean")
+    device = state.fabric.device
+    values = [scalars[k].detach().to(device).float() for scalars in logs for k in logs[0]]
+    rows = torch.stack(values).unflatten(0, (len(logs), -1))    # (micro-batches,names)
+    means = state.fabric.all_reduce(rows.mean(0), reduce_op="mean")
     return dict(zip(logs[0], means.tolist()))
 
 # %% ../nbs/04_training.ipynb #f0ae24f2
@@ -366,14 +365,12 @@ def draw_samples(state:TrainingState)->tuple|None: # the file, and captions; Non
     "samples/step-N.png, by the averaged model; captions stand in the file's metadata"
     with ema_scope(state.task, state.ema), state.fabric.autocast():
         images = state.task.sample() if state.main else None
-    about, captions = dict(step=state.step), []
-    if isinstance(images, tuple):
-        images, captions = images
-        about["captions"] = "\n".join(captions)
     if images is None:
         return None
+    images, captions = images if isinstance(images, tuple) else (images, [])
+    about = dict(captions="\n".join(captions)) if captions else {}
     path = state.folder/"samples"/f"step-{state.step}.png"
-    save_png(image_grid(images), path, **about)
+    save_png(image_grid(images), path, step=state.step, **about)
     return path, captions
 
 def look(state:TrainingState):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from t2i.core import from_pil, log, warn_once
+from t2i.core import from_pil, log, to_rgb, warn_once
 from t2i.data.datasets import (
     CocoDataset,
     DataConfig,
@@ -28,7 +28,7 @@ from t2i.data.datasets import (
     open_image,
     stream_loader,
 )
-from t2i.engine.folders import IMAGE_SUFFIXES, is_image, upright, visible_files
+from t2i.engine.folders import IMAGE_SUFFIXES, is_image, visible_files
 from t2i.text import TextTokenizer, prepare_text_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of EXIF with errors
@@ -107,11 +107,11 @@ def test_odd_exif_never_stops_training(tmp_path, tag, kind):
 
 def test_odd_exif_is_turned_as_far_as_it_can_be_read(tmp_path):
     odd = (0x10E, 5, 1, bytes(4))  # a description that is the number 0/0
-    assert upright(Image.open(with_exif(tmp_path/"a.jpg", TURNED, odd))).size == (30, 40)
+    assert to_rgb(Image.open(with_exif(tmp_path/"a.jpg", TURNED, odd))).size == (30, 40)
     little = (0x112, 3, 1, b"\6\0\0\0")
-    assert upright(Image.open(with_exif(tmp_path/"b.jpg", little, order="<"))).size == (30, 40)
+    assert to_rgb(Image.open(with_exif(tmp_path/"b.jpg", little, order="<"))).size == (30, 40)
     cut = with_exif(tmp_path/"c.jpg", TURNED, count=999)
-    assert is_image(cut) and upright(Image.open(cut)).size in ((30, 40), (40, 30))
+    assert is_image(cut) and to_rgb(Image.open(cut)).size in ((30, 40), (40, 30))
     assert is_image(tmp_path/"a.jpg")
 
 
@@ -122,13 +122,13 @@ def test_every_orientation_is_turned_once(tmp_path, turn):
     exif = Image.Exif()
     exif[0x112] = turn
     corner.save(tmp_path/"x.png", exif=exif)
-    image = upright(Image.open(tmp_path/"x.png"))
+    image = to_rgb(Image.open(tmp_path/"x.png"))
     left, top = turn in (1, 4, 5, 8), turn in (1, 2, 5, 6)
     assert image.size == ((40, 30) if turn < 5 else (30, 40))
     x = 2 if left else image.width-3
     y = 2 if top else image.height-3
     assert image.getpixel((x, y)) == (255, 0, 0)
-    assert upright(image).size == image.size
+    assert to_rgb(image).size == image.size
 
 
 # ---- Squares

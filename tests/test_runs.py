@@ -24,9 +24,9 @@ import tiny
 from t2i.core import T2IError
 from t2i.engine.checkpoints import last_checkpoint
 from t2i.engine.distributed import make_fabric
-from t2i.engine.recipes import save_recipe
+from t2i.engine.recipes import load_recipe, save_recipe
 from t2i.engine.resume import parameter_names, save_run
-from t2i.engine.runs import RunLog, init_run_dir, load_recipe, read_metrics, save_checkpoint
+from t2i.engine.runs import RunLog, init_run_dir, read_metrics, save_checkpoint
 from t2i.subjects import load_subject
 from t2i.training import TrainConfig, TrainingState, batches, train, train_step
 from tiny import CaptionedTask, ContrastiveTask, TinyConfig, TinyTask, recipe

@@ -19,7 +19,8 @@ import t2i
 import tiny
 from t2i.core import T2IError, fold_in
 from t2i.engine.checkpoints import last_checkpoint
-from t2i.engine.runs import load_recipe, read_metrics
+from t2i.engine.recipes import load_recipe
+from t2i.engine.runs import read_metrics
 from t2i.tokenizers.soft_codes import GumbelCodebook, start_codes
 from t2i.training import train
 

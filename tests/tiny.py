@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 
 from t2i.core import fold_in
-from t2i.engine.runs import Recipe
+from t2i.engine.recipes import Recipe
 from t2i.training import Task, TrainConfig
 
 SHORT = dict(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPPOSITE', 'NEAR_MISS_WEIGHTS', 'WORD_CLASSES', 'OPPOSITES', 'true_relations', 'clear_place', 'in_clear_places',
-           'complete_groups', 'describe', 'described_scene', 'with_group', 'exchanged', 'is_seen', 'near_misses',
-           'near_miss_captions', 'choose_near_miss', 'whole_words', 'replace_word', 'exchanged_attributes',
-           'opposite_relations', 'other_numbers', 'text_near_misses']
+           'complete_groups', 'describe', 'described_scene', 'with_group', 'exchanged', 'is_seen', 'other_places',
+           'near_misses', 'near_miss_captions', 'choose_near_miss', 'whole_words', 'replace_word',
+           'exchanged_attributes', 'opposite_relations', 'other_numbers', 'text_near_misses']
 
 # %% ../../nbs/08_captions.ipynb #75cb79c9
 import random
@@ -140,29 +140,26 @@ def _other_counts(spec):
     ]
 
 
-def _other_places(spec):
-    "The spec with its only group in another place"
-    place = spec.groups[0].place
-    if place is None or len(spec.groups) > 1:
-        return []
-    return [with_group(spec, 0, place=other) for other in PLACES if other != place]
+def _differ(spec, name):
+    "Whether there are two groups that have a property, and not the same"
+    values = [getattr(g, name) for g in spec.groups]
+    return len(values) == 2 and None not in values and values[0] != values[1]
 
 
-def _differ(groups, name):
-    "Whether two groups have a property, and not the same"
-    first, second = (getattr(g, name) for g in groups)
-    return None not in (first, second) and first != second
+def other_places(spec:Spec)->list[Spec]:
+    "The spec with its only group in another place, or with the places of two exchanged"
+    place, *others = [g.place for g in spec.groups]
+    if place and not others:
+        return [with_group(spec, 0, place=other) for other in PLACES if other != place]
+    return [exchanged(spec, "place")] if _differ(spec, "place") else []
 
 # %% ../../nbs/08_captions.ipynb #da401a41
 def near_misses(
     spec:Spec,
 )->dict[str, list[Spec]]:  # by what is false: "binding", "relation", "count", "place"
     "Specs that differ from this one in one thing; none of them names one of `UNSEEN_PAIRS`"
-    found = dict(binding=[], relation=[], count=_other_counts(spec), place=_other_places(spec))
-    if len(spec.groups) == 2:
-        for name, kind in dict(color="binding", size="binding", place="place").items():
-            if _differ(spec.groups, name):
-                found[kind].append(exchanged(spec, name))
+    binding = [exchanged(spec, name) for name in ("color", "size") if _differ(spec, name)]
+    found = dict(binding=binding, relation=[], count=_other_counts(spec), place=other_places(spec))
     if spec.relation:
         found["relation"].append(replace(spec, relation=OPPOSITE[spec.relation]))
     return {kind: list(filter(is_seen, specs)) for kind, specs in found.items()}

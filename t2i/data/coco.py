@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['MISSING', 'COCO_IMAGES', 'COCO_SOURCE', 'COCO_FILES', 'first_names', 'read_table', 'CocoSplit', 'read_split',
            'lost_images', 'present_items', 'folder_kind', 'warn_of_coco', 'Box', 'read_boxes', 'boxes_in_square',
-           'choose_subset', 'odd_boxes', 'unreadable_images', 'check_coco', 'report_rows', 'is_complete', 'fetch_coco']
+           'choose_subset', 'odd_boxes', 'check_coco', 'report_rows', 'is_complete', 'fetch_coco']
 
 # %% ../../nbs/03_coco.ipynb #39df6ed8
 import json
 import os
 import random
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from ..core import T2IError, log, progress, warn_once
+from ..core import T2IError, log, warn_once
 from ..engine import folders
 from ..engine.downloads import check_room, explain_full_disk, fetch_file, file_size, unpack_zip
 
@@ -39,10 +38,7 @@ def read_table(
     if not path.is_file():
         way = f"t2i data coco --root {root} fetches annotations_trainval2017.zip"
         raise FileNotFoundError(f"no {path}: {way}")
-    try:
-        return json.loads(folders.read_text(path))
-    except ValueError as e:
-        raise ValueError(f"{path} does not hold captions as COCO does: {e!r}") from None
+    return json.loads(folders.read_text(path))
 
 # %% ../../nbs/03_coco.ipynb #87ef8b44
 @dataclass
@@ -69,8 +65,9 @@ def read_split(
 )->CocoSplit:
     "The captions of a split, joined with the names of their images"
     path = folder/"annotations"/f"captions_{split}2017.json"
-    table, captions, blank = read_table(path), {}, {}
+    captions, blank = {}, {}
     try:
+        table = read_table(path)
         names = {about["id"]: about["file_name"] for about in table["images"]}
         for note in table["annotations"]:
             number, texts = note["image_id"], folders.caption_list(note["caption"])
@@ -166,8 +163,9 @@ def read_boxes(
 )->dict[str,list[Box]]: # file name -> objects; without those of images that have none
     "The boxes of a split"
     path = folder/"annotations"/f"instances_{split}2017.json"
-    table, boxes = read_table(path), {}
+    boxes = {}
     try:
+        table = read_table(path)
         names = {about["id"]: about["file_name"] for about in table["images"]}
         kinds = {about["id"]: about["name"] for about in table["categories"]}
         for note in table["annotations"]:
@@ -208,16 +206,6 @@ def odd_boxes(
 
     return [name for name, objects in boxes.items() if any(map(is_odd, objects))]
 
-# %% ../../nbs/03_coco.ipynb #fde6350a
-def unreadable_images(
-    paths:list[Path],
-)->list[str]: # names
-    "Those that cannot be decoded"
-    with ThreadPoolExecutor() as pool:
-        checks = pool.map(folders.is_image, paths)
-        checks = progress(checks, total=len(paths), desc="reading", unit="img")
-        return [path.name for path, good in zip(paths, checks) if not good]
-
 # %% ../../nbs/03_coco.ipynb #f6c9f5e6
 def check_coco(
     folder:str|Path,
@@ -239,7 +227,7 @@ def check_coco(
         missing=sorted(lost), not_listed=sorted(set(files) - set(names)),
         without_caption=found.mute(), blank_captions=found.blank,
         without_box_area=odd_boxes(boxes),
-        unreadable=unreadable_images(there) if decode else [])
+        unreadable=[p.name for p in folders.unreadable_images(there)] if decode else [])
 
 # %% ../../nbs/03_coco.ipynb #5d3ffa14
 def report_rows(

@@ -34,6 +34,7 @@ from t2i.data.captions import (
 from .shapes import Scene, render
 from ..engine import folders
 from ..engine.recipes import import_class
+from ..engine.runs import SIGNALS
 from ..engine.unpickling import first_line
 
 # %% ../../nbs/03_datasets.ipynb #492f0c91
@@ -161,7 +162,7 @@ def fit_square(
     y:float=.5,         # 0 at the top, 1 at the bottom
 )->Image.Image:         # (side,side), RGB
     "A square of an image, the middle one by default, resized"
-    image = to_rgb(folders.upright(image))
+    image = to_rgb(image)
     width, height = image.size
     cut = share*min(width, height)
     left, top = x*(width-cut), y*(height-cut)
@@ -458,9 +459,8 @@ class InfiniteDataset(Dataset):
 # %% ../../nbs/03_datasets.ipynb #88a48eee
 def ignore_stops(worker:int): # its number
     "Leave Ctrl-C and the stop signals of a cluster, which reach every process, to the main one"
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):  # Windows has no SIGHUP
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 # %% ../../nbs/03_datasets.ipynb #fe244a7a
 def stream_loader(

@@ -27,9 +27,9 @@ import numpy as np
 from PIL import Image
 
 from ..core import import_extra, progress
-from .captions import OPPOSITE, clear_place, exchanged, true_relations, with_group
+from .captions import OPPOSITE, clear_place, other_places, true_relations, with_group
 from .datasets import SceneDataset
-from .shapes import BACKGROUNDS, PLACES, RELATIONS, SIDE, Scene, Spec
+from .shapes import BACKGROUNDS, RELATIONS, SIDE, Scene, Spec
 from ..engine.files import atomic_path, data_home, hash_of
 
 # %% ../../nbs/09_emoji.ipynb #e2843d3f
@@ -386,11 +386,7 @@ def emoji_false_specs(
         if mention.size:
             size = "small" if mention.size == "large" else "large"
             specs["size"].append(with_group(spec, i, size=size))
-    places = [g.place for g in spec.groups]
-    if len(places) == 1 and places[0]:
-        specs["place"] = [with_group(spec, 0, place=p) for p in PLACES if p != places[0]]
-    elif None not in places and len(set(places)) == 2:
-        specs["place"] = [exchanged(spec, "place")]
+    specs["place"] = other_places(spec)
     if spec.relation:
         specs["relation"] = [replace(spec, relation=OPPOSITE[spec.relation])]
     if spec.background:

@@ -6,7 +6,7 @@
 __all__ = ['SIZES', 'VARIANTS', 'OPENINGS', 'OTHERS', 'JOINTS', 'LONGEST', 'SIGN', 'emoji_characters', 'replace_characters',
            'sized_name', 'name_characters', 'plain_words', 'fixed_parts', 'longest', 'Part', 'write_sign', 'read_sign',
            'first_name', 'other_background', 'split_prompt', 'mentions', 'is_understood', 'has_name', 'typed_text',
-           'as_typed', 'join_names', 'learned_text', 'same_words', 'read_emoji_prompt', 'unknown_names', 'is_small',
+           'as_typed', 'join_names', 'learned_text', 'same_words', 'read_emoji_prompt', 'unknown_names',
            'beyond_portraits', 'reads_names', 'prompt_lines']
 
 # %% ../../nbs/09_emoji_prompts.ipynb #2f427a37
@@ -270,23 +270,15 @@ def unknown_names(
     return lines
 
 # %% ../../nbs/09_emoji_prompts.ipynb #1c266353
-def is_small(
-    name:str, # as captions have it
-)->bool:
-    "Whether a size was said, which is no part of the name"
-    words = bare_words(name)
-    return words[0] == "small" and words not in names_by_words()
-
-
 def beyond_portraits(
     text:str,
 )->list[str]: # no line, or one
     "What a prompt asks for that no portrait of an emoji has"
     parts = split_prompt(text)
-    several = sum(part.kind == "name" for part in parts) > 1
+    names = [bare_words(part.text) for part in parts if part.kind == "name"]
     placed = any(part.text.startswith("in the ") for part in parts if part.kind == "setting")
-    small = any(is_small(part.text) for part in parts if part.kind == "name")
-    known = {"several things": several, "a place": placed, "a small one": small}
+    small = any(words[0] == "small" and words not in names_by_words() for words in names)
+    known = {"several things": len(names) > 1, "a place": placed, "a small one": small}
     asked = [what for what, there in known.items() if there]
     if not asked:
         return []

@@ -6,8 +6,7 @@
 __all__ = ['COLORS', 'BACKGROUNDS', 'SHAPES', 'RADII', 'UNSEEN_PAIRS', 'SIDE', 'GAP', 'TASKS', 'NUMBERS', 'RELATIONS', 'PLACES',
            'PHRASES', 'inside', 'coverage', 'Obj', 'Group', 'Spec', 'Scene', 'render', 'quarter', 'pick_pair',
            'sample_group', 'sample_spec', 'in_one_color', 'noun_phrase', 'phrasings', 'caption', 'parse_noun_phrase',
-           'parse_caption', 'relation_margin', 'place_objects', 'choose_objects', 'in_places', 'realize',
-           'sample_scene']
+           'parse_caption', 'relation_margin', 'place_objects', 'choose_objects', 'realize', 'sample_scene']
 
 # %% ../../nbs/01_shapes.ipynb #8a926318
 import random
@@ -15,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+from PIL import Image
 
 # %% ../../nbs/01_shapes.ipynb #4b92020d
 COLORS = dict(
@@ -97,12 +97,10 @@ class Obj:
     @property
     def box(self)->tuple[int, int, int, int]:  # left, top, right, bottom in pixels
         "The smallest rectangle around what is at least half covered; right and bottom exclusive"
-        visible = coverage(self.shape, self.radius) >= .5
-        rows = np.flatnonzero(visible.any(1))
-        cols = np.flatnonzero(visible.any(0))
-        left = self.x - self.radius
-        top = self.y - self.radius
-        return (int(left+cols[0]), int(top+rows[0]), int(left+cols[-1]+1), int(top+rows[-1]+1))
+        visible = Image.fromarray(coverage(self.shape, self.radius) >= .5)
+        left, top, right, bottom = visible.getbbox()
+        x, y = self.x-self.radius, self.y-self.radius
+        return x+left, y+top, x+right, y+bottom
 
 # %% ../../nbs/01_shapes.ipynb #d1db94e3
 @dataclass(frozen=True)
@@ -388,14 +386,6 @@ def choose_objects(
     return [Obj(group.shape, color, size, 0, 0, r) for r in radii]
 
 
-def in_places(
-    centres:list[tuple[int, int]],  # (x,y), pixels
-    places:list[str|None],          # one of `PLACES` each; None is anywhere
-)->bool:
-    "Whether every centre lies in its place"
-    return all(place in (None, quarter(*c)) for c, place in zip(centres, places))
-
-
 def realize(
     spec:Spec,
     task:str,           # for the phrasing of the caption
@@ -405,7 +395,7 @@ def realize(
     text = caption(spec, task, rng)
     places = [g.place for g in spec.groups for _ in range(g.count)]
     centres = None
-    while centres is None or not in_places(centres, places):
+    while not centres or any(p not in (None, quarter(*c)) for c, p in zip(centres, places)):
         objects = [o for g in spec.groups for o in choose_objects(g, rng)]
         centres = place_objects([o.radius for o in objects], spec.relation, rng)
     placed = tuple(replace(o, x=x, y=y) for o, (x, y) in zip(objects, centres))

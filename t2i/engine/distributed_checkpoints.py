@@ -159,13 +159,8 @@ def read_distributed(
 )->dict[str,Tensor]: # by the same names, whole, on the CPU
     "Tensors of which several processes have saved parts; nothing in the folder is executed"
     folder = Path(folder)
-    try:
-        metadata = read_metadata(folder)
-        tree, keys = saved_tree(metadata)
-        wanted = {name: keys[tensor] for name, tensor in select(tree).items()}
-        tensors = load_tensors(folder, metadata, list(wanted.values()))
-    except CheckpointError:
-        raise
-    except Exception as e:
-        raise CheckpointError(f"cannot read {folder}: {first_line(e)}") from None
+    metadata = read_metadata(folder)
+    tree, keys = saved_tree(metadata)
+    wanted = {name: keys[tensor] for name, tensor in select(tree).items()}
+    tensors = load_tensors(folder, metadata, list(wanted.values()))
     return {name: tensors[key] for name, key in wanted.items()}

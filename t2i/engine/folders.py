@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CLOSED_SUFFIXES', 'OPEN_SUFFIXES', 'IMAGE_SUFFIXES', 'SYSTEM_NAMES', 'TABLES', 'SPLIT_FOLDERS', 'read_text',
            'list_visible', 'visible_files', 'spelling', 'relative_name', 'caption_list', 'parse_row', 'table_rows',
-           'table_captions', 'image_names', 'text_captions', 'folder_captions', 'upright', 'decode', 'can_decode',
-           'is_image', 'usable_images', 'split_images']
+           'table_captions', 'image_names', 'text_captions', 'folder_captions', 'decode', 'can_decode', 'is_image',
+           'unreadable_images', 'usable_images', 'split_images']
 
 # %% ../../nbs/95_folders.ipynb #e020e90a
 import csv
@@ -17,11 +17,10 @@ import posixpath
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..core import progress, to_rgb, warn_once
 
@@ -210,17 +209,6 @@ def folder_captions(
     return captions
 
 # %% ../../nbs/95_folders.ipynb #d0dbc1b7
-def upright(
-    image:Image.Image, # just opened; it is turned in place
-)->Image.Image: # without EXIF
-    "The image turned as its EXIF orientation says; EXIF that cannot be read turns nothing"
-    image.load()
-    with suppress(Exception):  # struct.error, TypeError, …: each kind of wrong field raises its own
-        ImageOps.exif_transpose(image, in_place=True)
-    for key in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):
-        image.info.pop(key, None)
-    return image
-
 def decode(
     file,        # a path, or an open file
     least:int=0, # the shorter side that is needed, pixels; 0: the whole size
@@ -231,7 +219,7 @@ def decode(
         if draft and draft[1][2:] != image.size:  # the last row or column is a part of a pixel
             width, height = map(round, draft[1][2:])
             image = image.resize((width,height), Image.BICUBIC, box=draft[1])
-        return to_rgb(upright(image))
+        return to_rgb(image)
 
 # %% ../../nbs/95_folders.ipynb #e671c186
 @lru_cache(maxsize=None)
@@ -251,6 +239,15 @@ def is_image(path:Path)->bool:
     return path.is_file() and can_decode(path, path.stat().st_mtime_ns)
 
 # %% ../../nbs/95_folders.ipynb #53c48523
+def unreadable_images(
+    paths:list[Path],
+)->list[Path]:
+    "Those that cannot be decoded"
+    with ThreadPoolExecutor() as pool:
+        checks = pool.map(is_image, paths)
+        checks = progress(checks, total=len(paths), desc="checking images", unit="img")
+        return [path for path, good in zip(paths, checks) if not good]
+
 def usable_images(
     paths:list[Path],               # image files
     folder:Path,                    # they lie in it
@@ -258,17 +255,15 @@ def usable_images(
     captioned:bool=True,            # False: images without a caption stay, with an empty one
 )->list[tuple[Path,list[str]]]:     # per image its file, and its captions
     "Images that can be decoded and have a caption; the others are counted and named in a warning"
-    with ThreadPoolExecutor() as pool:
-        checks = pool.map(is_image, paths)
-        whole = list(progress(checks, total=len(paths), desc="checking images", unit="img"))
+    unreadable = set(unreadable_images(paths))
     items, skipped = [], []
-    for path, decoded in zip(paths, whole):
+    for path in paths:
         name = path.relative_to(folder)
         texts = captions.get(spelling(name)) or captions.get(spelling(name.with_suffix("")))
-        if decoded and (texts or not captioned):
+        if path not in unreadable and (texts or not captioned):
             items.append((path, texts or [""]))
         else:
-            skipped.append(f"{name} ({'no caption' if decoded else 'unreadable'})")
+            skipped.append(f"{name} ({'unreadable' if path in unreadable else 'no caption'})")
     if skipped:
         all_names = f" (t2i data check {folder} --json names all)"*(len(skipped) > 10)
         warn_once(f"skipped {len(skipped)} of {len(paths)} images in {folder}{all_names}",

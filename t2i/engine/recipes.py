@@ -26,7 +26,7 @@ import yaml
 
 from ..core import T2IError
 from .checkpoints import first_line
-from .files import atomic_path, bundled_folder
+from .files import bundled_folder, write_text
 
 # %% ../../nbs/97_recipes.ipynb #6eb386cc
 @dataclass
@@ -222,8 +222,7 @@ def load_recipe(
     for override in overrides:
         tree = merge_fields(tree, read_override(tree, override), override)
     config = OmegaConf.to_object(tree)
-    settled = OmegaConf.create(asdict(config))  # with what the config has changed in itself
-    return Recipe(task, config, {"task": name} | OmegaConf.to_container(settled))
+    return Recipe(task, config, {"task": name} | asdict(config))  # also what it changed in itself
 
 def save_recipe(
     recipe:Recipe,
@@ -231,8 +230,7 @@ def save_recipe(
 ):
     "Write recipe.yaml, with every field"
     from omegaconf import OmegaConf
-    with atomic_path(folder/"recipe.yaml") as p:
-        OmegaConf.save(OmegaConf.create(recipe.tree), p)
+    write_text(folder/"recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(recipe.tree)))
 
 # %% ../../nbs/97_recipes.ipynb #8ff94231
 FIELD = r"^    (\w+) *:.*?# +(.+(?:\n +#.*)*)"  # its name, and the comment with its further lines

@@ -139,11 +139,10 @@ def check_settings(
     short = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
     config.precision = short.get(config.precision, config.precision)
     ones = "steps batch_size accumulate log_every val_batches keep devices tensor_parallel"
-    for name in ones.split():
-        check(name, "at least 1", 1 <= getattr(config, name) < math.inf)
     zeros = "warmup val_every sample_every save_every workers weight_decay clip stop_after"
-    for name in zeros.split():
-        check(name, "at least 0", 0 <= getattr(config, name) < math.inf)
+    for names, least in ((ones, 1), (zeros, 0)):
+        for name in names.split():
+            check(name, f"at least {least}", least <= getattr(config, name) < math.inf)
     for name in ("lr", "muon_lr"):
         check(name, "above 0", 0 < getattr(config, name) < math.inf)
     check("ema", "at least 0 and below 1", 0 <= config.ema < 1)

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_LOCKS', 'IMAGE_ENDS', 'SIGNALS', 'save_checkpoint', 'read_metrics', 'TensorBoard', 'WandB', 'wanted_trackers',
-           'cut_metrics', 'MetricLog', 'duration', 'RunLog', 'take_lock', 'RunLock', 'check_run_dir', 'init_run_dir',
-           'stop_signal', 'Recipe', 'find_recipe', 'load_recipe']
+           'MetricLog', 'duration', 'RunLog', 'take_lock', 'RunLock', 'check_run_dir', 'init_run_dir', 'stop_signal']
 
 # %% ../../nbs/91_runs.ipynb #ab9e7a77
 import contextlib
@@ -34,9 +33,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ..core import T2IError, log, progress, warn_once
 from .checkpoints import first_line, plain_state
 from .files import atomic_path, remove, write_text
-from .recipes import Recipe, find_recipe, load_recipe  # noqa: F401, see `_all_`
-
-_all_ = ["Recipe", "find_recipe", "load_recipe"]
 
 # %% ../../nbs/91_runs.ipynb #ed335edb
 def save_checkpoint(
@@ -55,8 +51,7 @@ def save_checkpoint(
             save_file(plain_state(model), p/"model.safetensors")
             save_file(plain_state(ema), p/"ema.safetensors")
             torch.save(state, p/"state.pt")
-        with atomic_path(folder/"last") as p:
-            p.write_text(target.name)
+        write_text(folder/"last", target.name)
     except (OSError, RuntimeError, SafetensorError) as e:
         left = "the checkpoints before it are whole"
         raise T2IError(f"could not save {target}: {first_line(e)}; {left}") from None
@@ -141,22 +136,14 @@ def wanted_trackers()->dict[str,type]: # by name
     return found
 
 
-# %% ../../nbs/91_runs.ipynb #7a7f9adb
-def cut_metrics(
-    folder:Path, # the run
-    step:int,
-)->list[dict]:   # what is left
-    "Drop the lines of metrics.jsonl from beyond a step"
-    lines = [line for line in read_metrics(folder) if line["step"] <= step]
-    write_text(folder/"metrics.jsonl", "".join(json.dumps(line)+"\n" for line in lines))
-    return lines
-
 # %% ../../nbs/91_runs.ipynb #33bd4ccd
 class MetricLog:
     "metrics.jsonl, one line per logged step; and trackers, as long as they are there and work"
     def __init__(self, folder:Path, step:int): # the run; where training begins, later lines go
-        self.path, self.trackers = folder/"metrics.jsonl", {}
-        self.lines = cut_metrics(folder, step) if self.path.is_file() else []
+        self.path, self.lines, self.trackers = folder/"metrics.jsonl", [], {}
+        if self.path.is_file():
+            self.lines = [line for line in read_metrics(folder) if line["step"] <= step]
+            write_text(self.path, "".join(json.dumps(line)+"\n" for line in self.lines))
         for name, cls in (self.attempt("TensorBoard", wanted_trackers) or {}).items():
             tracker = self.attempt(name, cls, folder, step)
             if tracker:
@@ -187,10 +174,6 @@ class MetricLog:
             f.write(json.dumps(self.lines[-1])+"\n")
         self.track("numbers", step, values)
 
-    def close(self):
-        "Close the trackers"
-        self.track("close")
-
 # %% ../../nbs/91_runs.ipynb #dadc362e
 def duration(seconds:float)->str: # "40 s", "12 min" or "3.5 h"
     "How long it takes, in the unit that suits"
@@ -210,8 +193,7 @@ class RunLog:
         self.first, self.steps, self.batch_size = step, steps, batch_size
         self.metrics = MetricLog(folder, step) if main else None
         counts = dict(initial=step*batch_size, total=steps*batch_size)
-        self.bar = progress(
-            None, main, math.inf, desc=folder.name, unit="img", **counts)
+        self.bar = progress(None, main, math.inf, desc=folder.name, unit="img", **counts)
         self.start = time.perf_counter()
 
     def train(self, step:int, values:dict[str,float], due:bool): # with the loss; to be written?
@@ -237,7 +219,7 @@ class RunLog:
         "Close the bar and the files"
         self.bar.close()
         if self.metrics:
-            self.metrics.close()
+            self.metrics.track("close")
 
 # %% ../../nbs/91_runs.ipynb #28b31dc0
 # what a file system without locks answers: NFS without a lock service, some FUSE and cluster drives

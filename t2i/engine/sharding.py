@@ -110,17 +110,13 @@ def release(model:nn.Module):
         p.data = p.data.new_empty(0)
 
 # %% ../../nbs/93_sharding.ipynb #19ad9980
-@contextlib.contextmanager
 def built_once(
     config, # a `TrainConfig`
-):
+):          # a context
     "Inside, the first of the processes that divide a model makes weights, the others shapes alone"
     divided = config.sharding == "fsdp" or config.tensor_parallel > 1
-    if divided and dist.is_initialized() and dist.get_rank():
-        with torch.device("meta"):
-            yield
-    else:
-        yield
+    other = divided and dist.is_initialized() and dist.get_rank()
+    return torch.device("meta") if other else contextlib.nullcontext()
 
 # %% ../../nbs/93_sharding.ipynb #16f1503a
 def named_tensors(model:nn.Module)->dict[str,Tensor]:
