@@ -26,7 +26,7 @@ from ..data.datasets import DataConfig
 from ..generators.official import ClassNames, same_name
 from ..generators.text_training import MapsConfig, bundled_name
 from ..generators.text_var import drop_captions
-from ..generators.var import VAR, Condition, MapPredictor, stream_maps
+from ..generators.var import VAR, Condition, MapPredictor, SamplesMaps, stream_maps
 from ..generators.var_training import ClassifiedParts
 from ..generators.var_with_clip import class_conditional, weights_fingerprint
 from ..guidance.clip import CLIP
@@ -181,10 +181,7 @@ class BesideFrozen(nn.Module):
         self.base._apply(*args, **settings)
         return super()._apply(*args, **settings)
 
-    @torch.no_grad()
-    def generate(self, *inputs, **settings)->list[Tensor]: # (b,p*p) int64 per scale
-        "The last that the `stream` of a subclass yields"
-        return list(self.stream(*inputs, **settings))[-1]
+    generate = SamplesMaps.generate # the last that the `stream` of a subclass yields
 
 # %% ../../nbs/41_adapter.ipynb #0e42549c
 class SteeredCondition(BesideFrozen):

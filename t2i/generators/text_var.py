@@ -7,7 +7,6 @@ __all__ = ['TextVARConfig', 'TextCondition', 'TextVARBlock', 'TextConditionedVAR
            'transfer_weights', 'ignore_text', 'PooledTextVARConfig', 'PooledTextVAR', 'drop_captions']
 
 # %% ../../nbs/32_text_var.ipynb #8071a390
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -92,31 +91,10 @@ class TextConditionedVAR(NextScaleModel):
         "What the transformer reads of the captions"
         return TextCondition(self.cond_proj(features.pooled), features.tokens, features.mask)
 
-    def stream(self,
-        features:TextFeatures,      # of b captions
-        unconditional:TextFeatures, # of b empty (or negative) captions
-        generators:list[torch.Generator], # one per image
-        guidance_scale:float=1.,    # w
-        temperature:float=1.,
-        top_k:int=0,                # 0 is off
-        top_p:float=0.,             # 0 or 1 is off
-        guidance_schedule:str="ramp", # see `cfg_schedule`
-        temperature_schedule:str="constant", # see `map_temperatures`
-    )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
-        "Sample one image per caption, map after map"
-        return self.stream_conditions(
-            self.condition(features), self.condition(unconditional), generators, guidance_scale,
-            guidance_schedule, temperature=temperature, top_k=top_k, top_p=top_p,
-            temperature_schedule=temperature_schedule)
-
 # %% ../../nbs/32_text_var.ipynb #f1641478
 class TextVAR(TextConditionedVAR, PyTorchModelHubMixin):
     "A `TextConditionedVAR` and where its weights may come from"
     Config = TextVARConfig
-
-    def generate(self, *inputs, **settings)->list[Tensor]: # (b,p*p) int64 per scale
-        "The last that `stream` yields"
-        return list(self.stream(*inputs, **settings))[-1]
 
     @classmethod
     def from_official(cls,
