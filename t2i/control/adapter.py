@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['AdapterConfig', 'weight_list', 'check_weights', 'Adapter', 'scale_settings', 'ScalePredictor', 'chosen_weight',
            'LabelledText', 'BesideFrozen', 'SteeredCondition', 'AdaptedVAR', 'check_fits', 'find_class',
-           'CaptionReader', 'CaptionEncoder', 'AdapterTaskConfig', 'load_base', 'filled_config', 'AdapterParts',
-           'AdapterTask']
+           'CaptionReader', 'CaptionEncoder', 'AdapterTaskConfig', 'filled_config', 'AdapterParts', 'AdapterTask']
 
 # %% ../../nbs/41_adapter.ipynb #e973ff5d
 import re
@@ -34,7 +33,7 @@ from ..guidance.clip_cache import clip_words
 from ..guidance.clip_text import attach_clip, clip_features
 from ..sampling import cfg_schedule, split_generator
 from ..text import TextFeatures
-from ..training import TrainConfig, load_task
+from ..training import TrainConfig
 
 # %% ../../nbs/41_adapter.ipynb #c9d58367
 @dataclass
@@ -340,16 +339,6 @@ class AdapterTaskConfig(MapsConfig):
     train:TrainConfig=field(default_factory=TrainConfig)
 
 # %% ../../nbs/41_adapter.ipynb #3d33f812
-def load_base(
-    source:Path, # a run, or see `class_conditional`
-    tokenizer,
-)->VAR:          # in evaluation mode
-    "A class-conditional VAR, frozen"
-    if (source/"last").is_file():
-        return load_task(source).model
-    return class_conditional(str(source), tokenizer).requires_grad_(False)
-
-
 def filled_config(
     config:AdapterConfig, # of a recipe
     base:VAR,
@@ -371,7 +360,7 @@ class AdapterParts(ClassifiedParts):
 
     def __init__(self, config:AdapterTaskConfig, folder:Path|None=None):
         super().__init__(config, folder)
-        read = partial(load_base, tokenizer=self.tokenizer)
+        read = partial(class_conditional, tokenizer=self.tokenizer)
         base = self.frozen("base", config.base, read, weights_fingerprint)
         if len(self.names) != base.config.num_classes:
             raise T2IError(f"the data have {len(self.names)} classes, {config.base} has "

@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .adapter import BesideFrozen, check_fits, load_base
+from .adapter import BesideFrozen, check_fits
 from ..core import T2IError
 from ..data.datasets import DataConfig, FolderDataset, read_files
 from ..generators.finetuning import known_names, start_tokenizer
@@ -22,7 +22,7 @@ from ..generators.official import ClassNames, default_names, same_name
 from ..generators.text_training import MapsConfig, bundled_name
 from ..generators.var import VAR, ClassConditionalVAR, Condition, NextScaleModel
 from ..generators.var_training import NextScaleStep
-from ..generators.var_with_clip import weights_fingerprint
+from ..generators.var_with_clip import class_conditional, weights_fingerprint
 from ..sampling import split_generator
 from ..training import TrainConfig
 
@@ -109,8 +109,8 @@ class NewClassParts(NextScaleStep):
             raise T2IError("give data.path, the folder of images of the new class")
         config.tokenizer = config.tokenizer or start_tokenizer(config.base)
         super().__init__(config, folder)
-        base = self.frozen("base", config.base, partial(load_base, tokenizer=self.tokenizer),
-                           weights_fingerprint)
+        read = partial(class_conditional, tokenizer=self.tokenizer)
+        base = self.frozen("base", config.base, read, weights_fingerprint)
         _, source, fingerprint = self.parts["base"]
         known = known_names(source) or default_names(base.config.num_classes)
         name = new_name(config.name, config.data.path, known)
