@@ -29,7 +29,6 @@ from ..generators.var import VAR, Condition, MapPredictor, SamplesMaps, stream_m
 from ..generators.var_training import ClassifiedParts
 from ..generators.var_with_clip import class_conditional, weights_fingerprint
 from ..guidance.clip import CLIP
-from ..guidance.clip_cache import clip_words
 from ..guidance.clip_text import attach_clip, clip_features
 from ..sampling import cfg_schedule, split_generator
 from ..text import TextFeatures
@@ -281,7 +280,7 @@ def find_class(
 class CaptionReader:
     "A CLIP's text tokenizer that also finds the class: captions to ids, mask and labels"
     def __init__(self,
-        words,           # of `clip_words`
+        words,           # the CLIP's `tokenize`
         names:list[str], # of the classes, by label
     ):
         self.words = words
@@ -366,7 +365,7 @@ class AdapterParts(ClassifiedParts):
             raise T2IError(f"the data have {len(self.names)} classes, {config.base} has "
                            f"{base.config.num_classes}: they must be the same")
         self.model = AdaptedVAR(filled_config(config.adapter, base, self.clip, self.parts), base)
-        self.reader = CaptionReader(clip_words(self.clip, self.model.config.clip), self.names)
+        self.reader = CaptionReader(self.clip.tokenize, self.names)
 
     def read(self, captions:list[str], labels:Tensor|None=None)->LabelledText:
         "Features of captions, and their labels; None: those that the captions name"

@@ -30,7 +30,7 @@ from ..engine.files import bundled_folder, write_text
 from .reading import caption_contrast, reading_pairs, reading_test
 from .text_var import TextVAR, TextVARConfig, TextVARWithEncoder, drop_captions
 from ..guidance import clip_text
-from ..guidance.clip_cache import clip_words, frozen_clip_encoder, is_published
+from ..guidance.clip_cache import frozen_clip_encoder, is_published
 from ..guidance.clip_text import text_fingerprint
 from ..guidance.t5 import PREFIX, load_text_model
 from ..sampling import seeded_uniform, split_generator
@@ -296,7 +296,7 @@ class TextConditionedTask(FrozenParts):
         c, encoder = self.config, None
         if self.clip is not None:
             if self.clip.config is None:  # published: linear maps of its features
-                self.text_tokenizer = clip_words(self.clip, self.clip_name)
+                self.text_tokenizer = self.clip.tokenize
                 encoder = frozen_clip_encoder(self.clip, self.clip_name, text.width)
                 return clip_text.start_text_encoder(encoder, c.text_init, self.folder)
             encoder = clip_text.clip_text_encoder(self.clip, self.clip_name, text)

@@ -31,7 +31,6 @@ from t2i.guidance.clip_cache import (
     FrozenCLIPEncoder,
     TextCache,
     build_text_cache,
-    clip_words,
     frozen_clip_encoder,
     text_contents,
 )
@@ -182,7 +181,7 @@ class ClipVARTask(CaptionLookup):
     Config = ClipVARTaskConfig
 
     def build_text_encoder(self, text:TextEncoderConfig)->FrozenCLIPEncoder:
-        self.text_tokenizer = clip_words(self.clip, self.clip_name)
+        self.text_tokenizer = self.clip.tokenize
         return frozen_clip_encoder(self.clip, self.clip_name, text.width)
 
     def build_model(self, encoder:FrozenCLIPEncoder)->nn.Module:
