@@ -23,7 +23,6 @@ from t2i.generators.parti import (
     PRESETS,
     Parti,
     PartiConfig,
-    PartiWithEncoder,
     count_parameters,
     preset_text_encoder,
 )
@@ -48,7 +47,7 @@ class ContrastedParti(ContrastedTextVAR):
         text:tuple,        # what the text encoder reads of b captions
         rows:list[Tensor], # (b,w) int64 per row
     )->Tensor:             # logits (b,l,v)
-        return PartiWithEncoder.forward(self, text, torch.cat(rows, 1))
+        return super().predict(text, torch.cat(rows, 1))
 
 # %% ../../nbs/39_parti_training.ipynb #a806a118
 def unset_parti()->PartiConfig:

@@ -27,8 +27,9 @@ from ..data.datasets import DataConfig, load_dataset
 from ..engine.caches import CachedWithSource, build_token_cache
 from ..engine.checkpoints import REGISTRY, fetch, fingerprint
 from ..engine.files import bundled_folder, write_text
+from .parti import WithTextEncoder
 from .reading import caption_contrast, reading_pairs, reading_test
-from .text_var import TextVAR, TextVARConfig, TextVARWithEncoder, drop_captions
+from .text_var import TextVAR, TextVARConfig, drop_captions
 from ..guidance import clip_text
 from ..guidance.clip_cache import frozen_clip_encoder, is_published
 from ..guidance.clip_text import text_fingerprint
@@ -213,7 +214,7 @@ def cached_tokens(
     return CachedWithSource(tokens, count, data)
 
 # %% ../../nbs/36_text_training.ipynb #527f87cd
-class ContrastedTextVAR(TextVARWithEncoder):
+class ContrastedTextVAR(WithTextEncoder):
     "Generator and text encoder, for images under their captions and under near misses"
     def forward(self,
         text:tuple,          # what the text encoder reads of b captions

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..attention import Attention, FeedForward, KVCache, modulate
 from .official import check_tokenizer_fits, read_var, stream_smooth
+from .parti import stack_rows
 from t2i.sampling import (
     cfg_schedule,
     classifier_free_guidance,
@@ -100,13 +101,6 @@ class ScaleEmbedding(nn.Module):
 class Condition:
     "What a batch of images is conditioned on"
     vector:Tensor # (b,d): starts the sequence and sets the adaptive norms
-
-    def cat(self,
-        other:"Condition",
-    )->"Condition": # (2b,…)
-        "The rows of both, one below the other"
-        pairs = zip(vars(self).values(), vars(other).values())
-        return type(self)(*[torch.cat(pair) for pair in pairs])
 
 # %% ../../nbs/31_var.ipynb #f7cc4706
 class VARBlock(nn.Module):
@@ -267,7 +261,7 @@ class MapPredictor:
     ):
         self.net, self.quantizer, self.weights = net, quantizer, weights
         guided = unconditional is not None and any(w != 1 for w in weights)
-        both = condition.cat(unconditional) if guided else condition
+        both = stack_rows(condition, unconditional) if guided else condition
         self.copies = 2 if guided else 1                         # rows per image
         self.settings = net.condition(both)
         self.x = net.embed.start(both.vector)                    # (b or 2b,1,d), read by the map
