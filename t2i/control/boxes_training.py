@@ -33,7 +33,7 @@ from t2i.control.boxes import (
     check_box,
 )
 from .contours import object_parts
-from .lora import LoRATaskConfig, base_task
+from .lora import base_task
 from ..core import T2IError
 from ..data.checker import find_objects
 from ..data.coco import Box
@@ -196,10 +196,7 @@ class BoxTaskParts(Task):
 
     def __init__(self, config:BoxTaskConfig, folder:Path|None=None):
         super().__init__(config, folder)
-        c = LoRATaskConfig(config.base, data=config.data, first_scales=config.first_scales,
-                           first_scales_prob=config.first_scales_prob, train=config.train)
-        self.inner = base_task(c, folder)
-        self.inner.config.first_scales_steps = config.first_scales_steps
+        self.inner = base_task(config, folder)
         self.frozen = self.inner.model.eval()
         if not hasattr(self.frozen, "text_encoder"):
             raise T2IError(f"{config.base} reads no captions: boxes need a text-conditioned VAR")

@@ -174,22 +174,20 @@ class BLIP2Captioner:
     def __call__(self,
         images:list[Image.Image],
         prompts:list[str],       # one per image; all of them empty, or none
-        count:int=1,             # here and below, see `CaptionConfig`
-        max_tokens:int=30,
-        min_tokens:int=0,
-        beams:int=5,
-        repetition_penalty:float=1., no_repeat:int=0,
+        **settings,              # of `CaptionConfig`
     )->list[list[str]]:          # the captions of each image, not cleaned
+        c = CaptionConfig(**settings)
         texts = prompts if any(prompts) else None
         inputs = self.processor(images=images, text=texts, return_tensors="pt", padding=True)
         inputs = inputs.to(self.device, self.model.dtype)
         ids = self.model.generate(
-            **inputs, do_sample=False, num_beams=max(beams, count),
-            max_new_tokens=max_tokens, min_new_tokens=min_tokens, num_return_sequences=count,
-            repetition_penalty=repetition_penalty, no_repeat_ngram_size=no_repeat)
-        ids = without_prompt(ids, inputs.get("input_ids"), count)
+            **inputs, do_sample=False, num_beams=c.beams,
+            max_new_tokens=c.max_tokens, min_new_tokens=c.min_tokens,
+            num_return_sequences=c.count, repetition_penalty=c.repetition_penalty,
+            no_repeat_ngram_size=c.no_repeat)
+        ids = without_prompt(ids, inputs.get("input_ids"), c.count)
         found = self.processor.batch_decode(ids, skip_special_tokens=True)
-        return [found[i:i+count] for i in range(0, len(found), count)]
+        return [found[i:i+c.count] for i in range(0, len(found), c.count)]
 
 # %% ../../nbs/40_captioning.ipynb #3dd3b8cc
 def retries(
