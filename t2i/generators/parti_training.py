@@ -161,8 +161,3 @@ class PartiTask(CaptionLookup):
             raise T2IError(f"an image has {ids.shape[1]} tokens, but the model draws {h}x{w}: "
                            f"images must have {w*side}x{h*side} pixels")
         return list(ids.split(w, 1))
-
-    def targets(self, batch:dict)->tuple[list[Tensor],Tensor]: # (b,w) per row; (b,l)
-        "All rows, and what is right for each token"
-        rows = self.token_maps(batch)
-        return rows, torch.cat(rows, 1)
