@@ -24,7 +24,7 @@ from ..core import T2IError, best_device, half_dtype, import_extra, log, progres
 from ..data.checker import find_objects
 from ..data.datasets import open_image
 from ..data.shapes import Group, noun_phrase
-from ..engine.files import write_text
+from ..engine.files import fsync_path, write_text
 from ..engine.folders import IMAGE_SUFFIXES, TABLES, folder_captions, is_image, visible_files
 from ..engine.unpickling import first_line
 
@@ -251,8 +251,7 @@ def read_partial(
         raise T2IError(f"{path} was begun with another {' and '.join(changed)}: "
                        "use the same, or remove it")
     if len(whole) < len(data):
-        with open(path, "r+b") as file:
-            file.truncate(len(whole))
+        os.truncate(path, len(whole))
     return {row["file_name"]: row for row in lines[1:]}
 
 
@@ -264,8 +263,7 @@ def append_lines(
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with open(path, "a", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    fsync_path(path)
 
 # %% ../../nbs/40_captioning.ipynb #d21aeb77
 def finish_captions(
