@@ -36,7 +36,7 @@ from .generators import parti
 from .generators.parti import Parti, PartiConfig, count_parameters, start_decoding
 from .generators.parti_training import check_memory, memory_size
 from .generators.var import MapPredictor, generate_naive, stream_maps
-from .guidance.clip import CLIP, wrap_clip
+from .guidance.clip import CLIP, OpenCLIPTokenizer, wrap_clip
 from .guidance.vqgan_clip import VQGANCLIP, classic_loop, make_cutouts, sample_cutouts
 from .sampling import split_generator
 from .saved import load
@@ -390,7 +390,7 @@ def random_clip(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = open_clip.create_model(name)  # warns that the weights are random
-    return wrap_clip(model, open_clip.get_tokenizer(name)).eval()
+    return wrap_clip(model, OpenCLIPTokenizer(name)).eval()
 
 # %% ../nbs/52_benchmarks.ipynb #e5e5a3d1
 def dream_run(

@@ -281,7 +281,7 @@ def edit(
     from t2i.control.editing import open_image
     from t2i.outputs import choose_output
     place = choose_output(output, "t2i", prompt, inputs=(image, mask))
-    given = open_image(image), open_image(mask, "black")
+    given = open_image(image), open_image(mask)
     settings = dict(
         guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
         top_p=top_p, temperature=temperature, negative_prompt=negative_prompt, seed=seed)

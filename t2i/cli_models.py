@@ -357,13 +357,13 @@ def reconstruct(
     from PIL import ImageOps
 
     from t2i.control.editing import open_image
-    from t2i.core import from_pil, to_pil
+    from t2i.core import from_pil, to_pil, to_rgb
     from t2i.engine.files import save_png
     from t2i.outputs import choose_output, output_grid, save_new_png
     from t2i.saved import load
     from t2i.tokenizers.losses import psnr
     place = choose_output(output, image.stem, Path(model).name, single=True, inputs=(image,))
-    given = open_image(image).convert("RGB")
+    given = to_rgb(open_image(image))
     found = load(model, device)
     tok = getattr(found, "tokenizer", found)
     if not hasattr(tok, "decode_features"):

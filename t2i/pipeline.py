@@ -32,7 +32,6 @@ from .generators.reranking import best_of, check_judge, find_judge, judge_candid
 from .generators.super_resolution import SuperResolution, find_upscaler
 from .generators.var import VAR
 from .guidance.clip import CLIP
-from .guidance.clip_cache import clip_words
 from .outputs import Frame, Output
 from .requests import DEFAULTS, Call, check_call, check_settings, warn_of_prompts
 from .text import TextFeatures, TextTokenizer
@@ -328,9 +327,9 @@ class AdapterPipeline(TextVARPipeline):
     ):
         config, base = generator.config, generator.base
         encoder = CaptionEncoder(config, clip)
-        words = clip_words(encoder.clip, config.clip)
         names = names or default_names(base.config.num_classes)
-        super().__init__(generator, base.tokenizer, encoder, CaptionReader(words, names), name,
+        reader = CaptionReader(encoder.clip.tokenize, names)
+        super().__init__(generator, base.tokenizer, encoder, reader, name,
                          tokenizer_name, generator.own_weights() | (defaults or {}))
 
     def edit(self, *_, **__):

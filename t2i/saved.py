@@ -15,7 +15,7 @@ from pathlib import Path
 import torch.nn as nn
 from torch import Tensor
 
-from .control.adapter import AdaptedVAR, AdapterConfig, AdapterTask, load_base
+from .control.adapter import AdaptedVAR, AdapterConfig, AdapterTask
 from .control.boxes import BoxConfig, BoxedVAR
 from .control.boxes_training import BoxTask
 from .control.lora import LoRATask, read_lora
@@ -47,6 +47,7 @@ from .generators.text_training import FrozenParts, TextConditionedTask, load_mul
 from .generators.text_var import PooledTextVAR, PooledTextVARConfig, TextVAR, TextVARConfig
 from .generators.var import VAR, VARConfig
 from .generators.var_training import ClassVARTask
+from .generators.var_with_clip import class_conditional
 from .guidance.clip import CLIPTask, load_clip
 from .guidance.clip_cache import FrozenCLIPConfig, FrozenCLIPEncoder, read_words
 from .guidance.clip_text import CLIPTextEncoder, CLIPTextEncoderConfig, attach_clip
@@ -173,8 +174,7 @@ def load_beside(
     tokenizer = load_multiscale(Path(source) if source in REGISTRY else bundled_folder(source))
     check_fingerprint(tokenizer, index["fingerprints"].get("tokenizer"), source, folder)
     part = folder/index["parts"]["generator"]
-    base = read_config(part).get("base") or ""
-    var = load_base(Path(base) if base in REGISTRY else bundled_folder(base), tokenizer)
+    var = class_conditional(read_config(part).get("base") or "", tokenizer)
     classes = ClassNames.from_pretrained(folder/index["parts"]["text_tokenizer"])
     about = folder.name, source, index["defaults"]
     if index["model_type"] == "new_class":

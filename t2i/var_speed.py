@@ -18,6 +18,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .benchmarks import median_seconds
+from .generators.parti import stack_rows
 from .generators.var import VAR, MapPredictor, VARConfig, generate_naive
 from .sampling import cfg_schedule, split_generator
 from .tokenizers.multiscale import MultiScaleVQVAE, MultiScaleVQVAEConfig
@@ -62,7 +63,7 @@ class TimedPredictor(MapPredictor):
     ):
         super().__init__(*given)
         self.condition, other = given[2:4]
-        self.both, self.once = self.condition.cat(other), once
+        self.both, self.once = stack_rows(self.condition, other), once
         self.guided = len(self.net.sizes)-unguided
         if not in_place:
             self.caches = [JoinedCache() for _ in self.caches]

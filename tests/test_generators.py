@@ -12,6 +12,7 @@ from t2i.core import T2IError
 from t2i.engine.checkpoints import load_model, read_weights
 from t2i.engine.files import bundled_folder
 from t2i.generators.masked_var import (
+    MaskedPredictor,
     MaskedTextVAR,
     MaskedTextVARConfig,
     draw_gumbel,
@@ -113,7 +114,8 @@ def test_cached_equals_naive_in_several_steps(shapes, temperature, num_steps):
     same = shapes.generator.net, shapes.tokenizer.quantizer, *conditions(shapes, PROMPTS)
     weights = cfg_schedule(3., 6)
     generators = [split_generator(0, None, 1, 2) for _ in range(3)]
-    *_, fast = stream_masked(*same, generators[0], weights, num_steps, temperature=temperature)
+    maps = MaskedPredictor(*same, weights)
+    *_, fast = stream_masked(maps, generators[0], temperature, num_steps=num_steps)
     assert equal(fast, masked_naive(*same, generators[1], weights, num_steps, temperature))
     if num_steps == 1:
         assert equal(fast, generate_naive(*same, generators[2], weights, temperature))
@@ -122,11 +124,11 @@ def test_cached_equals_naive_in_several_steps(shapes, temperature, num_steps):
 def test_at_temperature_0_all_seeds_draw_the_same(shapes):
     same = shapes.generator.net, shapes.tokenizer.quantizer, *conditions(shapes, PROMPTS)
     for temperature in (0, 1):
-        *_, one = stream_masked(*same, split_generator(0, None, 1, 2), [3.]*6, 4,
-                                temperature=temperature)
-        *_, other = stream_masked(*same, split_generator(1, None, 1, 2), [3.]*6, 4,
-                                  temperature=temperature)
-        assert equal(one, other) == (temperature == 0)
+        drawn = []
+        for seed in (0, 1):
+            maps, generators = MaskedPredictor(*same, [3.]*6), split_generator(seed, None, 1, 2)
+            drawn.append(list(stream_masked(maps, generators, temperature, num_steps=4))[-1])
+        assert equal(*drawn) == (temperature == 0)
 
 
 # ---- What older versions saved

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['AdapterConfig', 'weight_list', 'check_weights', 'Adapter', 'scale_settings', 'ScalePredictor', 'chosen_weight',
            'LabelledText', 'BesideFrozen', 'SteeredCondition', 'AdaptedVAR', 'check_fits', 'find_class',
-           'CaptionReader', 'CaptionEncoder', 'AdapterTaskConfig', 'load_base', 'filled_config', 'AdapterParts',
-           'AdapterTask']
+           'CaptionReader', 'CaptionEncoder', 'AdapterTaskConfig', 'filled_config', 'AdapterParts', 'AdapterTask']
 
 # %% ../../nbs/41_adapter.ipynb #e973ff5d
 import re
@@ -26,15 +25,14 @@ from ..data.datasets import DataConfig
 from ..generators.official import ClassNames, same_name
 from ..generators.text_training import MapsConfig, bundled_name
 from ..generators.text_var import drop_captions
-from ..generators.var import VAR, Condition, MapPredictor, stream_maps
+from ..generators.var import VAR, Condition, MapPredictor, SamplesMaps, stream_maps
 from ..generators.var_training import ClassifiedParts
 from ..generators.var_with_clip import class_conditional, weights_fingerprint
 from ..guidance.clip import CLIP
-from ..guidance.clip_cache import clip_words
 from ..guidance.clip_text import attach_clip, clip_features
 from ..sampling import cfg_schedule, split_generator
 from ..text import TextFeatures
-from ..training import TrainConfig, load_task
+from ..training import TrainConfig
 
 # %% ../../nbs/41_adapter.ipynb #c9d58367
 @dataclass
@@ -181,10 +179,7 @@ class BesideFrozen(nn.Module):
         self.base._apply(*args, **settings)
         return super()._apply(*args, **settings)
 
-    @torch.no_grad()
-    def generate(self, *inputs, **settings)->list[Tensor]: # (b,p*p) int64 per scale
-        "The last that the `stream` of a subclass yields"
-        return list(self.stream(*inputs, **settings))[-1]
+    generate = SamplesMaps.generate # the last that the `stream` of a subclass yields
 
 # %% ../../nbs/41_adapter.ipynb #0e42549c
 class SteeredCondition(BesideFrozen):
@@ -285,7 +280,7 @@ def find_class(
 class CaptionReader:
     "A CLIP's text tokenizer that also finds the class: captions to ids, mask and labels"
     def __init__(self,
-        words,           # of `clip_words`
+        words,           # the CLIP's `tokenize`
         names:list[str], # of the classes, by label
     ):
         self.words = words
@@ -343,16 +338,6 @@ class AdapterTaskConfig(MapsConfig):
     train:TrainConfig=field(default_factory=TrainConfig)
 
 # %% ../../nbs/41_adapter.ipynb #3d33f812
-def load_base(
-    source:Path, # a run, or see `class_conditional`
-    tokenizer,
-)->VAR:          # in evaluation mode
-    "A class-conditional VAR, frozen"
-    if (source/"last").is_file():
-        return load_task(source).model
-    return class_conditional(str(source), tokenizer).requires_grad_(False)
-
-
 def filled_config(
     config:AdapterConfig, # of a recipe
     base:VAR,
@@ -374,13 +359,13 @@ class AdapterParts(ClassifiedParts):
 
     def __init__(self, config:AdapterTaskConfig, folder:Path|None=None):
         super().__init__(config, folder)
-        read = partial(load_base, tokenizer=self.tokenizer)
+        read = partial(class_conditional, tokenizer=self.tokenizer)
         base = self.frozen("base", config.base, read, weights_fingerprint)
         if len(self.names) != base.config.num_classes:
             raise T2IError(f"the data have {len(self.names)} classes, {config.base} has "
                            f"{base.config.num_classes}: they must be the same")
         self.model = AdaptedVAR(filled_config(config.adapter, base, self.clip, self.parts), base)
-        self.reader = CaptionReader(clip_words(self.clip, self.model.config.clip), self.names)
+        self.reader = CaptionReader(self.clip.tokenize, self.names)
 
     def read(self, captions:list[str], labels:Tensor|None=None)->LabelledText:
         "Features of captions, and their labels; None: those that the captions name"

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['MAX_BOXES', 'SMALLEST', 'check_box', 'read_box', 'read_boxes', 'is_box', 'boxes_per_image', 'cell_shares',
            'cell_offsets', 'BoxedText', 'BoxConfig', 'fourier', 'BoxEmbedding', 'SideBlock', 'BoxCondition',
-           'SideBranch', 'BranchedNet', 'boxed_config', 'FrozenAndBranch', 'BoxedVAR', 'PhraseReader', 'boxed_text']
+           'SideBranch', 'BranchedNet', 'boxed_config', 'BoxedVAR', 'PhraseReader', 'boxed_text']
 
 # %% ../../nbs/43_boxes.ipynb #b2ae1d55
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from types import MethodType
 
 import torch
 import torch.nn as nn
@@ -20,7 +20,6 @@ from torch import Tensor
 from ..attention import CrossAttention, modulate
 from .adapter import BesideFrozen, check_fits
 from ..core import T2IError
-from ..generators.masked_var import MaskedTextVAR
 from ..generators.text_var import TextCondition, TextVAR
 from ..generators.var import NextScaleModel
 from ..generators.var_with_clip import weights_fingerprint
@@ -303,10 +302,9 @@ def boxed_config(
                    width=c.width, text_width=c.text_width, scales=c.scales)
 
 # %% ../../nbs/43_boxes.ipynb #6645364f
-class FrozenAndBranch(BesideFrozen):
+class BoxedVAR(BesideFrozen):
     "A frozen text-conditioned VAR and a side branch, which alone is trained and saved"
     forward = NextScaleModel.forward
-    stream_conditions = NextScaleModel.stream_conditions
 
     def __init__(self, config:BoxConfig, base:TextVAR):
         c = base.config
@@ -323,34 +321,17 @@ class FrozenAndBranch(BesideFrozen):
     def tokenizer(self):
         return self.base.tokenizer
 
+    @property
+    def stream(self):
+        "Sampling as the base does it, with the base's settings"
+        return MethodType(type(self.base).stream, self)
+
     def condition(self, text:BoxedText|TextFeatures)->BoxCondition:
         "What the transformer and the branch read; captions alone have no boxes"
         if isinstance(text, TextFeatures):
             text = boxed_text(text, [[]]*len(text.pooled))
         own = self.base.condition(text.features)
         return BoxCondition(own.vector, own.tokens, own.mask, *self.branch(text))
-
-# %% ../../nbs/43_boxes.ipynb #e6dc3f9e
-class BoxedVAR(FrozenAndBranch):
-    "A frozen VAR that keeps to boxes, in training and in sampling"
-    def stream(self,
-        text:BoxedText,
-        unconditional:BoxedText, # without caption and boxes, or what is to be avoided
-        generators:list[torch.Generator], # one per image
-        guidance_scale:float=1.,    # w
-        temperature:float=1.,
-        top_k:int=0,                # 0 is off
-        top_p:float=0.,             # 0 or 1 is off
-        num_steps:int=1,            # steps per map, of a base that samples in several
-        guidance_schedule:str="ramp", # see `cfg_schedule`
-        temperature_schedule:str="constant", # see `map_temperatures`
-    )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
-        "Sample one image per caption, map after map, as the base does"
-        masked = isinstance(self.base, MaskedTextVAR)
-        steps = dict(num_steps=num_steps) if masked else {}
-        return type(self.base).stream(
-            self, text, unconditional, generators, guidance_scale, temperature, top_k, top_p,
-            guidance_schedule=guidance_schedule, temperature_schedule=temperature_schedule, **steps)
 
 # %% ../../nbs/43_boxes.ipynb #81ffffe5
 class PhraseReader:

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -33,9 +32,9 @@ from t2i.control.boxes import (
     check_box,
 )
 from .contours import object_parts
-from .lora import LoRATaskConfig, base_task
+from .lora import base_task
 from ..core import T2IError
-from ..data.checker import find_objects
+from ..data.checker import components_margin, find_objects
 from ..data.coco import Box
 from ..data.datasets import CocoDataset, DataConfig, FolderDataset, ShapesDataset
 from ..data.shapes import SIDE, Group, Obj, noun_phrase, sample_scene
@@ -196,10 +195,7 @@ class BoxTaskParts(Task):
 
     def __init__(self, config:BoxTaskConfig, folder:Path|None=None):
         super().__init__(config, folder)
-        c = LoRATaskConfig(config.base, data=config.data, first_scales=config.first_scales,
-                           first_scales_prob=config.first_scales_prob, train=config.train)
-        self.inner = base_task(c, folder)
-        self.inner.config.first_scales_steps = config.first_scales_steps
+        self.inner = base_task(config, folder)
         self.frozen = self.inner.model.eval()
         if not hasattr(self.frozen, "text_encoder"):
             raise T2IError(f"{config.base} reads no captions: boxes need a text-conditioned VAR")
@@ -257,8 +253,7 @@ def found_boxes(
     _, objects = find_objects(np.asarray(image))
     boxes = []
     for part, _, share in object_parts(image):
-        near = ndimage.binary_dilation(part, np.ones((3, 3)))
-        solid = share*near >= .5
+        solid = share*components_margin(part) >= .5
         solid = solid if solid.any() else part
         rows, cols = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
         edges = cols[0], rows[0], cols[-1]+1, rows[-1]+1

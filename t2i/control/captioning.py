@@ -24,7 +24,7 @@ from ..core import T2IError, best_device, half_dtype, import_extra, log, progres
 from ..data.checker import find_objects
 from ..data.datasets import open_image
 from ..data.shapes import Group, noun_phrase
-from ..engine.files import write_text
+from ..engine.files import fsync_path, write_text
 from ..engine.folders import IMAGE_SUFFIXES, TABLES, folder_captions, is_image, visible_files
 from ..engine.unpickling import first_line
 
@@ -174,22 +174,20 @@ class BLIP2Captioner:
     def __call__(self,
         images:list[Image.Image],
         prompts:list[str],       # one per image; all of them empty, or none
-        count:int=1,             # here and below, see `CaptionConfig`
-        max_tokens:int=30,
-        min_tokens:int=0,
-        beams:int=5,
-        repetition_penalty:float=1., no_repeat:int=0,
+        **settings,              # of `CaptionConfig`
     )->list[list[str]]:          # the captions of each image, not cleaned
+        c = CaptionConfig(**settings)
         texts = prompts if any(prompts) else None
         inputs = self.processor(images=images, text=texts, return_tensors="pt", padding=True)
         inputs = inputs.to(self.device, self.model.dtype)
         ids = self.model.generate(
-            **inputs, do_sample=False, num_beams=max(beams, count),
-            max_new_tokens=max_tokens, min_new_tokens=min_tokens, num_return_sequences=count,
-            repetition_penalty=repetition_penalty, no_repeat_ngram_size=no_repeat)
-        ids = without_prompt(ids, inputs.get("input_ids"), count)
+            **inputs, do_sample=False, num_beams=c.beams,
+            max_new_tokens=c.max_tokens, min_new_tokens=c.min_tokens,
+            num_return_sequences=c.count, repetition_penalty=c.repetition_penalty,
+            no_repeat_ngram_size=c.no_repeat)
+        ids = without_prompt(ids, inputs.get("input_ids"), c.count)
         found = self.processor.batch_decode(ids, skip_special_tokens=True)
-        return [found[i:i+count] for i in range(0, len(found), count)]
+        return [found[i:i+c.count] for i in range(0, len(found), c.count)]
 
 # %% ../../nbs/40_captioning.ipynb #3dd3b8cc
 def retries(
@@ -253,8 +251,7 @@ def read_partial(
         raise T2IError(f"{path} was begun with another {' and '.join(changed)}: "
                        "use the same, or remove it")
     if len(whole) < len(data):
-        with open(path, "r+b") as file:
-            file.truncate(len(whole))
+        os.truncate(path, len(whole))
     return {row["file_name"]: row for row in lines[1:]}
 
 
@@ -266,8 +263,7 @@ def append_lines(
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with open(path, "a", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    fsync_path(path)
 
 # %% ../../nbs/40_captioning.ipynb #d21aeb77
 def finish_captions(

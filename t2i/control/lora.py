@@ -23,7 +23,7 @@ from torch import Tensor
 from ..core import T2IError, import_extra
 from ..data.datasets import DataConfig
 from ..engine.checkpoints import initial_weights, load_state_dict_strict, misfits, read_weights
-from ..engine.files import bundled_folder
+from ..engine.files import bundled_folder, write_text
 from ..engine.recipes import load_recipe
 from ..generators.var_with_clip import weights_fingerprint
 from ..training import Task, TrainConfig
@@ -217,10 +217,9 @@ def save_lora(
     some = next(iter(layers.values()))
     ends = sorted({".".join(key.split(".")[-2:]) for key in layers})
     config = LoRAConfig(some.r[name], some.lora_alpha[name], ends)
-    Path(folder).mkdir(parents=True, exist_ok=True)
     values = peft_config(config, base).to_dict() | dict(target_modules=ends)
     text = json.dumps(values, indent=2, sort_keys=True, default=str)
-    (Path(folder)/"adapter_config.json").write_text(text+"\n")
+    write_text(Path(folder)/"adapter_config.json", text+"\n")
     saved = {key: w.detach().cpu().to(dtype).contiguous() for key, w in weights.items()}
     save_file(saved, Path(folder)/"adapter_model.safetensors",
               metadata=dict(format="pt", base_fingerprint=weights_fingerprint(model)))
@@ -284,7 +283,7 @@ class LoRATaskConfig:
 
 
 def base_task(
-    config:LoRATaskConfig,
+    config,                # a `LoRATaskConfig`, or one like it
     folder:Path|None=None, # the run
 )->Task:                   # of the base model, with its weights, frozen
     "The task that a base model was trained by, for other data"
@@ -294,7 +293,8 @@ def base_task(
         raise T2IError(f"{config.base} is no generator with a recipe.yaml, by which to train")
     own = dict(data=config.data, condition_dropout=config.condition_dropout, reading_pairs=0,
                first_scales=config.first_scales, first_scales_prob=config.first_scales_prob,
-               first_scales_steps=0, train=replace(config.train, init_from=str(source)))
+               first_scales_steps=getattr(config, "first_scales_steps", 0),
+               train=replace(config.train, init_from=str(source)))
     fields = {k: v for k, v in own.items() if hasattr(known.config, k)}
     inner = replace(known.config, **fields)
     if hasattr(inner, "contrast"):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core import T2IError
 from ..data.datasets import DataConfig, FolderDataset, load_dataset, read_files
-from ..engine.checkpoints import REGISTRY, load_weights, weights_file
+from ..engine.checkpoints import REGISTRY
 from ..engine.files import bundled_folder, config_from_dict, write_text
 from .official import ClassNames, default_names, same_name
 from .text_training import TextVARTaskConfig, read_part
@@ -75,20 +75,14 @@ def known_names(
 
 
 def class_start(
-    name:str, # published, a published file, a saved VAR or pipeline, a run of `FinetuningTask`
+    name:str, # see `class_conditional`
     tokenizer, # a `MultiScaleVQVAE`
 )->tuple[VAR,list[str]]: # and the names of its classes
     "A class-conditional VAR to go on with"
-    folder = Path(name)
-    if name not in REGISTRY and not folder.is_file():
-        folder = bundled_folder(name)
-    if (folder/"last").is_file():
-        about = json.loads((folder/"generator.json").read_text())
-        var = VAR(config_from_dict(VARConfig, about, str(folder)), tokenizer)
-        load_weights(var, weights_file(folder))
-    else:
-        var = class_conditional(name, tokenizer)
-    return var, known_names(folder) or default_names(var.config.num_classes)
+    var = class_conditional(name, tokenizer)
+    published = name in REGISTRY or Path(name).is_file()
+    names = [] if published else known_names(bundled_folder(name))
+    return var, names or default_names(var.config.num_classes)
 
 # %% ../../nbs/39_finetuning.ipynb #e8cb086e
 def start_tokenizer(
@@ -123,11 +117,13 @@ class FinetuningParts(NextScaleStep):
             raise T2IError("fine-tuning reads the classes of one folder, not data.sources")
         config.tokenizer = config.tokenizer or start_tokenizer(config.finetune)
         super().__init__(config, folder)
-        run = folder and (folder/"last").is_file() and folder/"generator.json"
-        start = str(folder) if run else config.finetune
-        self.model, names = class_start(start, self.tokenizer)
-        if not run:
-            self.model, names = self.with_own_classes(names)
+        if folder and (folder/"last").is_file():                 # it has the weights
+            about = json.loads((folder/"generator.json").read_text())
+            self.model = VAR(config_from_dict(VARConfig, about, str(folder)), self.tokenizer)
+            names = known_names(folder)
+        else:
+            start = class_start(config.finetune, self.tokenizer)
+            self.model, names = self.with_own_classes(*start)
         self.classes = ClassNames(names)
         self.model.requires_grad_(True).train()
 
@@ -135,12 +131,12 @@ class FinetuningParts(NextScaleStep):
         "The classes of the images"
         return sorted({c for _, cs in load_dataset(self.config.data).items for c in cs})
 
-    def with_own_classes(self, names:list[str])->tuple[VAR,list[str]]:
+    def with_own_classes(self, var:VAR, names:list[str])->tuple[VAR,list[str]]:
         "Rows for the classes of the images that the model does not know"
         known = {same_name(name) for name in names}
         new = [name for name in self.own_classes() if same_name(name) not in known]
-        model = add_classes(self.model, len(new)) if new else self.model
-        return model, [*names, *new]
+        var = add_classes(var, len(new)) if new else var
+        return var, [*names, *new]
 
     def prepare(self, device:torch.device):
         super().prepare(device)

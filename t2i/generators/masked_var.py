@@ -24,12 +24,12 @@ from t2i.generators.var import (
     Condition,
     MapPredictor,
     NextScaleTransformer,
+    SamplesMaps,
     VARBlock,
     VARConfig,
     upgrade_var,
 )
 from t2i.sampling import (
-    cfg_schedule,
     draw_uniform,
     map_temperatures,
     sample_codes,
@@ -134,25 +134,21 @@ class MaskedPredictor(MapPredictor):
 
 @torch.no_grad()
 def stream_masked(
-    net:MaskedNextScaleTransformer,
-    quantizer,           # the tokenizer's `MultiScaleQuantizer`
-    condition:Condition, # (b,…)
-    unconditional:Condition, # (b,…)
+    maps:MaskedPredictor,
     generators:list[torch.Generator], # one per image
-    weights:list[float], # guidance per scale, see `cfg_schedule`
-    num_steps:int=1,     # steps per map
     temperature:float=1., temperature_schedule:str="constant", # see `map_temperatures`
+    num_steps:int=1,     # steps per map
     **sampling,          # top_k, top_p: see `sample_codes`
 )->Iterator[list[Tensor]]: # after each scale: all ids so far, (b,p*p) each
     "`stream_maps` with several steps per map"
-    maps, ids = MaskedPredictor(net, quantizer, condition, unconditional, weights), []
-    temperatures = map_temperatures(temperature, len(net.sizes), temperature_schedule)
-    for size, t in zip(net.sizes, temperatures):
+    ids, sizes = [], maps.net.sizes
+    temperatures = map_temperatures(temperature, len(sizes), temperature_schedule)
+    for size, t in zip(sizes, temperatures):
         uniform = draw_uniform(generators, size, maps.x.device)  # (b,size)
         noise = draw_gumbel(generators, size, maps.x.device) if num_steps > 1 else 0*uniform
         ids.append(unmask_map(maps.logits, uniform, noise, num_steps, temperature=t, **sampling))
         yield list(ids)
-        maps.add(quantizer.codebook.decode(ids[-1]))
+        maps.add(maps.quantizer.codebook.decode(ids[-1]))
 
 # %% ../../nbs/33_masked_var.ipynb #c820bd08
 def random_mask(
@@ -205,11 +201,10 @@ class MaskedTextVAR(TextVAR):
         guidance_schedule:str="ramp", temperature_schedule:str="constant", # see lesson 07
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per caption, map after map"
-        weights = cfg_schedule(guidance_scale, len(self.net.sizes), guidance_schedule)
-        return stream_masked(
-            self.net, self.tokenizer.quantizer, self.condition(features),
-            self.condition(unconditional), generators, weights, num_steps,
-            temperature, temperature_schedule, top_k=top_k, top_p=top_p)
+        return SamplesMaps.stream(
+            self, features, unconditional, generators, guidance_scale, temperature, top_k, top_p,
+            guidance_schedule, temperature_schedule, MaskedPredictor,
+            partial(stream_masked, num_steps=num_steps))
 
 # %% ../../nbs/33_masked_var.ipynb #10c059df
 @dataclass

@@ -208,7 +208,6 @@ class ClassNames(NameTable):
     def save_pretrained(self, folder:str|Path): # made if it is not there
         "Write classes.json"
         about = dict(model_type="class_names", format=1, names=self.names)
-        Path(folder).mkdir(parents=True, exist_ok=True)
         write_text(Path(folder)/"classes.json", json.dumps(about, ensure_ascii=False, indent=0))
 
     @classmethod

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'causal_mask', 'convolution_mask', 'find_preset', 'preset_text_encoder', 'PartiConfig', 'PartiBlock',
            'StaticCache', 'DecodingState', 'RasterEmbedding', 'init_parti', 'PartiDecoder', 'start_decoding',
-           'decode_step', 'check_fit', 'stack_features', 'Parti', 'generate_naive', 'PartiWithEncoder',
-           'count_parameters', 'decode_rows']
+           'decode_step', 'check_fit', 'stack_rows', 'Parti', 'generate_naive', 'WithTextEncoder', 'count_parameters',
+           'decode_rows']
 
 # %% ../../nbs/30_parti.ipynb #6d61608d
 from collections.abc import Iterator
@@ -114,12 +114,6 @@ class PartiBlock(nn.Module):
         self.ffn = FeedForward(c.width, int(c.width*c.mlp_ratio))
         self.dropout = nn.Dropout(c.dropout)
 
-    def condition(self,
-        tokens:Tensor, # (b,l',text_width), of the text features
-    )->tuple[Tensor,Tensor]: # see `CrossAttention.project`
-        "Keys and values of the words, computed once per image"
-        return self.cross.project(tokens)
-
     def forward(self,
         x:Tensor,                   # (b,l,d)
         words:tuple[Tensor,Tensor], # keys and values of the words, see `CrossAttention.project`
@@ -217,9 +211,10 @@ class PartiDecoder(nn.Module):
         before = torch.cat([self.embed.start(features.mask), tokens[:,:-1]], 1)  # (b,l)
         x = self.embed(before, torch.arange(l, device=tokens.device))
         for block in self.blocks:
-            words = block.condition(features.tokens)
+            words = block.cross.project(features.tokens)
             x = block(x, words, features.mask, self.mask[:l,:l])
-        return self.head(self.norm(x)).float()
+        unused = 0*features.pooled.sum()  # DDP needs all of the text encoder in the loss
+        return self.head(self.norm(x)).float() + unused
 
 # %% ../../nbs/30_parti.ipynb #5ddf7673
 def start_decoding(
@@ -228,7 +223,7 @@ def start_decoding(
 )->DecodingState:
     "Everything that is computed or allocated once per image"
     c, mask = decoder.config, features.mask
-    words = [block.condition(features.tokens) for block in decoder.blocks]
+    words = [block.cross.project(features.tokens) for block in decoder.blocks]
     place = torch.zeros(1, dtype=torch.long, device=mask.device)
     shape = len(mask), c.heads, len(decoder.mask), c.width//c.heads
     like = dict(dtype=words[0][0].dtype, device=mask.device)
@@ -262,13 +257,13 @@ def check_fit(
         if needed != found:
             raise T2IError(f"{name} of the tokenizer is {found}, but this model needs {needed}")
 
-def stack_features(
-    a:TextFeatures, # of b captions
-    b:TextFeatures, # of b captions, padded to the same length
-)->TextFeatures:    # of 2b captions
+def stack_rows(
+    a, # a dataclass of tensors, such as the `TextFeatures` of b captions
+    b, # another, padded to the same length
+):     # one with the rows of both, 2b
     "The rows of both, one below the other"
     pairs = zip(vars(a).values(), vars(b).values())
-    return TextFeatures(*[torch.cat(pair) for pair in pairs])
+    return type(a)(*[torch.cat(pair) for pair in pairs])
 
 # %% ../../nbs/30_parti.ipynb #f31a7f8a
 class Parti(PartiDecoder, PyTorchModelHubMixin):
@@ -296,7 +291,7 @@ class Parti(PartiDecoder, PyTorchModelHubMixin):
         guided = guidance_scale != 1
         tokens = [self.embed.start(features.mask)]                       # (b,1) each
         if guided:
-            features = stack_features(features, unconditional)           # of 2b captions
+            features = stack_rows(features, unconditional)               # of 2b captions
         state = start_decoding(self, features)
         uniform = draw_uniform(generators, len(self.mask), tokens[0].device)     # (b,l)
         for row in uniform.split(self.config.grid[1], 1):
@@ -331,20 +326,18 @@ def generate_naive(
     return tokens
 
 # %% ../../nbs/30_parti.ipynb #56a27237
-class PartiWithEncoder(nn.Module):
+class WithTextEncoder(nn.Module):
     "A generator and the text encoder that is trained along with it"
-    def __init__(self, generator:Parti, text_encoder:TextEncoder):
+    def __init__(self, generator:nn.Module, text_encoder:nn.Module):
         super().__init__()
         self.generator = generator
         self.text_encoder = text_encoder
 
     def forward(self,
-        text:tuple,    # what the text encoder reads of b captions: ids, mask, …
-        tokens:Tensor, # (b,l) int64
-    )->Tensor:         # (b,l,v) logits
-        features = self.text_encoder(*text)
-        unused = 0*features.pooled.sum()  # not read; DDP needs all parameters in the loss
-        return self.generator(features, tokens) + unused
+        text:tuple, # what the text encoder reads of b captions: ids, mask, …
+        *tokens,    # what the generator reads beside its features: (b,l) int64, of a Parti
+    )->Tensor:      # (b,l,v) logits
+        return self.generator(self.text_encoder(*text), *tokens)
 
 def count_parameters(
     config:PartiConfig,
@@ -353,7 +346,7 @@ def count_parameters(
     "Parameters of decoder and text encoder, without allocating them"
     with torch.device("meta"):
         encoder = TextEncoder(text) if text else nn.Identity()
-        pair = PartiWithEncoder(Parti(config), encoder)
+        pair = WithTextEncoder(Parti(config), encoder)
     sizes = {name: p.numel() for name, p in pair.named_parameters()}
     return sum(n for name, n in sizes.items() if ".blocks." in name), sum(sizes.values())
 

@@ -21,9 +21,9 @@ from t2i.generators.parti import (
     PRESETS,
     Parti,
     PartiConfig,
-    PartiWithEncoder,
+    WithTextEncoder,
     preset_text_encoder,
-    stack_features,
+    stack_rows,
     start_decoding,
 )
 from ..recompute import checkpoint_blocks, saved_bytes
@@ -33,11 +33,11 @@ from ..text import TextEncoder, TextEncoderConfig
 def meta_parti(
     config:PartiConfig,
     text:TextEncoderConfig,
-)->tuple[PartiWithEncoder,tuple]: # and the inputs of a forward pass: one caption, one image
+)->tuple[WithTextEncoder,tuple]: # and the inputs of a forward pass: one caption, one image
     "A Parti of any size, without memory"
     h, w = config.grid
     with torch.device("meta"):
-        model = PartiWithEncoder(Parti(config), TextEncoder(text))
+        model = WithTextEncoder(Parti(config), TextEncoder(text))
         words = torch.zeros(1, text.length, dtype=torch.long)
         tokens = torch.zeros(1, h*w, dtype=torch.long)
         return model, ((words, torch.ones_like(words).bool()), tokens)
@@ -54,12 +54,12 @@ def forward_flops(
 
 # %% ../../nbs/39_parti_costs.ipynb #4ff48c1b
 def cache_bytes(
-    model:PartiWithEncoder,
+    model:WithTextEncoder,
     inputs:tuple, # from `meta_parti`
 )->int:
     "The caches of one image that is drawn with guidance"
     features = model.text_encoder(*inputs[0])
-    state = start_decoding(model.generator, stack_features(features, features))
+    state = start_decoding(model.generator, stack_rows(features, features))
     kept = [tensor for pair in state.words for tensor in pair]
     kept += [tensor for cache in state.caches for tensor in (cache.k, cache.v)]
     return sum(tensor.nbytes for tensor in kept)
@@ -110,7 +110,7 @@ def find_size(
 
 # %% ../../nbs/39_parti_costs.ipynb #09f0497c
 def take_part(
-    model:PartiWithEncoder, # from `meta_parti`; changed in place
+    model:WithTextEncoder, # from `meta_parti`; changed in place
     ranks:int,              # processes that compute the same images
 ):
     "Leave of every block what one process has under tensor parallelism"
@@ -134,7 +134,7 @@ def take_part(
 
 # %% ../../nbs/39_parti_costs.ipynb #aa8e62d5
 def block_inside(
-    model:PartiWithEncoder, # on the meta device
+    model:WithTextEncoder, # on the meta device
     skip,                   # tensor -> bool: not counted
 )->int:                     # bytes
     "What the inside of one block of the decoder keeps, for one image"
@@ -146,7 +146,7 @@ def block_inside(
     block = net.blocks[0]
 
     def forward():
-        return block(x, block.condition(tokens), mask, net.mask)
+        return block(x, block.cross.project(tokens), mask, net.mask)
 
     return saved_bytes(forward, block, skip)
 

@@ -23,7 +23,6 @@ from t2i.generators.parti import (
     PRESETS,
     Parti,
     PartiConfig,
-    PartiWithEncoder,
     count_parameters,
     preset_text_encoder,
 )
@@ -48,7 +47,7 @@ class ContrastedParti(ContrastedTextVAR):
         text:tuple,        # what the text encoder reads of b captions
         rows:list[Tensor], # (b,w) int64 per row
     )->Tensor:             # logits (b,l,v)
-        return PartiWithEncoder.forward(self, text, torch.cat(rows, 1))
+        return super().predict(text, torch.cat(rows, 1))
 
 # %% ../../nbs/39_parti_training.ipynb #a806a118
 def unset_parti()->PartiConfig:
@@ -162,8 +161,3 @@ class PartiTask(CaptionLookup):
             raise T2IError(f"an image has {ids.shape[1]} tokens, but the model draws {h}x{w}: "
                            f"images must have {w*side}x{h*side} pixels")
         return list(ids.split(w, 1))
-
-    def targets(self, batch:dict)->tuple[list[Tensor],Tensor]: # (b,w) per row; (b,l)
-        "All rows, and what is right for each token"
-        rows = self.token_maps(batch)
-        return rows, torch.cat(rows, 1)

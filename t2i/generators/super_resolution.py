@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['shrink', 'enlarge_bicubic', 'WideBlock', 'SuperResolutionConfig', 'SuperResolution', 'LargeShapes', 'crop_pairs',
            'SuperResolutionTaskConfig', 'PairsTask', 'SuperResolutionTask', 'verdicts', 'upscaling_scores',
-           'is_upscaler', 'find_upscaler']
+           'find_upscaler']
 
 # %% ../../nbs/34_super_resolution.ipynb #eecdb358
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from ..core import T2IError, from_uint8, progress, to_uint8
 from ..data.checker import check
 from ..data.datasets import DataConfig, InfiniteDataset, ShapesDataset, load_dataset
 from ..data.shapes import SIDE, Scene, render
-from ..engine.checkpoints import load_part, read_config
+from ..engine.checkpoints import load_model, read_config
 from ..engine.files import bundled_folder
 from .text_training import load_frozen_tokenizer
 from ..tokenizers.losses import psnr
@@ -255,11 +255,6 @@ def upscaling_scores(
     return means | dict(images=count)
 
 # %% ../../nbs/34_super_resolution.ipynb #adb92306
-def is_upscaler(folder:Path)->bool:
-    "Whether a saved model enlarges images, as its config.json says"
-    return read_config(folder).get("model_type") == SuperResolutionConfig.model_type
-
-
 def find_upscaler(
     source:SuperResolution|str|Path, # given, a run, a saved model's folder, or a bundled name
     device:torch.device|str="cpu",
@@ -270,8 +265,9 @@ def find_upscaler(
     folder, model = bundled_folder(source), None
     if (folder/"last").is_file():
         model = load_task(folder).model
-    elif (folder/"config.json").is_file() and is_upscaler(folder):
-        model = load_part(dict(super_resolution=(SuperResolution, SuperResolutionConfig)), folder)
+    elif (folder/"config.json").is_file():
+        known = read_config(folder).get("model_type") == SuperResolutionConfig.model_type
+        model = load_model(SuperResolution, SuperResolutionConfig, folder) if known else None
     if not isinstance(model, SuperResolution):
         raise T2IError(f"{source} does not enlarge images; shapes-sr4 does, for the shapes world")
     return model.to(device)

@@ -27,10 +27,11 @@ from ..data.datasets import DataConfig, load_dataset
 from ..engine.caches import CachedWithSource, build_token_cache
 from ..engine.checkpoints import REGISTRY, fetch, fingerprint
 from ..engine.files import bundled_folder, write_text
+from .parti import WithTextEncoder
 from .reading import caption_contrast, reading_pairs, reading_test
-from .text_var import TextVAR, TextVARConfig, TextVARWithEncoder, drop_captions
+from .text_var import TextVAR, TextVARConfig, drop_captions
 from ..guidance import clip_text
-from ..guidance.clip_cache import clip_words, frozen_clip_encoder, is_published
+from ..guidance.clip_cache import frozen_clip_encoder, is_published
 from ..guidance.clip_text import text_fingerprint
 from ..guidance.t5 import PREFIX, load_text_model
 from ..sampling import seeded_uniform, split_generator
@@ -213,7 +214,7 @@ def cached_tokens(
     return CachedWithSource(tokens, count, data)
 
 # %% ../../nbs/36_text_training.ipynb #527f87cd
-class ContrastedTextVAR(TextVARWithEncoder):
+class ContrastedTextVAR(WithTextEncoder):
     "Generator and text encoder, for images under their captions and under near misses"
     def forward(self,
         text:tuple,          # what the text encoder reads of b captions
@@ -293,17 +294,16 @@ class TextConditionedTask(FrozenParts):
 
     def build_text_encoder(self, text:TextEncoderConfig)->TextEncoder:
         "The encoder that is trained along, and its `text_tokenizer`"
-        c, encoder = self.config, None
-        if self.clip is not None:
-            if self.clip.config is None:  # published: linear maps of its features
-                self.text_tokenizer = clip_words(self.clip, self.clip_name)
-                encoder = frozen_clip_encoder(self.clip, self.clip_name, text.width)
-                return clip_text.start_text_encoder(encoder, c.text_init, self.folder)
-            encoder = clip_text.clip_text_encoder(self.clip, self.clip_name, text)
-        self.text_tokenizer = prepare_text_tokenizer(
-            self.folder, c.text_init or c.train.init_from, c.data, c.vocabulary_captions,
-            text.vocab_size, text.length, given=self.clip and self.clip.tokenize)
-        encoder = encoder or TextEncoder(replace(text, vocab_size=len(self.text_tokenizer)))
+        c, clip = self.config, self.clip
+        if clip is not None and clip.config is None:  # published: linear maps of its features
+            self.text_tokenizer = clip.tokenize
+            encoder = frozen_clip_encoder(clip, self.clip_name, text.width)
+        else:
+            encoder = clip and clip_text.clip_text_encoder(clip, self.clip_name, text)
+            self.text_tokenizer = prepare_text_tokenizer(
+                self.folder, c.text_init or c.train.init_from, c.data, c.vocabulary_captions,
+                text.vocab_size, text.length, given=clip and clip.tokenize)
+            encoder = encoder or TextEncoder(replace(text, vocab_size=len(self.text_tokenizer)))
         return clip_text.start_text_encoder(encoder, c.text_init, self.folder)
 
 # %% ../../nbs/36_text_training.ipynb #6d68078c
@@ -320,14 +320,14 @@ def compare(
                 margin=(margin*valid).sum()*share)
 
 # %% ../../nbs/36_text_training.ipynb #651a5c04
-def scales_in_step(task:Task)->int: # of a task with a `TextVARTaskConfig`
-    "How many maps the step at work trains; all in a validation"
+def scales_in_step(task:Task)->int|None: # None: all, as in every validation
+    "How many maps the step at work trains; the recipe of a Parti has no `first_scales`"
     c = task.config
+    if not (getattr(c, "first_scales", 0) and task.model.training):
+        return None
     draw = torch.rand((), generator=fold_in(c.train.seed, -3, task.step)).item()
     first = task.step < c.first_scales_steps or draw < c.first_scales_prob
-    if c.first_scales and first and task.model.training:
-        return c.first_scales
-    return len(task.tokenizer.scales)
+    return c.first_scales if first else None
 
 # %% ../../nbs/36_text_training.ipynb #c4a508d7
 def contrast_weight(task:Task)->float: # of a task with a `TextTaskConfig`

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RENAMED', 'VARConfig', 'ScaleEmbedding', 'Condition', 'VARBlock', 'init_transformer', 'VARBackbone',
-           'NextScaleTransformer', 'generate_naive', 'MapPredictor', 'stream_maps', 'upgrade_var', 'NextScaleModel',
-           'ClassConditionalVAR', 'VAR']
+           'NextScaleTransformer', 'generate_naive', 'MapPredictor', 'stream_maps', 'upgrade_var', 'SamplesMaps',
+           'NextScaleModel', 'ClassConditionalVAR', 'VAR']
 
 # %% ../../nbs/31_var.ipynb #7e2c9d84
 from collections.abc import Callable, Iterator
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..attention import Attention, FeedForward, KVCache, modulate
 from .official import check_tokenizer_fits, read_var, stream_smooth
+from .parti import stack_rows
 from t2i.sampling import (
     cfg_schedule,
     classifier_free_guidance,
@@ -100,13 +101,6 @@ class ScaleEmbedding(nn.Module):
 class Condition:
     "What a batch of images is conditioned on"
     vector:Tensor # (b,d): starts the sequence and sets the adaptive norms
-
-    def cat(self,
-        other:"Condition",
-    )->"Condition": # (2b,…)
-        "The rows of both, one below the other"
-        pairs = zip(vars(self).values(), vars(other).values())
-        return type(self)(*[torch.cat(pair) for pair in pairs])
 
 # %% ../../nbs/31_var.ipynb #f7cc4706
 class VARBlock(nn.Module):
@@ -267,7 +261,7 @@ class MapPredictor:
     ):
         self.net, self.quantizer, self.weights = net, quantizer, weights
         guided = unconditional is not None and any(w != 1 for w in weights)
-        both = condition.cat(unconditional) if guided else condition
+        both = stack_rows(condition, unconditional) if guided else condition
         self.copies = 2 if guided else 1                         # rows per image
         self.settings = net.condition(both)
         self.x = net.embed.start(both.vector)                    # (b or 2b,1,d), read by the map
@@ -330,8 +324,36 @@ def upgrade_var(
     values = {name: value for name, value in values.items() if name != "masked"}
     return values | dict(format=2), state
 
+# %% ../../nbs/31_var.ipynb #c4264a16
+class SamplesMaps:
+    "Mixed into a model with `condition`, `net` and `tokenizer`: it samples map after map"
+    @torch.no_grad()
+    def stream(self,
+        given,                      # what `condition` reads: b labels, b texts
+        unconditional,              # the same: no class, an empty text, or one to avoid
+        generators:list[torch.Generator], # one per image
+        guidance_scale:float=1.,    # w
+        temperature:float=1.,
+        top_k:int=0, top_p:float=0., # 0 is off
+        guidance_schedule:str="ramp", # see `cfg_schedule`
+        temperature_schedule:str="constant", # see `map_temperatures`
+        predictor:type=MapPredictor,
+        sampler:Callable=stream_maps, # or `stream_smooth` (lesson 38)
+    )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
+        "Sample one image per label or text, map after map"
+        weights = cfg_schedule(guidance_scale, len(self.net.sizes), guidance_schedule)
+        both = self.condition(given), self.condition(unconditional)
+        maps = predictor(self.net, self.tokenizer.quantizer, *both, weights)
+        return sampler(maps, generators, temperature, top_k=top_k, top_p=top_p,
+                       temperature_schedule=temperature_schedule)
+
+    @torch.no_grad()
+    def generate(self, *inputs, **settings)->list[Tensor]: # (b,p*p) int64 per scale
+        "The last that `stream` yields"
+        return list(self.stream(*inputs, **settings))[-1]
+
 # %% ../../nbs/31_var.ipynb #bb602000
-class NextScaleModel(nn.Module):
+class NextScaleModel(SamplesMaps, nn.Module):
     "A transformer and the tokenizer that it refers to; a subclass adds `condition`"
     upgrade = staticmethod(upgrade_var)
 
@@ -353,22 +375,6 @@ class NextScaleModel(nn.Module):
     )->Tensor:               # (b,l,v) logits
         "Teacher forcing"
         return self.net(self.condition(given), self.tokenizer.quantizer, tokens, *masks)
-
-    @torch.no_grad()
-    def stream_conditions(self,
-        condition:Condition,        # (b,…)
-        unconditional:Condition,    # (b,…)
-        generators:list[torch.Generator], # one per image
-        guidance_scale:float=1.,    # w
-        guidance_schedule:str="ramp", # see `cfg_schedule`
-        stream:Callable=stream_maps, # or `stream_smooth` (lesson 38)
-        **sampling,                 # temperature, top_k, top_p: see `stream_maps`
-    )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
-        "Sample map after map"
-        weights = cfg_schedule(guidance_scale, len(self.net.sizes), guidance_schedule)
-        maps = MapPredictor(
-            self.net, self.tokenizer.quantizer, condition, unconditional, weights)
-        return stream(maps, generators, **sampling)
 
 # %% ../../nbs/31_var.ipynb #e38a1b03
 class ClassConditionalVAR(NextScaleModel):
@@ -401,11 +407,10 @@ class ClassConditionalVAR(NextScaleModel):
         temperature_schedule:str="constant", # see `map_temperatures`
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per label, map after map"
-        return self.stream_conditions(
-            self.condition(labels), self.condition(unconditional), generators, guidance_scale,
-            guidance_schedule, stream_smooth if more_smooth else stream_maps,
-            temperature=temperature, top_k=top_k, top_p=top_p,
-            temperature_schedule=temperature_schedule)
+        return SamplesMaps.stream(
+            self, labels, unconditional, generators, guidance_scale, temperature, top_k, top_p,
+            guidance_schedule, temperature_schedule,
+            sampler=stream_smooth if more_smooth else stream_maps)
 
 # %% ../../nbs/31_var.ipynb #c23992dd
 class VAR(ClassConditionalVAR, PyTorchModelHubMixin):
@@ -425,8 +430,8 @@ class VAR(ClassConditionalVAR, PyTorchModelHubMixin):
         if labels.min() < 0 or labels.max() > c:
             raise ValueError(f"labels go from 0 to {c-1} ({c}: no class), got {labels.tolist()}")
         generators = split_generator(None, generator, 1, len(labels))
-        frames = self.stream(labels, torch.full_like(labels, c), generators, scale, **settings)
-        return list(frames)[-1]
+        no_class = torch.full_like(labels, c)
+        return super().generate(labels, no_class, generators, scale, **settings)
 
     @classmethod
     def from_official(cls,

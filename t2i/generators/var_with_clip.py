@@ -31,23 +31,29 @@ from t2i.guidance.clip_cache import (
     FrozenCLIPEncoder,
     TextCache,
     build_text_cache,
-    clip_words,
     frozen_clip_encoder,
     text_contents,
 )
 from ..text import TextEncoderConfig, TextFeatures
 from ..tokenizers.multiscale import MultiScaleVQVAE
+from ..training import load_task
 
 # %% ../../nbs/36_var_with_clip.ipynb #a73e2f50
 def class_conditional(
-    name:str, # published, a published file, a saved VAR or pipeline, or a bundled one
+    name:str|Path, # published, a published file, a saved VAR or pipeline, a bundled one, a run
     tokenizer:MultiScaleVQVAE,
 )->VAR:       # in evaluation mode
     "A class-conditional VAR to start from"
-    if name in REGISTRY or Path(name).is_file():
-        path = fetch(REGISTRY[name]) if name in REGISTRY else Path(name)
-        return VAR.from_official(path, tokenizer)
+    if str(name) in REGISTRY:
+        return VAR.from_official(fetch(REGISTRY[str(name)]), tokenizer)
+    if Path(name).is_file():
+        return VAR.from_official(name, tokenizer)
     folder = bundled_folder(name)
+    if (folder/"last").is_file():
+        var = load_task(folder).model
+        if not isinstance(var, VAR):
+            raise T2IError(f"{name} is no run of a class-conditional VAR")
+        return var
     part = folder/"generator" if (folder/"generator").is_dir() else folder
     return load_model(VAR, VARConfig, part, tokenizer=tokenizer)
 
@@ -175,7 +181,7 @@ class ClipVARTask(CaptionLookup):
     Config = ClipVARTaskConfig
 
     def build_text_encoder(self, text:TextEncoderConfig)->FrozenCLIPEncoder:
-        self.text_tokenizer = clip_words(self.clip, self.clip_name)
+        self.text_tokenizer = self.clip.tokenize
         return frozen_clip_encoder(self.clip, self.clip_name, text.width)
 
     def build_model(self, encoder:FrozenCLIPEncoder)->nn.Module:

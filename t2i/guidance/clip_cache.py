@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'text_contents', 'write_text_shard', 'build_text_cache', 'TextCache', 'FrozenCLIPConfig',
-           'FrozenCLIPEncoder', 'frozen_clip_encoder', 'OpenCLIPTokenizer', 'clip_words', 'read_words', 'is_published']
+           'FrozenCLIPEncoder', 'frozen_clip_encoder', 'read_words', 'is_published']
 
 # %% ../../nbs/23_text_cache.ipynb #090d4ed6
 import json
@@ -23,7 +23,7 @@ from ..engine.caches import find_shards, is_whole_shard, open_cache, plan_shards
 from ..engine.checkpoints import REGISTRY
 from ..engine.downloads import explain_full_disk
 from ..engine.files import atomic_path, hash_of
-from .clip import CLIP, text_mask
+from .clip import CLIP, OpenCLIPTokenizer
 from .clip_text import clip_features, text_fingerprint
 from .t5 import PREFIX, FrozenT5, T5TextTokenizer
 from ..text import TextFeatures, TextTokenizer
@@ -35,8 +35,7 @@ def text_contents(
     clip:CLIP|FrozenT5,
 )->dict[str,str]:
     "What cached text features depend on"
-    probe = clip.tokenize(["two photographs of a dog, 1!"])
-    probe = probe[0] if isinstance(probe, tuple) else probe
+    probe, _ = clip.tokenize(["two photographs of a dog, 1!"])
     return dict(captions=hash_of(captions), clip=text_fingerprint(clip),
                 tokenizer=hash_of(probe), format=FORMAT)
 
@@ -173,50 +172,6 @@ def frozen_clip_encoder(
         name, text_fingerprint(clip), features.tokens.shape[-1], features.pooled.shape[-1],
         width), clip)
 
-# %% ../../nbs/23_text_cache.ipynb #ab9af04e
-class OpenCLIPTokenizer:
-    "The text tokenizer of a model of OpenCLIP in the place of a `TextTokenizer`"
-    def __init__(self,
-        name:str,      # NAME or NAME/TAG
-        tokenize=None, # the tokenizer, if it is loaded already
-    ):
-        self.name = name
-        if tokenize is None:
-            import open_clip
-            tokenize = open_clip.get_tokenizer(name.partition("/")[0])
-        self.tokenize = tokenize
-
-    def __call__(self, captions:list[str])->tuple[Tensor,Tensor]: # ids (b,l) int64, mask (b,l) bool
-        "Captions to padded ids"
-        ids = self.tokenize(captions)
-        return ids, text_mask(self.tokenize, ids)
-
-    @property
-    def length(self)->int: # tokens per caption
-        return self.tokenize.context_length
-
-    def rest(self, caption:str)->str: # empty if all of it is read
-        "What of a caption is cut off, between the tokens of its start and its end"
-        if not hasattr(self.tokenize, "encode"):  # a tokenizer of the hub
-            return ""
-        return self.tokenize.decode(self.tokenize.encode(caption)[self.length-2:])
-
-    def save_pretrained(self, folder:str|Path): # made if it is not there
-        "Write config.json with the name"
-        about = dict(model_type="open_clip_tokenizer", format=1, name=self.name)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder)/"config.json").write_text(json.dumps(about) + "\n")
-
-# %% ../../nbs/23_text_cache.ipynb #e5b63808
-def clip_words(
-    clip:CLIP|FrozenT5,
-    name:str, # where it is found again
-)->TextTokenizer|T5TextTokenizer|OpenCLIPTokenizer:
-    "The text tokenizer of a frozen text encoder, for a generator that reads it"
-    if isinstance(clip.tokenize, (TextTokenizer, T5TextTokenizer)):
-        return clip.tokenize
-    return OpenCLIPTokenizer(name, clip.tokenize)
-
 # %% ../../nbs/23_text_cache.ipynb #76c6aedd
 def read_words(
     folder:str|Path, # written by `save_pretrained`
@@ -224,11 +179,9 @@ def read_words(
     "A saved text tokenizer of any kind"
     path = Path(folder)/"config.json"
     about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if about.get("model_type") == "open_clip_tokenizer":
-        return OpenCLIPTokenizer(about["name"])
-    if about.get("model_type") == "t5_tokenizer":
-        return T5TextTokenizer(about["name"])
-    return TextTokenizer.from_pretrained(folder)
+    kinds = {kind.model_type: kind for kind in (OpenCLIPTokenizer, T5TextTokenizer)}
+    kind = kinds.get(about.get("model_type"))
+    return kind(about["name"]) if kind else TextTokenizer.from_pretrained(folder)
 
 # %% ../../nbs/23_text_cache.ipynb #491b4c73
 def is_published(

@@ -143,17 +143,17 @@ def warn_of_prompts(
         tokenizer = clip.tokenize
         name = repr(text if len(text) <= 60 else text[:57] + "...")
         if hasattr(tokenizer, "unfamiliar"):  # a `TextTokenizer`
-            cut, limit = tokenizer.cut(text), tokenizer.length
+            cut = tokenizer.cut(text)
             words = ", ".join(map(repr, tokenizer.unfamiliar(text)[:5]))
             for line in prompt_lines(tokenizer, text):
                 log.warning("%s", line)
             if words:
                 log.warning("%s: this CLIP never met %s; the image may not show it", name, words)
         else:
-            encode, limit = getattr(tokenizer, "encode", str.split), tokenizer.context_length
-            cut = len(encode(text)) > limit - 2  # a start and an end token
+            cut = tokenizer.rest(text)
         if cut:
-            log.warning("%s is longer than this CLIP's %d tokens: the rest is cut", name, limit)
+            log.warning("%s is longer than this CLIP's %d tokens: the rest is cut", name,
+                        tokenizer.length)
 
 # %% ../../nbs/22_dream.ipynb #e15b9039
 def check_ranges(

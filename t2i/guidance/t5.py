@@ -6,7 +6,6 @@
 __all__ = ['PREFIX', 'LENGTH', 'read_t5_part', 'T5TextTokenizer', 'FrozenT5', 'load_text_model']
 
 # %% ../../nbs/23_t5.ipynb #098309c4
-import json
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ..core import T2IError, best_device, import_extra
 from ..engine.unpickling import first_line
-from .clip import CLIP, load_clip
+from .clip import CLIP, OpenCLIPTokenizer, load_clip
 from ..text import TextFeatures
 
 # %% ../../nbs/23_t5.ipynb #e7e7b816
@@ -39,7 +38,8 @@ def read_t5_part(
 # %% ../../nbs/23_t5.ipynb #50502895
 class T5TextTokenizer:
     "The pieces of a T5 in the place of a `TextTokenizer`"
-    length = LENGTH
+    length, model_type = LENGTH, "t5_tokenizer"
+    save_pretrained = OpenCLIPTokenizer.save_pretrained
 
     def __init__(self,
         name:str, # t5: and a folder or a hub id
@@ -57,12 +57,6 @@ class T5TextTokenizer:
         "What of a caption is cut off"
         ids = self.tokenize(caption).input_ids
         return self.tokenize.decode(ids[self.length-1:-1])
-
-    def save_pretrained(self, folder:str|Path): # made if it is not there
-        "Write config.json with the name"
-        about = dict(model_type="t5_tokenizer", format=1, name=self.name)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder)/"config.json").write_text(json.dumps(about) + "\n")
 
 # %% ../../nbs/23_t5.ipynb #70d17bcc
 class FrozenT5(nn.Module):

@@ -198,17 +198,14 @@ class ExpiringCodebook(Codebook):
 class EMACodebook(ExpiringCodebook):
     "Codes as moving averages of their vectors (https://arxiv.org/abs/1711.00937, appendix A.1)"
     def __init__(self,
-        codebook_size:int,               # v
-        code_dim:int,                    # d
-        dead_code_threshold:float=.02,   # see `ExpiringCodebook`; 0: no code is ever replaced
-        decay:float=.99,                 # γ of counts and sums
-        cosine:bool=False,               # see `Codebook`
+        *sizes,     # here and below, see `ExpiringCodebook`; γ is that of sums, too
+        **settings, # with dead_code_threshold=0, no code is ever replaced
     ):
-        super().__init__(codebook_size, code_dim, dead_code_threshold, decay, cosine)
+        super().__init__(*sizes, **settings)
         weight = self.weight.data
         del self.weight  # no longer a parameter, so that no optimiser changes it
         self.register_buffer("weight", weight)
-        self.register_buffer("ema_sums", torch.zeros(codebook_size, code_dim))
+        self.register_buffer("ema_sums", torch.zeros_like(weight))
 
     def update_codes(self,
         vectors:Tensor,  # (vectors,d), encoded since the last update
