@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 import t2i.engine.caches as caches
 from t2i import T2IError
 from t2i.engine.caches import CachedDataset, build_cache, build_token_cache, dataset_hash
+from t2i.guidance.clip import load_clip
+from t2i.guidance.clip_cache import TextCache, build_text_cache
 
 CPU = torch.device("cpu")
 ABOUT = dict(dataset="a", tokenizer="b")
@@ -252,9 +254,9 @@ def test_a_damaged_shard_is_named_in_reading_and_made_anew_in_filling(tmp_path, 
 
 def test_a_cache_that_is_too_short_or_not_there(tmp_path):
     build_cache(tmp_path/"c", ABOUT, Own(), 25, numbers)
-    with pytest.raises(T2IError, match="holds 25 of 26 images"):
+    with pytest.raises(T2IError, match="holds 25 of 26 items"):
         CachedDataset(tmp_path/"c", 26)
-    with pytest.raises(T2IError, match="holds 0 of its images"):
+    with pytest.raises(T2IError, match="holds 0 of its items"):
         CachedDataset(tmp_path/"nothing")
 
 
@@ -295,14 +297,14 @@ class Bar:
 
 
 @pytest.mark.parametrize("there", [0, 10, 25])
-def test_one_bar_counts_images(tmp_path, monkeypatch, there):
+def test_one_bar_counts_items(tmp_path, monkeypatch, there):
     if there:
         build_cache(tmp_path/"c", ABOUT, Own(), there, numbers, shard=10)
     monkeypatch.setattr(caches, "progress", Bar)
     monkeypatch.setattr(Bar, "made", [])
     build_cache(tmp_path/"c", ABOUT, Own(), 25, numbers, shard=10, batch_size=4)
     (bar,) = Bar.made
-    assert (bar.total, bar.unit, sum(bar.done)) == (25, "img", 25)
+    assert (bar.total, bar.unit, sum(bar.done)) == (25, "item", 25)
     assert bar.done[0] == (10 if there else 4)
 
 
@@ -322,3 +324,43 @@ def test_loaders_read_a_cache(tmp_path, workers):
     assert json.loads((folder/"cache.json").read_text()) == ABOUT
     with pytest.raises(IndexError):
         cached[25]
+
+
+# ---- Captions
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return load_clip("shapes-clip", "cpu")
+
+
+TEXTS = [f"a {size} {color} {shape}" for size in ("small", "large") for color in ("red", "green")
+         for shape in ("circle", "square", "star", "heart")]
+
+
+def check_texts(folder, clip):
+    "A text cache holds each caption once, with its own features"
+    cache = TextCache(folder)
+    assert cache.captions == TEXTS
+    for text in TEXTS:
+        right = clip.text_features([text])
+        row = cache[cache.index[text]]
+        torch.testing.assert_close(row["tokens"], right.tokens[right.mask], atol=4e-3, rtol=0)
+        torch.testing.assert_close(row["pooled"], right.pooled[0], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("shard", [2, 3, 6, 100])
+def test_a_torn_text_shard_is_removed_though_the_next_call_divides_otherwise(tmp_path, clip, shard):
+    folder = build_text_cache(TEXTS, clip, tmp_path/"c", shard=6)
+    torn = folder/"000000006-000000012.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-9])
+    build_text_cache(TEXTS, clip, folder, shard=shard)
+    check_texts(folder, clip)
+
+
+def test_a_text_cache_skips_overlapping_shards(tmp_path, clip):
+    folder = build_text_cache(TEXTS, clip, tmp_path/"c", shard=6)
+    other = build_text_cache(TEXTS, clip, tmp_path/"other", shard=4)
+    name = "000000004-000000008.safetensors"
+    (other/name).rename(folder/name)
+    check_texts(folder, clip)

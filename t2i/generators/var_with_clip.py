@@ -160,7 +160,6 @@ class CaptionLookup(TextVARTask):
         texts = sorted({"", *captions[0], *captions[1]})
         about, chosen = hash_of(text_contents(texts, self.clip)), self.config.data.cache_dir
         folder = Path(chosen)/"text" if chosen else data_home()/"cache"/f"text-{about}"
-        info_once(f"{len(texts)} captions are read once by the CLIP, and kept in {folder}")
         self.text_cache = TextCache(build_text_cache(texts, self.clip, folder))
         self.clip.to("cpu")  # this makes room; `read` needs it for other captions alone
 

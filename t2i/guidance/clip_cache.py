@@ -8,21 +8,16 @@ __all__ = ['FORMAT', 'text_contents', 'write_text_shard', 'build_text_cache', 'T
 
 # %% ../../nbs/23_text_cache.ipynb #090d4ed6
 import json
-from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn as nn
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core import T2IError, progress
-from ..engine.caches import find_shards, is_whole_shard, open_cache, plan_shards, read_captions
+from ..engine.caches import CachedDataset, missing_shards, save_shard
 from ..engine.checkpoints import REGISTRY
-from ..engine.downloads import explain_full_disk
-from ..engine.files import atomic_path, hash_of
+from ..engine.files import hash_of
 from .clip import CLIP, OpenCLIPTokenizer
 from .clip_text import clip_features, text_fingerprint
 from .t5 import PREFIX, FrozenT5, T5TextTokenizer
@@ -57,9 +52,7 @@ def write_text_shard(
         bar.update(len(features.mask))
     values = dict(tokens=torch.cat(tokens), ends=torch.cat(counts).cumsum(0),
                   pooled=torch.cat(pooled))
-    way = "make room; the same command goes on"
-    with explain_full_disk(path, way), atomic_path(path) as temporary:
-        save_file(values, temporary, metadata=dict(captions=json.dumps(captions)))
+    save_shard(path, values, captions)
 
 # %% ../../nbs/23_text_cache.ipynb #aaa05e81
 def build_text_cache(
@@ -72,57 +65,41 @@ def build_text_cache(
     folder = Path(folder)
     if len(set(captions)) < len(captions) or not captions:
         raise ValueError("a text cache needs captions, and each of them once")
-    open_cache(folder, text_contents(captions, clip))
-    found = {start: (end, path) for start, end, path in reversed(find_shards(folder))}
-    whole = {start: end for start, (end, path) in found.items() if is_whole_shard(path)}
-    with progress(total=len(captions), desc="reading captions", unit="caption") as bar:
-        for start, end, known in plan_shards(whole, len(captions), shard):
-            path = folder/f"{start:09d}-{end:09d}.safetensors"
-            if known:
-                bar.update(end-start)
-            else:
-                write_text_shard(path, captions[start:end], clip, bar)
+    about = text_contents(captions, clip)
+    for path, start, end, bar in missing_shards(folder, about, len(captions), shard):
+        write_text_shard(path, captions[start:end], clip, bar)
     return folder
 
 # %% ../../nbs/23_text_cache.ipynb #6ee23ee0
-class TextCache:
+class TextCache(CachedDataset):
     "Text features of captions that were read ahead"
     def __init__(self,
         folder:str|Path, # made by `build_text_cache`
     ):
-        shards = find_shards(Path(folder))
-        self.starts = [start for start, _, _ in shards]
-        self.paths = [path for _, _, path in shards]
-        captions = [caption for path in self.paths for caption in read_captions(path)]
-        self.index = {caption: i for i, caption in enumerate(captions)}
-        self.files = {}
-        if not self.index:
-            raise T2IError(f"{folder} holds no text features; t2i data cache fills it")
+        super().__init__(folder)
+        self.index = {caption: i for i, caption in enumerate(self.captions)}
 
     def __contains__(self, caption:str)->bool:
         return caption in self.index
 
-    def row(self, caption:str)->tuple[Tensor,Tensor]: # (real tokens,w); (d,)
-        "The features of one caption, float32"
-        i = self.index[caption]
-        shard = bisect_right(self.starts, i) - 1
-        if shard not in self.files:
-            file = safe_open(self.paths[shard], "pt")
-            self.files[shard] = file, [0, *file.get_tensor("ends").tolist()]
-        file, ends = self.files[shard]
-        i -= self.starts[shard]
-        tokens = file.get_slice("tokens")[ends[i]:ends[i+1]]
-        return tokens.float(), file.get_slice("pooled")[i].float()
+    def __getitem__(self, i)->dict: # tokens (real tokens,w) and pooled (d,), float32; caption
+        i = range(len(self))[i]
+        file, row = self.locate(i)
+        ends = file.get_slice("ends")
+        start = int(ends[row-1]) if row else 0
+        tokens = file.get_slice("tokens")[start:int(ends[row])].float()
+        pooled = file.get_slice("pooled")[row].float()
+        return dict(tokens=tokens, pooled=pooled, caption=self.captions[i])
 
     def __call__(self,
         captions:list[str],
     )->TextFeatures: # tokens (b,l,w), l the longest of the batch; mask (b,l); pooled (b,d)
         "The features of a batch, on the CPU"
-        rows = [self.row(caption) for caption in captions]
-        tokens = nn.utils.rnn.pad_sequence([tokens for tokens, _ in rows], batch_first=True)
-        lengths = torch.tensor([len(tokens) for tokens, _ in rows])
+        rows = [self[self.index[caption]] for caption in captions]
+        tokens = nn.utils.rnn.pad_sequence([row["tokens"] for row in rows], batch_first=True)
+        lengths = torch.tensor([len(row["tokens"]) for row in rows])
         mask = torch.arange(tokens.shape[1]) < lengths[:,None]
-        return TextFeatures(tokens, mask, torch.stack([pooled for _, pooled in rows]))
+        return TextFeatures(tokens, mask, torch.stack([row["pooled"] for row in rows]))
 
 # %% ../../nbs/23_text_cache.ipynb #fb06836c
 @dataclass
