@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -34,7 +35,7 @@ from t2i.control.boxes import (
 from .contours import object_parts
 from .lora import base_task
 from ..core import T2IError
-from ..data.checker import components_margin, find_objects
+from ..data.checker import find_objects
 from ..data.coco import Box
 from ..data.datasets import CocoDataset, DataConfig, FolderDataset, ShapesDataset
 from ..data.shapes import SIDE, Group, Obj, noun_phrase, sample_scene
@@ -253,11 +254,9 @@ def found_boxes(
     _, objects = find_objects(np.asarray(image))
     boxes = []
     for part, _, share in object_parts(image):
-        solid = share*components_margin(part) >= .5
-        solid = solid if solid.any() else part
-        rows, cols = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
-        edges = cols[0], rows[0], cols[-1]+1, rows[-1]+1
-        boxes.append(tuple(float(edge)/SIDE for edge in edges))
+        solid = share*ndimage.binary_dilation(part, np.ones((3, 3))) >= .5  # with its rim
+        box = Image.fromarray(solid).getbbox() or Image.fromarray(part).getbbox()
+        boxes.append(tuple(edge/SIDE for edge in box))
     return list(zip(objects, boxes))
 
 # %% ../../nbs/43_boxes_training.ipynb #cb6034d7

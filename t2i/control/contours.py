@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from ..data.checker import check, components, covered_share, vote_color
+from ..data.checker import check, covered_share, image_parts, vote_color
 from ..data.shapes import BACKGROUNDS, COLORS, Scene, inside, render, sample_scene
 
 # %% ../../nbs/42_contours.ipynb #1a17b34a
@@ -45,16 +45,13 @@ def object_parts(
     image, # (64,64,3) uint8 array, or a PIL image
 )->list[tuple[np.ndarray,str,np.ndarray]]: # pixels (64,64) bool, color, coverage (64,64), each
     "The connected parts of an image, as the checker sees them"
+    background, parts = image_parts(image)
     pixels = np.asarray(image).astype(np.float32)
-    palette = np.float32(list(BACKGROUNDS.values()))
-    distance = np.linalg.norm(pixels[:,:,None]-palette, axis=-1) # (64,64,4)
-    b = int((distance < 30).mean((0, 1)).argmax())
     found = []
-    for part in components(distance[...,b] > 50):
-        if part.sum() >= 12:
-            color, _ = vote_color(pixels[part])
-            share = covered_share(pixels, palette[b], np.float32(COLORS[color]))
-            found.append((part, color, share))
+    for part in parts:
+        color, _ = vote_color(pixels[part])
+        ends = np.float32([BACKGROUNDS[background], COLORS[color]])
+        found.append((part, color, covered_share(pixels, *ends)))
     return found
 
 # %% ../../nbs/42_contours.ipynb #6936f504
@@ -63,9 +60,9 @@ def middle_coverage(
     share:np.ndarray, # (64,64) in [0,1], how much of each pixel has its color
 )->float:             # in [0,1]
     "How much of the middle of an object's box has its color"
-    rows, cols = (np.flatnonzero(part.any(axis)) for axis in (1, 0))
-    y, x = (rows[0]+rows[-1])/2, (cols[0]+cols[-1])/2
-    down, across = .15*(rows[-1]-rows[0]+1), .15*(cols[-1]-cols[0]+1)
+    left, top, right, bottom = Image.fromarray(part).getbbox()
+    x, y = (left+right-1)/2, (top+bottom-1)/2
+    across, down = .15*(right-left), .15*(bottom-top)
     window = share[round(y-down):round(y+down)+1, round(x-across):round(x+across)+1]
     return float(window.mean())
 

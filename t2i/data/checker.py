@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['components', 'vote_color', 'covered_share', 'centre_crop', 'templates', 'best_template', 'Found', 'identify',
-           'find_objects', 'mismatches', 'Verdict', 'check', 'shapes_bench']
+           'image_parts', 'find_objects', 'mismatches', 'Verdict', 'check', 'shapes_bench']
 
 # %% ../../nbs/02_checker.ipynb #521db1d1
 import itertools
@@ -133,20 +133,29 @@ def identify(
     )
 
 # %% ../../nbs/02_checker.ipynb #11c4510a
-def find_objects(
-    image:np.ndarray,  # (64,64,3) uint8
-)->tuple[str|None, list[Found]]:  # the background (None: none fills the image), and the objects
-    "Take an image of the shapes world apart: background, connected parts, color and shape of each"
-    pixels = image.astype(np.float32)
-    names = list(BACKGROUNDS)
+def image_parts(
+    image,  # (64,64,3) uint8 array, or a PIL image
+)->tuple[str|None, list[np.ndarray]]:  # the background, and the pixels (64,64) bool of each part
+    "The background (None: none fills the image) and the connected parts, largest first"
+    pixels = np.asarray(image).astype(np.float32)
     values = np.float32(list(BACKGROUNDS.values()))
     distance = np.linalg.norm(pixels[:,:,None]-values, axis=-1)      # (64,64,4)
     share = (distance < 30).mean((0, 1))
     if share.max() < .25:
         return None, []
     b = int(share.argmax())
-    parts = [p for p in components(distance[...,b] > 50) if p.sum() >= 12]
-    return names[b], [identify(pixels, p, values[b]) for p in parts]
+    parts = [part for part in components(distance[...,b] > 50) if part.sum() >= 12]
+    return list(BACKGROUNDS)[b], parts
+
+
+def find_objects(
+    image:np.ndarray,  # (64,64,3) uint8
+)->tuple[str|None, list[Found]]:  # the background (None: none fills the image), and the objects
+    "Take an image of the shapes world apart: background, connected parts, color and shape of each"
+    background, parts = image_parts(image)
+    pixels = image.astype(np.float32)
+    found = [identify(pixels, part, np.float32(BACKGROUNDS[background])) for part in parts]
+    return background, found
 
 # %% ../../nbs/02_checker.ipynb #d4c54757
 def mismatches(
