@@ -1,11 +1,14 @@
-"Boxes around the objects of an image, as the checker sees them."
+"Boxes around the objects of an image: as the checker sees them, and of images that are turned."
+import json
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageDraw
 
-from t2i.control.boxes_training import box_scores, found_boxes, object_box
+from t2i.control.boxes_training import BoxedFolder, box_scores, found_boxes, object_box
 from t2i.control.contours import object_parts
 from t2i.data.checker import find_objects, image_parts
+from t2i.data.datasets import CocoDataset, DataConfig
 from t2i.data.shapes import render, sample_scene
 
 SCENES = [sample_scene(seed, "color_attribution") for seed in range(7, 11)]
@@ -28,3 +31,52 @@ def test_contours_and_the_checker_see_the_same_parts(scene):
     seen = object_parts(Image.fromarray(image))
     assert all(np.array_equal(part, own) for part, (own, _, _) in zip(parts, seen, strict=True))
     assert [color for _, color, _ in seen] == [found.color for found in find_objects(image)[1]]
+
+
+# ---- Images that a camera stored lying, with a note that they are to be turned
+
+
+def save_turned(path, turn, box=(50, 10, 70, 20)):
+    "A JPEG of 90x60 pixels with a red box, before it is turned"
+    image = Image.new("RGB", (90, 60), "white")
+    ImageDraw.Draw(image).rectangle((box[0], box[1], box[2]-1, box[3]-1), fill="red")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = turn
+    image.save(path, exif=exif, quality=95, subsampling=0)
+
+
+def red_box(image):
+    "Where an image (3,60,60) is red"
+    red = (image[1] < 0).numpy()
+    return tuple(edge/60 for edge in Image.fromarray(red).getbbox())
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_boxes_of_coco_turn_with_their_image(tmp_path, turn):
+    (tmp_path/"annotations").mkdir()
+    (tmp_path/"train2017").mkdir()
+    save_turned(tmp_path/"train2017"/"a.jpg", turn)
+    images = [dict(id=1, file_name="a.jpg", width=90, height=60)]
+    tables = dict(
+        captions=[dict(image_id=1, caption="a box")],
+        instances=[dict(image_id=1, category_id=1, bbox=[50, 10, 20, 10])])  # width and height
+    for name, notes in tables.items():
+        table = dict(images=images, annotations=notes, categories=[dict(id=1, name="box")])
+        (tmp_path/"annotations"/f"{name}_train2017.json").write_text(json.dumps(table))
+    data = CocoDataset(tmp_path, resolution=60)
+    ((name, edges),) = data.boxes(0)
+    assert name == "box" and edges == pytest.approx(red_box(data[0]["image"]))
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_boxes_of_a_folder_are_those_of_the_image_as_it_is_seen(tmp_path, turn):
+    for name in "ab":
+        save_turned(tmp_path/f"{name}.jpg", turn)
+        (tmp_path/f"{name}.txt").write_text("a box")
+    data = BoxedFolder(DataConfig(name="folder", path=str(tmp_path), resolution=60))
+    left, top, right, bottom = red_box(data[0]["image"])
+    seen = [left, (15+60*top)/90, right, (15+60*bottom)/90]      # 15 pixels are cut from each end
+    if turn < 5:
+        seen = [(15+60*left)/90, top, (15+60*right)/90, bottom]
+    (tmp_path/"a.bbox").write_text(json.dumps(dict(label="box", bbox=seen)))
+    assert data.boxes(0) == [("box", pytest.approx((left, top, right, bottom)))]

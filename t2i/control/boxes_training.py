@@ -36,7 +36,7 @@ from .contours import object_parts
 from .lora import base_task
 from ..core import T2IError
 from ..data.checker import find_objects
-from ..data.coco import Box
+from ..data.coco import Box, stored_size
 from ..data.datasets import CocoDataset, DataConfig, FolderDataset, ShapesDataset
 from ..data.shapes import SIDE, Group, Obj, noun_phrase, sample_scene
 from ..generators.text_var import drop_captions
@@ -144,8 +144,8 @@ class BoxedFolder(WithBoxes, FolderDataset):
     def boxes(self, i:int)->list: # (phrase, edges) each
         "The boxes of item i in its middle square"
         path, _ = self.locate(i)
-        with Image.open(path) as image:
-            w, h = image.size
+        size, turn = stored_size(path)
+        w, h = size[::-1] if turn in (5, 6, 7, 8) else size      # as the image is seen
         found = []
         for phrase, (left, top, right, bottom) in read_bbox_file(path.with_suffix(".bbox")):
             edges = Box(phrase, left*w, top*h, (right-left)*w, (bottom-top)*h).in_square((w, h))

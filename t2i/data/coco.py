@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'COCO_IMAGES', 'COCO_SOURCE', 'COCO_FILES', 'first_names', 'read_table', 'CocoSplit', 'read_split',
-           'lost_images', 'present_items', 'folder_kind', 'warn_of_coco', 'Box', 'read_boxes', 'boxes_in_square',
-           'choose_subset', 'odd_boxes', 'check_coco', 'report_rows', 'is_complete', 'fetch_coco']
+           'lost_images', 'present_items', 'folder_kind', 'warn_of_coco', 'Box', 'read_boxes', 'stored_size',
+           'turn_box', 'boxes_in_square', 'choose_subset', 'odd_boxes', 'check_coco', 'report_rows', 'is_complete',
+           'fetch_coco']
 
 # %% ../../nbs/03_coco.ipynb #39df6ed8
 import json
 import os
 import random
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ..core import T2IError, log, warn_once
 from ..engine import folders
@@ -176,15 +178,40 @@ def read_boxes(
     return boxes
 
 # %% ../../nbs/03_coco.ipynb #fe37c95c
+def stored_size(
+    path:Path, # an image
+)->tuple[tuple[int,int],int]: # width and height before it is turned; its EXIF orientation, 1 to 8
+    "How an image lies in its file; `to_rgb` turns it upright"
+    with Image.open(path) as image:
+        turn = 1
+        with suppress(Exception):  # EXIF data that cannot be read turns nothing
+            turn = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return image.size, turn
+
+
+def turn_box(
+    edges:tuple[float,...], # left, top, right, bottom in [0,1], before the image is turned
+    turn:int,               # EXIF orientation
+)->tuple[float,...]:        # in the upright image
+    "Where a box lies when a square image has been turned"
+    across, down = edges[::2], edges[1::2]
+    if turn in (5, 6, 7, 8):
+        across, down = down, across
+    if turn in (2, 3, 6, 7):
+        across = 1-across[1], 1-across[0]
+    if turn in (3, 4, 7, 8):
+        down = 1-down[1], 1-down[0]
+    return across[0], down[0], across[1], down[1]
+
+
 def boxes_in_square(
     path:Path,       # an image
-    boxes:list[Box], # its objects
+    boxes:list[Box], # its objects, in the pixels of its file: before it is turned
 )->list[tuple[str,tuple[float,...]]]: # category; left, top, right, bottom in [0,1]
     "The objects in the middle square of an image, without those outside"
-    with Image.open(path) as image:
-        size = image.size
+    size, turn = stored_size(path)
     found = [(box.category, box.in_square(size)) for box in boxes]
-    return [(category, edges) for category, edges in found if edges]
+    return [(category, turn_box(edges, turn)) for category, edges in found if edges]
 
 # %% ../../nbs/03_coco.ipynb #7eeb12e8
 def choose_subset(
