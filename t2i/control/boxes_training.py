@@ -38,7 +38,7 @@ from ..core import T2IError
 from ..data.checker import find_objects
 from ..data.coco import Box, stored_size
 from ..data.datasets import CocoDataset, DataConfig, FolderDataset, ShapesDataset
-from ..data.shapes import SIDE, Group, Obj, noun_phrase, sample_scene
+from ..data.shapes import SIDE, SPLIT_SEEDS, Group, Obj, noun_phrase, sample_scene
 from ..generators.text_var import drop_captions
 from ..sampling import seeded_uniform
 from ..training import Task, TrainConfig
@@ -93,7 +93,7 @@ def object_box(
 class BoxedShapes(WithBoxes, ShapesDataset):
     "The shapes world with the box of every object"
     def __init__(self, config:DataConfig, split:str="train"):
-        super().__init__(*((0,) if split == "train" else (2*10**9, 10**6)))
+        super().__init__(*SPLIT_SEEDS[split])
 
     def boxes(self, i:int)->list: # (phrase, edges) each
         "The boxes of item i; a phrase has an article or not, and a size or not"

@@ -31,7 +31,7 @@ from t2i.data.captions import (
     near_miss_captions,
     text_near_misses,
 )
-from .shapes import Scene, render
+from .shapes import SPLIT_SEEDS, Scene, render
 from ..engine import folders
 from ..engine.recipes import import_class
 from ..engine.runs import SIGNALS
@@ -402,7 +402,7 @@ def load_dataset(
 )->Dataset:              # of dicts with image and caption
     "The images that a config names; those that validate are in no training split"
     name = config.name
-    start, count = (0, 10**9) if split == "train" else (2*10**9, 10**6)
+    start, count = SPLIT_SEEDS[split]
     if name in SCENES:
         return SCENES[name](start, count, captioned)
     if name == "digits":

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'BACKGROUNDS', 'SHAPES', 'RADII', 'UNSEEN_PAIRS', 'SIDE', 'GAP', 'TASKS', 'NUMBERS', 'RELATIONS', 'PLACES',
-           'PHRASES', 'inside', 'coverage', 'Obj', 'Group', 'Spec', 'Scene', 'render', 'quarter', 'pick_pair',
-           'sample_group', 'sample_spec', 'in_one_color', 'noun_phrase', 'phrasings', 'caption', 'parse_noun_phrase',
-           'parse_caption', 'relation_margin', 'place_objects', 'choose_objects', 'realize', 'sample_scene']
+           'PHRASES', 'SPLIT_SEEDS', 'inside', 'coverage', 'Obj', 'Group', 'Spec', 'Scene', 'render', 'quarter',
+           'pick_pair', 'sample_group', 'sample_spec', 'in_one_color', 'noun_phrase', 'phrasings', 'caption',
+           'parse_noun_phrase', 'parse_caption', 'relation_margin', 'place_objects', 'choose_objects', 'realize',
+           'sample_scene']
 
 # %% ../../nbs/01_shapes.ipynb #8a926318
 import random
@@ -403,6 +404,8 @@ def realize(
     return Scene(placed, background, text, spec, task)
 
 # %% ../../nbs/01_shapes.ipynb #9c18444a
+SPLIT_SEEDS = dict(train=(0, 10**9), val=(2*10**9, 10**6))  # first seed; how many scenes
+
 def sample_scene(
     seed:int,            # the same seed gives the same scene
     task:str|None=None,    # one of `TASKS`; None picks one at random

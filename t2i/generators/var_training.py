@@ -26,6 +26,7 @@ from t2i.data.shapes import (
     BACKGROUNDS,
     RADII,
     SHAPES,
+    SPLIT_SEEDS,
     Group,
     Scene,
     noun_phrase,
@@ -104,7 +105,7 @@ def classified(
 )->Dataset:            # of dicts with image, caption and label, with `names`
     "Images with a class each"
     if config.name == "shapes":
-        return SingleShapes() if split == "train" else SingleShapes(2*10**9, 10**6)
+        return SingleShapes(*SPLIT_SEEDS[split])
     if config.name != "folder":
         raise T2IError(f"data.name={config.name} has no classes; known are shapes, and folder "
                        "with a subfolder per class")
