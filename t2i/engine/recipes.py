@@ -16,7 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -191,12 +191,17 @@ def take_over(
     if file is None or not file.is_file():
         return given, overrides
     own = read_yaml(file)
+    task = getattr(import_class(own["task"]), "finetuned_by", None)
+    if task:  # another task than it was trained by
+        known = {f.name for f in fields(import_class(task).Config)} - {"model"}
+        own = {key: value for key, value in own.items() if key in known}
+        own |= dict(task=task, finetune=start)
     over = {key: value for key, value in given.items() if key not in ("task", "finetune")}
-    fields = OmegaConf.to_container(OmegaConf.merge(own, over))
+    merged = OmegaConf.to_container(OmegaConf.merge(own, over))
     if "finetune" in own:
-        return fields | dict(finetune=start), overrides
-    fields["train"]["init_from"] = start
-    return fields, overrides
+        return merged | dict(finetune=start), overrides
+    merged["train"]["init_from"] = start
+    return merged, overrides
 
 # %% ../../nbs/97_recipes.ipynb #b320a98f
 def load_recipe(

@@ -25,6 +25,7 @@ from .var import VAR, VARConfig
 from .var_training import NextScaleStep
 from .var_with_clip import class_conditional
 from ..sampling import split_generator
+from ..training import load_task
 
 # %% ../../nbs/39_finetuning.ipynb #5757baf3
 def folder_class(
@@ -71,7 +72,9 @@ def known_names(
 )->list[str]:    # []: they are not written there
     "The names of its classes"
     words = folder/"text_tokenizer"
-    return ClassNames.from_pretrained(words).names if words.is_dir() else []
+    if words.is_dir():
+        return ClassNames.from_pretrained(words).names
+    return load_task(folder).names if (folder/"last").is_file() else []
 
 
 def class_start(

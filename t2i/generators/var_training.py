@@ -169,6 +169,7 @@ class ClassifiedParts(NextScaleStep):
 class ClassVARTask(ClassifiedParts):
     "`NextScaleStep` of a class-conditional VAR"
     Config = ClassVARTaskConfig
+    finetuned_by = "t2i.generators.finetuning.FinetuningTask" # which has rows for new classes
 
     def __init__(self, config:ClassVARTaskConfig, folder:Path|None=None):
         super().__init__(config, folder)
