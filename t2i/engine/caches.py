@@ -125,7 +125,7 @@ def write_shard(
         bar.update(count)
     save_shard(path, {name: torch.cat(values) for name, values in rows.items()}, captions)
 
-# %% ../../nbs/92_caches.ipynb #61ff73de
+# %% ../../nbs/92_caches.ipynb #c41d80ef
 def missing_shards(
     folder:Path,         # a new one, or one begun with the same `about`
     about:dict[str,str], # what the numbers depend on: dataset, models
@@ -151,7 +151,7 @@ def missing_shards(
             else:
                 yield folder/f"{start:09d}-{end:09d}.safetensors", start, end, bar
 
-
+# %% ../../nbs/92_caches.ipynb #61ff73de
 @torch.no_grad()
 def build_cache(
     folder:str|Path,     # a new one, or one begun with the same `about`
