@@ -23,11 +23,12 @@ from .data.datasets import COMPUTED, DataConfig, FolderDataset, load_dataset
 from .data.mixtures import describe_sources
 from .engine.files import data_home
 from .engine.recipes import load_recipe
-from .generators.reranking import best_of, check_judge, find_judge, judge_candidates
+from .generators.reranking import check_judge
 from .guidance.clip import load_clip
 from .guidance.vqgan_clip import VQGANCLIP
 from .outputs import check_png
 from .pipeline import Pipeline
+from .sampling import split_generator
 from .saved import load
 
 # %% ../nbs/56_subjects.ipynb #66206743
@@ -130,7 +131,7 @@ class ScoreOptions:
         for name in ("per_task", "num_images_per_prompt", "count", "rerank"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise T2IError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+                raise T2IError(f"{option_flag(name)} is {value}; it must be at least 1")
 
     @property
     def settings(self)->dict: # see `SETTINGS`
@@ -153,12 +154,10 @@ def draw_candidates(
 )->list[list[Image.Image]]:
     "Draw with a generator; each of a prompt's images is chosen among its own candidates"
     n, each = options.num_images_per_prompt or 1, options.rerank or 1
-    clip = find_judge(options.clip, pipe, options.judge)[0] if each > 1 else None
-    out = pipe(prompts, n*each, seed=options.seed, **options.settings)
-    images = out.images
-    if each > 1:
-        scores = judge_candidates(pipe, images, out.prompts, each, options.judge, clip)
-        images = [images[i] for i in best_of(scores, each)]
+    chosen = dict(rerank=each, judge=options.judge, clip=options.clip) if each > 1 else {}
+    generators = split_generator(options.seed, None, len(prompts), n*each)
+    texts = [prompt for prompt in prompts for _ in range(n)]
+    images = pipe(texts, generator=generators, **chosen, **options.settings).images
     return [images[i:i+n] for i in range(0, len(images), n)]
 
 
