@@ -32,7 +32,7 @@ from t2i.data.emoji_prompts import (
     reads_names,
 )
 from .data.shapes import BACKGROUNDS, COLORS, SHAPES
-from .engine.files import bundled_folder
+from .engine.files import bundled_folders
 from .engine.folders import read_text
 from .sampling import split_generator
 from .text import TextTokenizer
@@ -137,10 +137,10 @@ def warn_of_rest(
 @cache
 def bundled_words()->dict[str,TextTokenizer]: # by model
     "The text tokenizers of the bundled models that draw from words"
-    folders = bundled_folder("shapes-var", only_bundled=True).parent.glob("*/text_tokenizer")
-    found = {folder.parent.name: folder for folder in folders
-             if (folder/"tokenizer.json").is_file() and (folder/"../model_index.json").is_file()}
-    return {name: TextTokenizer.from_pretrained(folder) for name, folder in found.items()}
+    found = {folder.name: folder/"text_tokenizer" for folder in bundled_folders()
+             if (folder/"model_index.json").is_file()}
+    return {name: TextTokenizer.from_pretrained(folder) for name, folder in found.items()
+            if (folder/"tokenizer.json").is_file()}
 
 # %% ../nbs/54_requests.ipynb #3aabd304
 def who_knows(

@@ -173,10 +173,8 @@ def last_checkpoint(
         raise CheckpointError(f"no checkpoint in {folder}")
     return folder/"checkpoints"/(folder/"last").read_text().strip()
 
-def last_step(
-    folder:str|Path, # a run
-)->int:
-    "The step of the newest whole checkpoint"
+def last_step(folder:str|Path)->int:
+    "The step of the newest whole checkpoint of a run"
     return int(last_checkpoint(folder).name.removeprefix("step-"))
 
 def weights_file(
