@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'CANDIDATES', 'STEERED', 'READ', 'Subject', 'load_subject', 'named_images', 'held_out_images',
-           'ScoreOptions', 'draw_candidates', 'draw_prompts', 'draw_each', 'option_flag', 'check_options',
-           'drawing_settings']
+           'ScoreOptions', 'draw_prompts', 'draw_each', 'option_flag', 'check_options', 'drawing_settings']
 
 # %% ../nbs/56_subjects.ipynb #60757494
 from collections import Counter
@@ -27,7 +26,6 @@ from .generators.reranking import check_judge
 from .guidance.clip import load_clip
 from .guidance.vqgan_clip import VQGANCLIP
 from .outputs import check_png
-from .pipeline import Pipeline
 from .sampling import split_generator
 from .saved import load
 
@@ -147,30 +145,20 @@ class ScoreOptions:
 SETTINGS = ("guidance_scale", "guidance_schedule", "num_steps", "temperature",
             "temperature_schedule", "top_k", "top_p")
 
-def draw_candidates(
-    pipe:Pipeline,
-    prompts:list[str],
-    options:ScoreOptions, # with rerank, each image is the best of so many
-)->list[list[Image.Image]]:
-    "Draw with a generator; each of a prompt's images is chosen among its own candidates"
-    n, each = options.num_images_per_prompt or 1, options.rerank or 1
-    chosen = dict(rerank=each, judge=options.judge, clip=options.clip) if each > 1 else {}
-    generators = split_generator(options.seed, None, len(prompts), n*each)
-    texts = [prompt for prompt in prompts for _ in range(n)]
-    images = pipe(texts, generator=generators, **chosen, **options.settings).images
-    return [images[i:i+n] for i in range(0, len(images), n)]
-
-
 def draw_prompts(
     subject:Subject,
     prompts:list[str],
-    options:ScoreOptions,
+    options:ScoreOptions,   # with rerank, each image is the best of its own so many candidates
 )->list[list[Image.Image]]: # num_images_per_prompt images for each prompt
     "Draw with a generator, or steer a VQGAN"
+    n, each = options.num_images_per_prompt or 1, options.rerank or 1
     if subject.kind == "generator":
-        return draw_candidates(subject.model, prompts, options)
-    n, clip = options.num_images_per_prompt or 1, load_clip(options.clip, options.device)
-    drawn = []
+        chosen = dict(rerank=each, judge=options.judge, clip=options.clip) if each > 1 else {}
+        generators = split_generator(options.seed, None, len(prompts), n*each)
+        texts = [prompt for prompt in prompts for _ in range(n)]
+        images = subject.model(texts, generator=generators, **chosen, **options.settings).images
+        return [images[i:i+n] for i in range(0, len(images), n)]
+    clip, drawn = load_clip(options.clip, options.device), []
     for prompt in prompts:
         runs = [VQGANCLIP(prompt, vqgan=subject.model, clip=clip, seed=options.seed + j,
                           quality=options.quality, device=options.device) for j in range(n)]
