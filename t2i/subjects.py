@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'CANDIDATES', 'STEERED', 'READ', 'Subject', 'load_subject', 'named_images', 'held_out_images',
-           'ScoreOptions', 'draw_prompts', 'draw_each', 'option_flag', 'check_options', 'drawing_settings']
+           'option_flag', 'ScoreOptions', 'draw_prompts', 'draw_each', 'check_options', 'drawing_settings']
 
 # %% ../nbs/56_subjects.ipynb #60757494
 from collections import Counter
@@ -101,6 +101,11 @@ def held_out_images(
     return data, dataset
 
 # %% ../nbs/56_subjects.ipynb #e4da738c
+def option_flag(name:str)->str:
+    "A field of `ScoreOptions` as the command has it"
+    return "--" + name.replace("_", "-")
+
+
 @dataclass
 class ScoreOptions:
     "How to score; each benchmark reads what concerns it"
@@ -204,11 +209,6 @@ READ = {
 }  # what a benchmark reads beside seed and device: of all models, or of one kind of them
 
 # %% ../nbs/56_subjects.ipynb #2783e2b0
-def option_flag(name:str)->str:
-    "A field of `ScoreOptions` as the command has it"
-    return "--" + name.replace("_", "-")
-
-
 def check_options(
     benchmark:str, # a key of `READ`
     kind:str,      # of the model, see `Subject`
