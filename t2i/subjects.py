@@ -100,12 +100,12 @@ def held_out_images(
         raise T2IError(f"{subject.name} {sizes}: choose other images with --data")
     return data, dataset
 
-# %% ../nbs/56_subjects.ipynb #e4da738c
+# %% ../nbs/56_subjects.ipynb #e4da738b
 def option_flag(name:str)->str:
     "A field of `ScoreOptions` as the command has it"
     return "--" + name.replace("_", "-")
 
-
+# %% ../nbs/56_subjects.ipynb #e4da738c
 @dataclass
 class ScoreOptions:
     "How to score; each benchmark reads what concerns it"
