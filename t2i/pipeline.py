@@ -184,8 +184,7 @@ class StreamingParts(PipelineParts):
         conditions = [self.generator.condition(self.encode(text)) for text in texts]
         images = edit_images(
             self.generator, *given, *conditions, call.generators, context, **settings)
-        unread = self.defaults.keys() - settings.keys()
-        about = {k: value for k, value in call.about.items() if k not in unread}
+        about = {k: v for k, v in call.about.items() if k in settings or k not in self.defaults}
         return Output(to_pil(images), call.prompts, call.seed, about | dict(context=context))
 
 # %% ../nbs/51_pipeline.ipynb #4ea86b74

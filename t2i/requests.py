@@ -171,7 +171,8 @@ def warn_of_prompts(
         text_tokenizer(prompts)  # an unknown class is refused
         return
     for p in dict.fromkeys(prompts):
-        shown, rest = repr(p if len(p) <= 60 else p[:57] + "..."), text_tokenizer.rest(p)
+        shown = repr(p if len(p) <= 60 else p[:57] + "...")
+        rest = text_tokenizer.rest(p)
         if rest:
             log.warning("%s is longer than this model's %d tokens: the rest is cut, from %r on",
                         shown, text_tokenizer.length, rest[:30])

@@ -99,9 +99,8 @@ class TextTokenizer(PaddedTokenizer):
 
     def rest(self, caption:str)->str: # empty if all of it is read
         "What of a caption is cut off"
-        if len(self.encode(caption)) < self.length:
-            return ""
-        return caption[self.tokenizer.encode(caption).offsets[self.length-1][0]:]
+        long = len(self.encode(caption)) >= self.length
+        return caption[self.tokenizer.encode(caption).offsets[self.length-1][0]:] if long else ""
 
     def save_pretrained(self, folder:str|Path):
         "Write tokenizer.json and config.json"
