@@ -28,7 +28,7 @@ from .catalog import local_path, model_kind
 from .control.boxes import boxes_per_image
 from .core import T2IError, fold_in, from_pil, to_pil
 from .engine.checkpoints import read_config
-from .engine.files import bundled_folder
+from .engine.files import bundled_folders
 from .generators.reranking import best_of
 from .guidance.clip import CLIP
 from .guidance.dream import Prompt, image_texts, split_weight
@@ -37,6 +37,7 @@ from .outputs import Frame, Output, save_new_png, slug, unused_path
 from .pipeline import Pipeline
 from .requests import choose_seed
 from .saved import MODEL_CLASSES, load
+from .subjects import option_flag
 from .tokenizers.vqgan import VQTokenizer
 
 # %% ../nbs/59_app.ipynb #991f9979
@@ -83,8 +84,7 @@ class OfferedModels:
         for name, kind in self.kinds.items():
             if kind not in ("generator", "vqgan", "clip"):
                 raise T2IError(f"{name} neither draws nor guides: the page has no use for it")
-        folders = sorted(bundled_folder("shapes-var", only_bundled=True).parent.iterdir())
-        self.kinds |= {p.name: bundled_kind(p) for p in folders if p.is_dir()}
+        self.kinds |= {p.name: bundled_kind(p) for p in bundled_folders()}
 
     def names(self,
         kind:str, # "generator", "vqgan" or "clip"
@@ -252,7 +252,7 @@ def shell_line(
         words += ["--box", box]
     for key, value in given.items():
         if value not in (None, "") and key not in ("clip", "lora"):  # the model brings them
-            words += [names.get(key, "--" + key.replace("_", "-")), str(value)]
+            words += [names.get(key, option_flag(key)), str(value)]
     return shlex.join(words)
 
 # %% ../nbs/59_app.ipynb #0e9d3547

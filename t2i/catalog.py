@@ -19,9 +19,9 @@ from safetensors import safe_open
 from .core import T2IError
 from .data.emoji import bare_words, emoji_names, emoji_number, nearest_names
 from .data.mixtures import describe_sources
-from .engine.checkpoints import REGISTRY, last_checkpoint, place_of, weights_file
+from .engine.checkpoints import REGISTRY, last_step, place_of, weights_file
 from .engine.distributed_checkpoints import METADATA
-from .engine.files import bundled_folder
+from .engine.files import bundled_folder, bundled_folders
 from .engine.recipes import load_recipe
 from .engine.runs import read_metrics
 from .generators.official import ClassNames
@@ -117,8 +117,7 @@ def model_summary(
 # %% ../nbs/56_catalog.ipynb #5326575f
 def list_models()->list[dict]: # per model, see `model_summary`
     "The bundled models"
-    folders = bundled_folder("shapes-var", only_bundled=True).parent.iterdir()
-    return [model_summary(folder) for folder in sorted(folders) if folder.is_dir()]
+    return list(map(model_summary, bundled_folders()))
 
 # %% ../nbs/56_catalog.ipynb #ba1dd4c6
 def describe_run(
@@ -134,7 +133,7 @@ def describe_run(
         if data.sources:
             about["data"] = describe_sources(data)
     if (folder/"last").is_file():
-        about["step"] = int(last_checkpoint(folder).name.removeprefix("step-"))
+        about["step"] = last_step(folder)
     about["steps"] = recipe.config.train.steps
     lines = read_metrics(folder) if (folder/"metrics.jsonl").is_file() else []
     for line in lines:  # the last validation wins

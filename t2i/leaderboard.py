@@ -25,7 +25,7 @@ from .engine.runs import read_metrics
 from .outputs import captioned_grid, check_png
 from .requests import DEFAULTS
 from .scoring import ScoreOptions, evaluate_model
-from .subjects import SETTINGS
+from .subjects import CANDIDATES, option_flag
 
 # %% ../nbs/61_leaderboard.ipynb #b0a2f001
 def binomial_interval(
@@ -99,8 +99,7 @@ def own_settings(model:str|Path)->dict:
 def changed_settings(scores:dict)->dict:
     "The drawing settings that are not the model's own"
     own, given = own_settings(scores["model"]), scores.get("settings", {})
-    names = [*SETTINGS, "rerank", "judge", "clip", "quality"]
-    usual = own | dict(judge="clip")
+    names, usual = (*CANDIDATES, "quality"), own | dict(judge="clip")
     return {k: given[k] for k in names if given.get(k) is not None and given[k] != usual.get(k)}
 
 
@@ -125,7 +124,7 @@ def score_command(scores:dict)->str:
                "-n": scores.get("settings", {}).get("num_images_per_prompt", 4)}
     usual = {"--seed": 0, "--per-task": 100, "-n": 4}
     for name, value in changed_settings(scores).items():
-        options["--" + name.replace("_", "-")] = value
+        options[option_flag(name)] = value
     for name, value in options.items():
         if value != usual.get(name):
             words += [name, str(value)]

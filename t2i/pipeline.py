@@ -184,8 +184,8 @@ class StreamingParts(PipelineParts):
         conditions = [self.generator.condition(self.encode(text)) for text in texts]
         images = edit_images(
             self.generator, *given, *conditions, call.generators, context, **settings)
-        about = dict(model=self.name, num_images_per_prompt=num_images_per_prompt, context=context)
-        return Output(to_pil(images), call.prompts, call.seed, about | settings)
+        about = {k: v for k, v in call.about.items() if k in settings or k not in self.defaults}
+        return Output(to_pil(images), call.prompts, call.seed, about | dict(context=context))
 
 # %% ../nbs/51_pipeline.ipynb #4ea86b74
 class Pipeline(StreamingParts):

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .core import T2IError, log
-from .engine.checkpoints import last_checkpoint
+from .engine.checkpoints import last_step
 from .engine.distributed import is_main_process
 from .engine.files import atomic_path
 from .engine.recipes import load_recipe
@@ -144,8 +144,8 @@ def is_done(
     if not (Path(run)/"last").is_file():
         return False
     recipe = load_recipe(Path(run)/"recipe.yaml")
-    kept = Path(run, "checkpoints").glob("step-*")
-    done, *steps = [int(p.name.removeprefix("step-")) for p in (last_checkpoint(run), *kept)]
+    done, kept = last_step(run), Path(run, "checkpoints").glob("step-*")
+    steps = [int(p.name.removeprefix("step-")) for p in kept]
     return done < max(steps, default=0) or done >= recipe.config.train.steps
 
 # %% ../nbs/58_plots.ipynb #07aae0b1

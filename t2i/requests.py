@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'CHOICES', 'LIMITS', 'NUMERALS', 'SENTENCE_WORDS', 'FLAG_VALUES', 'check_settings', 'prompt_list',
-           'choose_seed', 'with_near_word', 'warn_of_rest', 'bundled_words', 'who_knows', 'shape_lines',
-           'warn_of_prompts', 'warn_of_boxes', 'read_prompt', 'Call', 'check_call', 'read_prompts', 'check_quotes']
+           'choose_seed', 'with_near_word', 'bundled_words', 'who_knows', 'shape_lines', 'warn_of_prompts',
+           'warn_of_boxes', 'read_prompt', 'Call', 'check_call', 'read_prompts', 'check_quotes']
 
 # %% ../nbs/54_requests.ipynb #adc9a554
 import math
@@ -32,7 +32,7 @@ from t2i.data.emoji_prompts import (
     reads_names,
 )
 from .data.shapes import BACKGROUNDS, COLORS, SHAPES
-from .engine.files import bundled_folder
+from .engine.files import bundled_folders
 from .engine.folders import read_text
 from .sampling import split_generator
 from .text import TextTokenizer
@@ -121,26 +121,14 @@ def with_near_word(
         near = get_close_matches(word.lower(), known, 1, .75)
     return f"{word!r} ({near[0]}?)" if near else repr(word)
 
-
-def warn_of_rest(
-    text_tokenizer, # published: with `rest` and `length`
-    prompts:list[str],
-):
-    "Log which prompts are longer than a published text tokenizer reads"
-    for p in dict.fromkeys(prompts):
-        rest = text_tokenizer.rest(p)
-        if rest:
-            log.warning("%r is longer than this model's %d tokens: the rest is cut, from %r on",
-                        p[:60], text_tokenizer.length, rest[:30])
-
 # %% ../nbs/54_requests.ipynb #54c0a001
 @cache
 def bundled_words()->dict[str,TextTokenizer]: # by model
     "The text tokenizers of the bundled models that draw from words"
-    folders = bundled_folder("shapes-var", only_bundled=True).parent.glob("*/text_tokenizer")
-    found = {folder.parent.name: folder for folder in folders
-             if (folder/"tokenizer.json").is_file() and (folder/"../model_index.json").is_file()}
-    return {name: TextTokenizer.from_pretrained(folder) for name, folder in found.items()}
+    found = {folder.name: folder/"text_tokenizer" for folder in bundled_folders()
+             if (folder/"model_index.json").is_file()}
+    return {name: TextTokenizer.from_pretrained(folder) for name, folder in found.items()
+            if (folder/"tokenizer.json").is_file()}
 
 # %% ../nbs/54_requests.ipynb #3aabd304
 def who_knows(
@@ -175,26 +163,25 @@ def shape_lines(
 
 # %% ../nbs/54_requests.ipynb #7bf5c164
 def warn_of_prompts(
-    text_tokenizer:TextTokenizer,
+    text_tokenizer, # a `TextTokenizer`, a published one, or one of classes
     prompts:list[str],
 ):
     "Log which prompts a model understands only in part"
-    if hasattr(text_tokenizer, "rest"):  # of OpenCLIP, or of a T5
-        return warn_of_rest(text_tokenizer, prompts)
-    if not hasattr(text_tokenizer, "unfamiliar"):  # names of classes:
+    if not hasattr(text_tokenizer, "rest"):  # names of classes:
         text_tokenizer(prompts)  # an unknown class is refused
         return
     for p in dict.fromkeys(prompts):
         shown = repr(p if len(p) <= 60 else p[:57] + "...")
+        rest = text_tokenizer.rest(p)
+        if rest:
+            log.warning("%s is longer than this model's %d tokens: the rest is cut, from %r on",
+                        shown, text_tokenizer.length, rest[:30])
+        if not hasattr(text_tokenizer, "unfamiliar"):  # of OpenCLIP, or of a T5
+            continue
         if not p.strip():
             log.warning("the prompt is empty: the image is drawn without a condition")
         elif text_tokenizer([p])[1].sum() < 2:  # [end] alone
             log.warning("%s contains no word: it is drawn as the empty prompt", shown)
-        if text_tokenizer.cut(p):
-            length = text_tokenizer.length
-            end = text_tokenizer.tokenizer.encode(p).offsets[length-1][0]
-            log.warning("%s is longer than this model's %d tokens: the rest is cut, from %r on",
-                        shown, length, p[end:end+30])
         lines = prompt_lines(text_tokenizer, p)
         for line in lines + shape_lines(text_tokenizer, p):
             log.warning("%s", line)

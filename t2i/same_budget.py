@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .catalog import count_weights
-from .core import T2IError, best_device, image_grid
+from .core import T2IError, best_device
 from .data.checker import shapes_bench
 from .data.emoji_judge import emoji_bench
 from .data.shapes import TASKS
-from .engine.checkpoints import last_checkpoint, weights_file
+from .engine.checkpoints import last_step, weights_file
 from .engine.files import save_png, write_text
 from .engine.recipes import load_recipe
 from .engine.runs import read_metrics
@@ -34,7 +34,7 @@ from t2i.leaderboard import (
     weights_used,
     write_board,
 )
-from .scoring import ScoreOptions, evaluate_model
+from .scoring import ScoreOptions, evaluate_model, save_strip
 from .speedruns import run_stage
 from .subjects import Subject, draw_prompts, load_subject
 
@@ -145,7 +145,7 @@ def train_stage(
     steps, batch_size = new.config.train.steps, new.config.train.batch_size
     check_run(run, new.config.train)
     minutes = float(clock.read_text()) if clock.is_file() else 0.
-    if not (run/"last").is_file() or last_checkpoint(run).name != f"step-{steps}":
+    if not (run/"last").is_file() or last_step(run) != steps:
         new.task(new.config).prepare(best_device())
         begun = time.process_time()
         try:
@@ -253,8 +253,7 @@ def save_samples(
     subject = load_subject(scores["model"], device)
     options = ScoreOptions(num_images_per_prompt=1, clip=scores["settings"].get("clip"))
     images = [image for image, in draw_prompts(subject, prompts, options)]
-    about = dict(model=scores["row"], prompts=json.dumps(prompts))
-    save_png(image_grid(images, len(images), gap=0), path, **about)
+    save_strip(path, scores["row"], prompts, images)
 
 # %% ../nbs/61_same_budget.ipynb #985db9fc
 def same_budget(

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from .core import T2IError
-from .engine.checkpoints import last_checkpoint
+from .engine.checkpoints import last_step
 from .engine.files import write_text
 from .engine.recipes import load_recipe
 from .scoring import ScoreOptions, evaluate_model, machine_name
@@ -67,7 +67,7 @@ def run_stage(
     if not (run/"last").is_file():
         raise T2IError(f"stopped in {name} before its first step; the same command begins it again")
     config = load_recipe(run/"recipe.yaml").config.train
-    steps = int(last_checkpoint(run).name.removeprefix("step-"))
+    steps = last_step(run)
     if steps < config.steps:
         raise T2IError(f"stopped in {name} at step {steps} of {config.steps}; "
                        "the same command goes on")

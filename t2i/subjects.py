@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'CANDIDATES', 'STEERED', 'READ', 'Subject', 'load_subject', 'named_images', 'held_out_images',
-           'ScoreOptions', 'draw_candidates', 'draw_prompts', 'draw_each', 'option_flag', 'check_options',
-           'drawing_settings']
+           'option_flag', 'ScoreOptions', 'draw_prompts', 'draw_each', 'check_options', 'drawing_settings']
 
 # %% ../nbs/56_subjects.ipynb #60757494
 from collections import Counter
@@ -23,11 +22,11 @@ from .data.datasets import COMPUTED, DataConfig, FolderDataset, load_dataset
 from .data.mixtures import describe_sources
 from .engine.files import data_home
 from .engine.recipes import load_recipe
-from .generators.reranking import best_of, check_judge, find_judge, judge_candidates
+from .generators.reranking import check_judge
 from .guidance.clip import load_clip
 from .guidance.vqgan_clip import VQGANCLIP
 from .outputs import check_png
-from .pipeline import Pipeline
+from .sampling import split_generator
 from .saved import load
 
 # %% ../nbs/56_subjects.ipynb #66206743
@@ -101,6 +100,11 @@ def held_out_images(
         raise T2IError(f"{subject.name} {sizes}: choose other images with --data")
     return data, dataset
 
+# %% ../nbs/56_subjects.ipynb #e4da738b
+def option_flag(name:str)->str:
+    "A field of `ScoreOptions` as the command has it"
+    return "--" + name.replace("_", "-")
+
 # %% ../nbs/56_subjects.ipynb #e4da738c
 @dataclass
 class ScoreOptions:
@@ -130,7 +134,7 @@ class ScoreOptions:
         for name in ("per_task", "num_images_per_prompt", "count", "rerank"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise T2IError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+                raise T2IError(f"{option_flag(name)} is {value}; it must be at least 1")
 
     @property
     def settings(self)->dict: # see `SETTINGS`
@@ -146,32 +150,20 @@ class ScoreOptions:
 SETTINGS = ("guidance_scale", "guidance_schedule", "num_steps", "temperature",
             "temperature_schedule", "top_k", "top_p")
 
-def draw_candidates(
-    pipe:Pipeline,
-    prompts:list[str],
-    options:ScoreOptions, # with rerank, each image is the best of so many
-)->list[list[Image.Image]]:
-    "Draw with a generator; each of a prompt's images is chosen among its own candidates"
-    n, each = options.num_images_per_prompt or 1, options.rerank or 1
-    clip = find_judge(options.clip, pipe, options.judge)[0] if each > 1 else None
-    out = pipe(prompts, n*each, seed=options.seed, **options.settings)
-    images = out.images
-    if each > 1:
-        scores = judge_candidates(pipe, images, out.prompts, each, options.judge, clip)
-        images = [images[i] for i in best_of(scores, each)]
-    return [images[i:i+n] for i in range(0, len(images), n)]
-
-
 def draw_prompts(
     subject:Subject,
     prompts:list[str],
-    options:ScoreOptions,
+    options:ScoreOptions,   # with rerank, each image is the best of its own so many candidates
 )->list[list[Image.Image]]: # num_images_per_prompt images for each prompt
     "Draw with a generator, or steer a VQGAN"
+    n, each = options.num_images_per_prompt or 1, options.rerank or 1
     if subject.kind == "generator":
-        return draw_candidates(subject.model, prompts, options)
-    n, clip = options.num_images_per_prompt or 1, load_clip(options.clip, options.device)
-    drawn = []
+        chosen = dict(rerank=each, judge=options.judge, clip=options.clip) if each > 1 else {}
+        generators = split_generator(options.seed, None, len(prompts), n*each)
+        texts = [prompt for prompt in prompts for _ in range(n)]
+        images = subject.model(texts, generator=generators, **chosen, **options.settings).images
+        return [images[i:i+n] for i in range(0, len(images), n)]
+    clip, drawn = load_clip(options.clip, options.device), []
     for prompt in prompts:
         runs = [VQGANCLIP(prompt, vqgan=subject.model, clip=clip, seed=options.seed + j,
                           quality=options.quality, device=options.device) for j in range(n)]
@@ -217,11 +209,6 @@ READ = {
 }  # what a benchmark reads beside seed and device: of all models, or of one kind of them
 
 # %% ../nbs/56_subjects.ipynb #2783e2b0
-def option_flag(name:str)->str:
-    "A field of `ScoreOptions` as the command has it"
-    return "--" + name.replace("_", "-")
-
-
 def check_options(
     benchmark:str, # a key of `READ`
     kind:str,      # of the model, see `Subject`

@@ -97,9 +97,10 @@ class TextTokenizer(PaddedTokenizer):
         words = re.findall(r"\w+|[^\w\s]", caption.lower())
         return [word for word in words if not set(self.encode(word)) <= self.used]
 
-    def cut(self, caption:str)->bool:
-        "Whether a caption is longer than `length`"
-        return len(self.encode(caption)) > self.length-1
+    def rest(self, caption:str)->str: # empty if all of it is read
+        "What of a caption is cut off"
+        long = len(self.encode(caption)) >= self.length
+        return caption[self.tokenizer.encode(caption).offsets[self.length-1][0]:] if long else ""
 
     def save_pretrained(self, folder:str|Path):
         "Write tokenizer.json and config.json"
@@ -171,7 +172,7 @@ def prepare_text_tokenizer(
     origin = {source.get("name", "folder") for source in data.sources} or {data.name}
     given = given or TextTokenizer.train(captions, vocab_size, length)
     tokenizer = also_used(given, captions, tuple(sorted(origin)))
-    long = sum(tokenizer.cut(caption) for caption in captions)
+    long = sum(tokenizer.rest(caption) != "" for caption in captions)
     if long:
         info_once(f"{long} of {len(captions)} captions have more than {tokenizer.length-1} tokens; "
                   "the rest of them is not read")

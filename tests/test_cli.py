@@ -428,6 +428,8 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
     (["leaderboard", "shapes-var", "-o", "board.png"], "name a .md file"),
     (["leaderboard", "shapes-var", "-o", "board.txt"], "name a .md file"),
     (["sweep", "shapes-var", "guidance_scale=1,2,1"], "1.0 stands there twice"),
+    (["sweep", "shapes-class-var", "more_smooth=false,False"], "False stands there twice"),
+    (["sweep", "shapes-var", "top_k=2.5"], "top_k is 2.5; it must be a whole number from 0"),
     (["train", "shapes-var", "--show", "--resume"], "leave out --resume"),
     (["train", "lora-folder"], "needs data.path"),
     (["train", "own-var", "tokenizer=shapes-clip", f"data.path={IMAGES}"],

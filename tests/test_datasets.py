@@ -666,7 +666,7 @@ def test_texts_with_a_sign_are_not_empty(tokenizer, text):
 
 @pytest.mark.parametrize("text", ["a \udcff circle", "\ud83d", "\udcc3"])
 def test_half_characters_are_one_clear_line(tokenizer, text):
-    for call in (tokenizer.encode, tokenizer.cut, tokenizer.unfamiliar):
+    for call in (tokenizer.encode, tokenizer.rest, tokenizer.unfamiliar):
         with pytest.raises(ValueError, match="^the text is not valid UTF-8: ") as e:
             call(text)
         assert str(e.value).isascii() and "\n" not in str(e.value)

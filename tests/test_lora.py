@@ -4,12 +4,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from t2i.cli import app
 from t2i.control.contours import write_outlined
 from t2i.core import T2IError
 from t2i.engine.files import bundled_folder
+from t2i.outputs import read_about
 from t2i.saved import load
 
 
@@ -36,6 +38,20 @@ def test_lora_of_another_base_is_refused():
     said = one_line("generate", "a handwritten two", "-m", "digits-var", "--lora", "shapes-lora",
                     "-n", "1")
     assert "shapes-lora was trained on other weights than these: load shapes-var" in said
+
+
+def test_an_edited_image_tells_its_lora_and_what_was_to_be_avoided(tmp_path):
+    pipe = load("shapes-var", "cpu")
+    pipe.load_lora("shapes-lora", .5)
+    mask = np.zeros((64, 64), bool)
+    mask[20:40, 20:40] = True
+    asked = dict(negative_prompt="a star", seed=0, guidance_scale=2.)
+    out = pipe.edit(torch.zeros(3, 64, 64), mask, "a red circle", **asked)
+    path, = out.save(tmp_path/"edited.png")
+    about = read_about(path)
+    told = about["lora"], about["negative_prompt"], about["guidance_scale"], about["model"]
+    assert told == ("{'shapes-lora': 0.5}", "a star", "2.0", "shapes-var")
+    assert "num_steps" not in about  # which editing does not read
 
 
 def test_two_blend_and_off_is_the_base(tmp_path):

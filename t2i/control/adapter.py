@@ -292,7 +292,7 @@ class CaptionReader:
         labels = [find_class(caption, self.names) for caption in captions]
         return *self.words(captions), torch.tensor(labels)
 
-    def __getattr__(self, name): # unfamiliar, cut, length, …
+    def __getattr__(self, name): # unfamiliar, rest, length, …
         if name == "words":
             raise AttributeError(name)
         return getattr(self.words, name)

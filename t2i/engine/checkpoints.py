@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WRAPPERS', 'FORMATS', 'TAMING', 'VAR_FILES', 'VQ_F8', 'VGG16', 'ENHANCING', 'REGISTRY', 'find_weights',
            'unwrap_names', 'read_checkpoint', 'detect_format', 'rename_weights', 'misfits', 'load_state_dict_strict',
-           'plain_state', 'last_checkpoint', 'weights_file', 'read_weights', 'load_weights', 'save_part', 'read_config',
-           'upgrade_saved', 'load_model', 'load_part', 'part_weights', 'initial_weights', 'fingerprint', 'download',
-           'PublishedFile', 'download_file', 'place_of', 'fetch']
+           'plain_state', 'last_checkpoint', 'last_step', 'weights_file', 'read_weights', 'load_weights', 'save_part',
+           'read_config', 'upgrade_saved', 'load_model', 'load_part', 'part_weights', 'initial_weights', 'fingerprint',
+           'download', 'PublishedFile', 'download_file', 'place_of', 'fetch']
 
 # %% ../../nbs/90_checkpoints.ipynb #b4d05b28
 import json
@@ -172,6 +172,10 @@ def last_checkpoint(
     if not (folder/"last").is_file():
         raise CheckpointError(f"no checkpoint in {folder}")
     return folder/"checkpoints"/(folder/"last").read_text().strip()
+
+def last_step(folder:str|Path)->int:
+    "The step of the newest whole checkpoint of a run"
+    return int(last_checkpoint(folder).name.removeprefix("step-"))
 
 def weights_file(
     path:str|Path, # a run, a checkpoint, a saved model's folder, or a .safetensors file

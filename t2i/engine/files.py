@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIDEO_SUFFIXES', 'fsync_path', 'temporary_name', 'new_file_mode', 'settle', 'remove', 'replace_path', 'atomic_path',
-           'write_text', 'save_png', 'check_video', 'save_video', 'data_home', 'config_from_dict', 'bundled_folder',
-           'byte_pieces', 'hash_of']
+           'write_text', 'save_png', 'check_video', 'save_video', 'data_home', 'config_from_dict', 'bundled_folders',
+           'bundled_folder', 'byte_pieces', 'hash_of']
 
 # %% ../../nbs/94_files.ipynb #011a132c
 import os
@@ -230,13 +230,18 @@ def config_from_dict(
         raise T2IError(f"{what}: {e}") from None
 
 # %% ../../nbs/94_files.ipynb #7e6caecf
+def bundled_folders()->list[Path]: # sorted
+    "The folders of all bundled models"
+    return sorted(p for p in (Path(str(files("t2i")))/"pretrained").glob("*") if p.is_dir())
+
+
 def bundled_folder(
     name:str|Path,           # an existing folder, or the name of a bundled model
     only_bundled:bool=False, # the bundled model, even where a folder of that name exists
 )->Path:
     "The folder of a model"
     pretrained = Path(str(files("t2i")))/"pretrained"
-    known = sorted(p.name for p in pretrained.glob("*") if p.is_dir())
+    known = [p.name for p in bundled_folders()]
     parts = Path(name).parts
     if not only_bundled and str(name) and os.path.isdir(name):
         return Path(name)

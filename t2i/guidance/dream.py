@@ -143,15 +143,12 @@ def warn_of_prompts(
         tokenizer = clip.tokenize
         name = repr(text if len(text) <= 60 else text[:57] + "...")
         if hasattr(tokenizer, "unfamiliar"):  # a `TextTokenizer`
-            cut = tokenizer.cut(text)
             words = ", ".join(map(repr, tokenizer.unfamiliar(text)[:5]))
             for line in prompt_lines(tokenizer, text):
                 log.warning("%s", line)
             if words:
                 log.warning("%s: this CLIP never met %s; the image may not show it", name, words)
-        else:
-            cut = tokenizer.rest(text)
-        if cut:
+        if tokenizer.rest(text):
             log.warning("%s is longer than this CLIP's %d tokens: the rest is cut", name,
                         tokenizer.length)
 
