@@ -179,7 +179,10 @@ class StreamingParts(PipelineParts):
         given = read_image(image, side), read_known(mask, side)
         own = {name: value for name, value in arguments.items() if value is not None}
         call = check_call(self, prompt, num_images_per_prompt, **EDIT_SETTINGS | own)
-        settings = {k: call.settings[k] for k in (*EDIT_SETTINGS, "top_k", "top_p")}
+        read = *EDIT_SETTINGS, "top_k", "top_p"
+        for name in own.keys() & self.defaults.keys() - {*read}:
+            raise T2IError(f"edit does not read {name}: leave it out")
+        settings = {name: call.settings[name] for name in read}
         texts = call.prompts, [call.settings["negative_prompt"]]*len(call.prompts)
         conditions = [self.generator.condition(self.encode(text)) for text in texts]
         images = edit_images(
