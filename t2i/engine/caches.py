@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['dataset_hash', 'find_shards', 'is_whole_shard', 'plan_shards', 'open_cache', 'save_shard', 'write_shard',
-           'missing_shards', 'build_cache', 'build_token_cache', 'working_type', 'read_captions', 'CachedDataset',
-           'CachedWithSource']
+           'missing_shards', 'build_cache', 'build_token_cache', 'working_type', 'read_captions', 'read_shards',
+           'CachedDataset', 'CachedWithSource']
 
 # %% ../../nbs/92_caches.ipynb #2fc104d7
 import json
@@ -217,6 +217,19 @@ def read_captions(
         hint = "remove it and fill the cache again"
         raise T2IError(f"{path} cannot be read ({e}); {hint}") from None
 
+def read_shards(
+    folder:Path,
+    count:int|None, # how many items, from the first; None: all
+)->tuple[list[int],list[Path],list[str]]: # first item and file of each shard; captions
+    "The shards that follow on each other, without those that overlap"
+    starts, paths, captions = [], [], []
+    for start, _, path in find_shards(folder):
+        if start == len(captions) and start != count:
+            starts.append(start)
+            paths.append(path)
+            captions += read_captions(path)
+    return starts, paths, captions[:count]
+
 # %% ../../nbs/92_caches.ipynb #d36635b5
 class CachedDataset(Dataset):
     "What a cache holds: dicts with caption and one row of each tensor"
@@ -224,16 +237,8 @@ class CachedDataset(Dataset):
         folder:str|Path,     # made by `build_cache`
         count:int|None=None, # how many images, from the first; None: all
     ):
-        self.starts = []
-        self.paths = []
-        self.captions = []
+        self.starts, self.paths, self.captions = read_shards(Path(folder), count)
         self.files = {}
-        for start, _, path in find_shards(Path(folder)):
-            if start == len(self.captions) and start != count:
-                self.starts.append(start)
-                self.paths.append(path)
-                self.captions += read_captions(path)
-        self.captions = self.captions[:count]
         if len(self.captions) < (count or 1):
             found = f"holds {len(self.captions)} of {count or 'its'} items"
             raise T2IError(f"the cache {folder} {found}; fill it first, with t2i data cache")
