@@ -5,6 +5,8 @@ import shutil
 import pytest
 
 from house import root
+from t2i.core import T2IError
+from t2i.engine.recipes import load_recipe
 from t2i.generators.finetuning import FinetuningTask, known_names
 from t2i.training import load_task, train
 
@@ -50,3 +52,9 @@ def test_a_run_on_folders_is_fine_tuned_with_its_own_names(tmp_path, folders):
     assert load_task(run).classes.names == ["circle", "red_fox", "wolf"]
     about = json.loads((run/"generator.json").read_text())
     assert (about["depth"], about["num_classes"]) == (1, 3)
+
+
+def test_a_model_of_another_kind_is_refused_with_one_hint():
+    with pytest.raises(T2IError, match="not in 'LoRATaskConfig'") as error:
+        load_recipe("var-finetune", ("finetune=shapes-lora",))
+    assert str(error.value).lower().count("did you mean") == 1

@@ -162,7 +162,7 @@ def merge_fields(
         key = getattr(e, "full_key", None)
         where = f" (at {key})" if key else ""
         what = first_line(e).replace("'$VALUE' of type '$VALUE_TYPE'", "of another type")
-        what = re.sub(r"\. Did you mean: .*", "", what)
+        what = re.sub(r"\. Did you mean.*", "", what)
         way = "t2i train RECIPE --show prints every field"
         names = field_names(OmegaConf.to_container(tree))
         last = str(key).rpartition(".")[2]
