@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'CLASS_PARTS', 'BOX_PARTS', 'INDEX_FORMAT', 'PipelineParts', 'draw_batches', 'draw_output', 'find_network',
-           'enlarge_output', 'StreamingParts', 'Pipeline', 'TextVARPipeline', 'VARPipeline', 'NewClassPipeline',
-           'PartiPipeline', 'make_pipeline', 'AdapterPipeline', 'BoxPipeline']
+           'enlarge_output', 'read_by_edit', 'StreamingParts', 'Pipeline', 'TextVARPipeline', 'VARPipeline',
+           'NewClassPipeline', 'PartiPipeline', 'make_pipeline', 'AdapterPipeline', 'BoxPipeline']
 
 # %% ../nbs/51_pipeline.ipynb #bbdfb308
 import inspect
@@ -146,6 +146,17 @@ def enlarge_output(
         return replace(out, images=network.upscale(out.images))
     return replace(out, images=to_pil(network.upscale(from_pil(out.images))))
 
+# %% ../nbs/51_pipeline.ipynb #c36077f0
+def read_by_edit(
+    call:Call,
+    given:dict, # the settings of the call that were stated
+)->dict:        # for `edit_images`
+    "The settings that an edit reads; a stated one that it does not read is refused"
+    read = *EDIT_SETTINGS, "top_k", "top_p"
+    for name in given.keys() & call.settings.keys() - {*read, "negative_prompt"}:
+        raise T2IError(f"edit does not read {name}: leave it out")
+    return {name: call.settings[name] for name in read}
+
 # %% ../nbs/51_pipeline.ipynb #53b7d626
 class StreamingParts(PipelineParts):
     "The parts, and the images after every map; a subclass has `token_maps`"
@@ -179,10 +190,7 @@ class StreamingParts(PipelineParts):
         given = read_image(image, side), read_known(mask, side)
         own = {name: value for name, value in arguments.items() if value is not None}
         call = check_call(self, prompt, num_images_per_prompt, **EDIT_SETTINGS | own)
-        read = *EDIT_SETTINGS, "top_k", "top_p"
-        for name in own.keys() & self.defaults.keys() - {*read}:
-            raise T2IError(f"edit does not read {name}: leave it out")
-        settings = {name: call.settings[name] for name in read}
+        settings = read_by_edit(call, own)
         texts = call.prompts, [call.settings["negative_prompt"]]*len(call.prompts)
         conditions = [self.generator.condition(self.encode(text)) for text in texts]
         images = edit_images(
