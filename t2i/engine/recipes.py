@@ -191,12 +191,19 @@ def take_over(
     if file is None or not file.is_file():
         return given, overrides
     own = read_yaml(file)
-    task = getattr(import_class(own["task"]), "finetuned_by", None)
-    if task:  # another task than it was trained by
-        known = {f.name for f in fields(import_class(task).Config)} - {"model"}
-        own = {key: value for key, value in own.items() if key in known}
-        own |= dict(task=task, finetune=start)
     over = {key: value for key, value in given.items() if key not in ("task", "finetune")}
+    trained_by = import_class(own["task"])
+    task = getattr(trained_by, "finetuned_by", None)
+    known = {f.name for f in fields((import_class(task) if task else trained_by).Config)}
+    unknown = sorted(over.keys() - known)
+    if unknown:
+        raise T2IError(f"finetune={start}: it is another kind of model than the recipe fine-tunes; "
+                       f"its task, {trained_by.__name__}, has no {unknown[0]}. To train it on, take "
+                       f"a recipe of its kind and train.init_from={start}")
+    if task:  # another task than it was trained by
+        kept = known - {"model"}
+        own = {key: value for key, value in own.items() if key in kept}
+        own |= dict(task=task, finetune=start)
     merged = OmegaConf.to_container(OmegaConf.merge(own, over))
     if "finetune" in own:
         return merged | dict(finetune=start), overrides
