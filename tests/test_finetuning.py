@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+import t2i
 from house import root
 from t2i.core import T2IError
 from t2i.engine.recipes import load_recipe
@@ -52,6 +53,17 @@ def test_a_run_on_folders_is_fine_tuned_with_its_own_names(tmp_path, folders):
     assert load_task(run).classes.names == ["circle", "red_fox", "wolf"]
     about = json.loads((run/"generator.json").read_text())
     assert (about["depth"], about["num_classes"]) == (1, 3)
+
+
+def test_a_class_run_keeps_its_names_and_draws_without_its_images(tmp_path, folders):
+    small = ("model.depth=1", "model.width=32", "model.heads=2", "start=null", "data.name=folder",
+             "data.cache=0", "train.optimizer=adamw", folders, *SHORT)
+    run = train("shapes-class-var", tmp_path/"run", small)
+    (tmp_path/"images"/"circle").rename(tmp_path/"images"/"zebra")
+    with pytest.raises(T2IError, match=r"other classes than .*\(circle, zebra\).*finetune="):
+        train("shapes-class-var", tmp_path/"run", (*small, "train.steps=4"), resume=True)
+    (tmp_path/"images").rename(tmp_path/"elsewhere")
+    assert t2i.load(run, "cpu").text_tokenizer.names == ["circle", "red_fox"]
 
 
 @pytest.mark.parametrize("name, task", [

@@ -197,9 +197,9 @@ def take_over(
     known = {f.name for f in fields((import_class(task) if task else trained_by).Config)}
     unknown = sorted(over.keys() - known)
     if unknown:
-        raise T2IError(f"finetune={start}: it is another kind of model than the recipe fine-tunes; "
-                       f"its task, {trained_by.__name__}, has no {unknown[0]}. To train it on, take "
-                       f"a recipe of its kind and train.init_from={start}")
+        raise T2IError(f"finetune={start}: the recipe fine-tunes another kind of model; the task "
+                       f"of this one, {trained_by.__name__}, has no {unknown[0]}. To train it on, "
+                       f"take a recipe of its kind and train.init_from={start}")
     if task:  # another task than it was trained by
         kept = known - {"model"}
         own = {key: value for key, value in own.items() if key in kept}

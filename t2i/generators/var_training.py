@@ -37,7 +37,7 @@ from t2i.data.shapes import (
 # %% ../../nbs/36_var_training.ipynb #f91c30f6
 from ..engine.checkpoints import read_weights, weights_file
 from ..engine.files import bundled_folder
-from .official import imagenet_names
+from .official import ClassNames, imagenet_names
 from t2i.generators.text_training import (
     FrozenParts,
     MapsConfig,
@@ -156,14 +156,30 @@ class NextScaleStep(FrozenParts):
         return loss, accuracy_by_scale(logits, maps)
 
 
+# %% ../../nbs/36_var_training.ipynb #fcbc2916
 class ClassifiedParts(NextScaleStep):
-    "The frozen tokenizer and images with a class each"
+    "The frozen tokenizer and images with a class each; a run keeps the names of its classes"
     def __init__(self, config, folder:Path|None=None): # a `ClassVARTaskConfig`, or one like it
         super().__init__(config, folder)
-        self.names = list(self.images("train").names)
+        kept = folder and folder/"text_tokenizer"
+        if kept and (folder/"last").is_file() and kept.is_dir():
+            self.names = ClassNames.from_pretrained(kept).names
+        else:
+            self.names = list(self.images("train").names)
 
     def images(self, split:str)->Dataset: # "train" or "val"
         return classified(self.config.data, split)
+
+    def prepare(self, device:torch.device):
+        found = list(self.images("train").names)
+        if found != self.names:
+            other = ", ".join(sorted(set(found)^set(self.names))[:5])
+            raise T2IError(f"the images have other classes than those of {self.folder} ({other}): "
+                           "give it the same folders, or fine-tune it on these by t2i train "
+                           f"var-finetune finetune={self.folder}")
+        super().prepare(device)
+        if self.folder:
+            ClassNames(self.names).save_pretrained(self.folder/"text_tokenizer")
 
 # %% ../../nbs/36_var_training.ipynb #cc862704
 class ClassVARTask(ClassifiedParts):
