@@ -341,7 +341,7 @@ def play(
             bar.update()
             if run.step%every == 0:  # reading a number waits for the device
                 bar.set_postfix({name: f"{float(value):.3f}" for name, value in logs.items()})
-                if bar.disable and run.step%20 == 0:
+                if bar.disable and run.step%(4*every) == 0:
                     log.info("step %d of %d: loss %.3f", run.step, total, float(logs["loss"]))
 
 # %% ../../nbs/22_dream.ipynb #0ad29281
@@ -392,6 +392,8 @@ def dream(
     frames, folder = [], None
     if output is not None and Path(output).suffix.lower() != ".png":
         folder = Path(output)
+    if resume and not folder:
+        raise ValueError(f"{output} is no folder: only the folder of a run can be resumed")
 
     def keep():
         frames.append(run.image())
