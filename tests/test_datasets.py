@@ -484,6 +484,17 @@ def test_metadata_in_subfolders_and_the_nearest_table(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("inner", ["a", "a.png"])
+@pytest.mark.parametrize("outer", ["a", "a.png"])
+def test_the_nearest_table_wins_however_names_are_written(tmp_path, inner, outer):
+    image(tmp_path/"cats"/"a.png", "a text file")
+    image(tmp_path/"cats"/"a.b.png", "a text file")
+    rows(tmp_path/"metadata.jsonl", {"file_name": f"cats/{outer}", "text": "far"},
+         {"file_name": "cats/a.b.png", "text": "another"})  # fmt: skip
+    rows(tmp_path/"cats"/"metadata.jsonl", {"file_name": inner, "text": "near"})
+    assert captions(tmp_path) == {"cats/a.png": ["near"], "cats/a.b.png": ["another"]}
+
+
 # ---- Which dataset
 
 

@@ -187,6 +187,10 @@ def folder_captions(
 )->dict[str,list[str]]: # per name within the folder, with or without suffix, the captions
     "The captions of a folder's images, from tables, or from text files beside the images"
     names = image_names(files, folder)
+    whole = {}                               # name without suffix -> those with it
+    for name in map(PurePosixPath, names):
+        if name.suffix.lower() in IMAGE_SUFFIXES:
+            whole.setdefault(str(name.with_suffix("")), []).append(str(name))
     tables = {}
     for kind in reversed(TABLES):
         tables |= {p.parent: p for p in files if p.name.lower() == kind}
@@ -205,6 +209,9 @@ def folder_captions(
         if lost:
             warn_once(f"{len(lost)} of {len(rows)} names in {tables[place]} meet no image",
                       tuple(lost))
+        for name in rows:
+            for other in whole.get(name, ()):  # which a table further out may have
+                captions.pop(other, None)
         captions |= rows
     return captions
 

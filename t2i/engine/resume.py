@@ -369,7 +369,8 @@ def keep_best(state:RunState):
     if kept:
         best = min(kept, key=losses.get)
         write_text(state.folder/"last", best)
-        log.info("held-out loss no longer falls; the best was %.4g, at %s", losses[best], best)
+        log.info("held-out loss no longer falls; the best checkpoint kept is %s, with %.4g",
+                 best, losses[best])
 
 # %% ../../nbs/98_resume.ipynb #b2879b10
 def check_finite(

@@ -142,5 +142,5 @@ def check_processes(
         raise T2IError(f"{name} does not divide the number of processes, {world}: "
                        f"start a multiple of {ranks}, or set train.tensor_parallel=1")
     if 1 < ranks < world and sharding == "none":
-        raise T2IError(f"{name} makes {world//ranks} groups of {world} processes, which must "
+        raise T2IError(f"{name} makes {world//ranks} groups of {ranks} processes, which must "
                        "share the weights: set train.sharding=fsdp")

@@ -107,7 +107,7 @@ def first_line(error:BaseException)->str: # its message up to the first line bre
     return text.splitlines()[0] if text else type(error).__name__
 
 # %% ../../nbs/96_unpickling.ipynb #b22b3622
-def file_format(path:Path)->str: # "zip", "safetensors", or "pickle", which torch wrote before 2020
+def file_format(path:Path)->str: # "zip", "safetensors", or "pickle", which torch wrote before 1.6
     "How a weight file is written; refuse what is no weight file, and what is cut short"
     with open(path, "rb") as file:
         head = file.read(9)
