@@ -251,8 +251,14 @@ def shell_line(
     for box in given.pop("boxes", []):
         words += ["--box", box]
     for key, value in given.items():
-        if value not in (None, "") and key not in ("clip", "lora"):  # the model brings them
-            words += [names.get(key, option_flag(key)), str(value)]
+        unset = value in (None, "", []) or value is False
+        if unset or key in ("clip", "lora"):  # the model brings these two
+            continue
+        words.append(names.get(key, option_flag(key)))
+        if isinstance(value, list):
+            words.append(",".join(map(str, value)))
+        elif value is not True:               # an option without a value
+            words.append(str(value))
     return shlex.join(words)
 
 # %% ../nbs/59_app.ipynb #0e9d3547

@@ -2,6 +2,7 @@
 import json
 import mimetypes
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -218,6 +219,21 @@ def test_more_smooth_is_a_flag(t2i):
         assert not np.array_equal(plain, smooth)
     code, _, err = t2i("generate", "a red circle", "--more-smooth", "-n", 1)
     assert code == 1 and "no setting more_smooth" in err
+
+
+@pytest.mark.parametrize("model, prompt, settings", [
+    ("digits-var", "a handwritten one", {}), ("shapes-class-var", "heart", {}),
+    ("shapes-class-var", "heart", dict(more_smooth=True)),
+    ("shapes-adapter", "a red heart", {}), ("shapes-lora", "a red heart", dict(num_steps=1)),
+])
+def test_the_page_shows_the_command_that_draws_the_same(t2i, tmp_path, model, prompt, settings):
+    from t2i.app import draw, load, shell_line
+    *_, drawing = draw(load(model, "cpu"), prompt, tmp_path/"page", 1, seed=3, **settings)
+    words = shlex.split(shell_line(drawing.output))
+    code, _, err = t2i(*words[1:], "-o", "again")
+    assert code == 0, err
+    with Image.open(next(Path("again").iterdir())) as again:
+        assert np.array_equal(again.convert("RGB"), drawing.output.images[0])
 
 
 def test_digits(t2i):
