@@ -117,14 +117,15 @@ Init = option(
 # %% ../nbs/59_cli_dream.ipynb #d38db1f1
 VQGANName = option(
     str, "vqgan", "A VQGAN: a bundled or published name, a folder or a run.", "--model", "-m",
-    autocompletion=complete_model)
+    default="shapes-vqgan", autocompletion=complete_model)
 CLIPNames = option(
     list[str], "clip",
     "A CLIP: a bundled name, a folder, or MODEL/TAG of OpenCLIP; may be repeated.",
     default="shapes-clip", autocompletion=complete_model)
 StepCount = option(int, "steps", "Steps.", default="by --quality")
 Quality = option(
-    str, "quality", "draft, normal or best: 100, 300 or 500 steps of 16, 32 or 64 cutouts.")
+    str, "quality", "draft, normal or best: 100, 300 or 500 steps of 16, 32 or 64 cutouts.",
+    default="normal")
 Size = option(
     str, "size", "Side of the image in pixels, or HxW as in 256x384.",
     default="what the VQGAN was trained on")
@@ -160,10 +161,10 @@ def dream(
     exclude:Exclude = None,
     extras:Extras = None,
     story:Story = None,
-    model:VQGANName = "shapes-vqgan",
+    model:VQGANName = None,
     clip:CLIPNames = None,
     steps:StepCount = None,
-    quality:Quality = "normal",
+    quality:Quality = None,
     size:Size = None,
     init:Init = None,
     seed:Seed = None,
@@ -177,17 +178,18 @@ def dream(
     from t2i.guidance import dream as dreams
     from t2i.outputs import choose_output, save_new_png
     if video:
-        check_video(video)
-    given = [story, overrides, steps, size, init, clip, seed, include, exclude, extras]
+        check_video(video, fps)
+    given = [story, overrides, steps, size, init, clip, seed, include, exclude, extras,
+             model, quality]
     if resume:
         about = resumed_dream(output, given)
     else:
-        settings = dream_config(quality, overrides or [], steps=steps, init=init)
+        settings = dream_config(quality or "normal", overrides or [], steps=steps, init=init)
         if show:
             return print_yaml(asdict(settings), settings)
         about = new_dream(dict(include=include, exclude=exclude, extras=extras), story, seed)
-        about |= dict(model=model, clip=clip or ["shapes-clip"], size=parse_size(size),
-                      settings=asdict(settings))
+        about |= dict(model=model or "shapes-vqgan", clip=clip or ["shapes-clip"],
+                      size=parse_size(size), settings=asdict(settings))
         place = choose_output(output, "dream", include[0] if include else story.stem)
     run = start_dream(about, device)
     finished = dreams.dream(run, output, about, every, video, fps, resume)

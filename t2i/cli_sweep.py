@@ -236,7 +236,11 @@ def sweep_command(
     from t2i.generators.var_training import object_prompts
     from t2i.outputs import check_png
     from t2i.requests import read_prompts
-    chosen = dict(read_axis(axis) for axis in axes)
+    chosen = {}
+    for name, values in map(read_axis, axes):
+        if name in chosen:
+            raise ValueError(f"{name} stands there twice: give its values together, {name}=A,B")
+        chosen[name] = values
     if not combinations(chosen):
         raise ValueError("alpha and beta are 0 everywhere: there is nothing to draw")
     check_png(output)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'warn_once', 'LogFile', 'progress', 'T2IError', 'import_extra', 'best_device', 'half_dtype', 'fold_in',
-           'to_unit', 'from_unit', 'from_uint8', 'to_uint8', 'to_pil', 'to_rgb', 'from_pil', 'check_images',
-           'grid_columns', 'image_grid']
+           'to_unit', 'from_unit', 'from_uint8', 'to_uint8', 'to_pil', 'to_8_bits', 'to_rgb', 'from_pil',
+           'check_images', 'grid_columns', 'image_grid']
 
 # %% ../nbs/00_core.ipynb #fc18fa92
 import hashlib
@@ -154,17 +154,29 @@ def to_pil(
     return [Image.fromarray(pixels) for pixels in to_uint8(images)]
 
 # %% ../nbs/00_core.ipynb #ee0e5a5d
+def to_8_bits(
+    image:Image.Image,  # of one channel: integers of 16 or 32 bits, or floats
+)->Image.Image:         # gray
+    "Integers of 16 bits, and floats between 0 and 1, scaled to 0 to 255; others are cut off"
+    pixels = np.asarray(image)
+    if image.mode == "F" and pixels.max() <= 1:
+        pixels = (255*pixels).round()
+    elif image.mode != "F" and (image.mode != "I" or pixels.max() > 255):
+        pixels = pixels >> 8
+    return Image.fromarray(np.nan_to_num(pixels).clip(0, 255).astype(np.uint8))
+
+
 def to_rgb(
     image:Image.Image,  # of any kind
 )->Image.Image:
-    "As RGB: turned as its EXIF data says, 16 bits scaled to 8, transparency on white"
+    "As RGB: turned as its EXIF data says, more bits scaled to 8, transparency on white"
     image = image.copy()
     with suppress(Exception):  # struct.error, TypeError, …: each kind of wrong field raises its own
         ImageOps.exif_transpose(image, in_place=True)
     for key in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):
         image.info.pop(key, None)  # what is turned must not be turned again
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode[0] in "IF":
+        image = to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

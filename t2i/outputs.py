@@ -10,7 +10,6 @@ __all__ = ['slug', 'unused_path', 'save_new_png', 'is_grid_path', 'check_writabl
 import itertools
 import mimetypes
 import re
-import tempfile
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .core import T2IError, image_grid, to_pil
-from .engine.files import save_png
+from .engine.files import check_place, save_png
 from .engine.unpickling import first_line
 
 # %% ../nbs/55_outputs.ipynb #33d2be7b
@@ -84,12 +83,7 @@ def check_writable(
 ):
     "Refuse an output that cannot be written, before the work; nothing is made"
     is_grid_path(path)
-    places = [path, *path.absolute().parents]
-    place = next(p for p in places if p.exists() and (p.is_dir() or p != path))
-    try:
-        tempfile.TemporaryFile(dir=place).close()
-    except OSError as e:
-        raise T2IError(f"cannot write {path}: {e.strerror}") from None
+    check_place(path)
 
 # %% ../nbs/55_outputs.ipynb #7c9f8346
 def check_png(

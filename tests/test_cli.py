@@ -380,6 +380,14 @@ def test_an_image_format_is_no_folder_where_the_machine_lists_no_types(monkeypat
     assert not is_grid_path("my.photos") and not is_grid_path("v1.2")
 
 
+def test_a_resumed_dream_has_its_own_model_and_settings(t2i):
+    few = ["--include", "a ring", "--steps", 1, "--every", 1, "cutouts.count=2", "-o", "run"]
+    assert t2i("dream", *few)[0] == 0
+    for option in (["--quality", "best"], ["-m", "shapes-vit-vqgan"], ["--steps", 2]):
+        code, _, err = t2i("dream", "-o", "run", "--resume", *option)
+        assert code == 1 and "has its own prompts and settings" in err
+
+
 def test_dream_shows_its_settings(t2i, tmp_path):
     code, out, _ = t2i("dream", "--show", "--steps", 7, "cutouts.noise=0", "--init", "gradient")
     assert code == 0 and "steps: 7" in out and "noise: 0" in out and "init: gradient" in out
@@ -437,6 +445,11 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
     (["evaluate", "shapes-var", "--clip", "shapes-clip"], "candidates of rerank"),
     (["sweep", "shapes-var", "guidance_scale=1", "--data", IMAGES], "--data is read with"),
     (["dream", "--include", "a ring", "-m", "shapes-msvq"], "as shapes-vqgan, not a MultiScale"),
+    (["dream", "--include", "a ring", "--video", "a.gif", "--fps", "0"], "0 frames per second"),
+    (["dream", "--include", "a ring", "--video", "/proc/v.gif"], "cannot write /proc/v.gif"),
+    (["sweep", "shapes-adapter", "alpha=0", "alpha=1"], "alpha stands there twice"),
+    (["train", "digits-msvq", "train.final_lr=-5"], "train.final_lr is -5.0; it must be from 0"),
+    (["train", "digits-msvq", "train.betas=[0.9,1.0]"], "train.betas is (0.9, 1.0)"),
     (["train", "digits-msvq", "-o", SAMPLES], "has images in it"),
     (["reconstruct", SAMPLE, "-o", SAMPLE], "would replace what is read"),
     (["evaluate", "shapes-clip", "--benchmark", "captions", "--top-k", "5"], "of a clip does not"),

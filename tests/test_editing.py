@@ -126,6 +126,9 @@ def test_what_was_enlarged_by_whole_pixels_is_edited_in_its_own_size(pipe):
 @pytest.mark.parametrize("wrong, says", [
     (dict(mask=np.zeros((64, 64))), "covers nothing"),
     (dict(mask=np.ones((64, 64))), "covers everything"),
+    (dict(mask="mask.png"), "the mask is a str; give a PIL image"),
+    (dict(image="image.png"), "the image is a str; give a PIL image"),
+    (dict(image=np.zeros((64, 64, 3))), "the image is a ndarray; give a PIL image"),
     (dict(mask=np.ones((32, 64))), "the mask has 64x32 pixels, the image 64x64"),
     (dict(image=Image.new("RGB", (65, 64))), "the image has 65x64 pixels; this model edits 64x64"),
     (dict(temperature=-1), "temperature is -1"), (dict(prompt=[]), "prompt must be"),

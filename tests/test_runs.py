@@ -255,6 +255,13 @@ def test_resume_without_the_discriminator(tmp_path, caplog):
     assert "anew" not in caplog.text
 
 
+def test_nothing_to_do_leaves_the_recipe(tmp_path):
+    run = train(recipe(steps=3), tmp_path/"run")
+    before = (run/"recipe.yaml").read_text()
+    train(recipe(steps=2), run, resume=True)
+    assert (run/"recipe.yaml").read_text() == before
+
+
 def test_resume_in_another_precision(float16, tmp_path, monkeypatch):
     train(recipe(steps=2), tmp_path/"run")
     monkeypatch.setattr(training, "make_fabric", make_fabric)

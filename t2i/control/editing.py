@@ -147,11 +147,14 @@ def read_known(
             black = Image.new("RGBA", mask.size, "black")
             mask = Image.alpha_composite(black, mask.convert("RGBA"))
         mask = own_size(to_rgb(mask).convert("L"), side, exact=False)
+    elif not isinstance(mask, (np.ndarray, Tensor)):
+        raise T2IError(f"the mask is a {type(mask).__name__}; give a PIL image "
+                       "(PIL.Image.open reads files), an array or a tensor")
     pixels = np.asarray(mask).squeeze()
     if pixels.shape != (side, side):
         found = "x".join(map(str, pixels.shape[::-1]))
         raise T2IError(f"the mask has {found} pixels, the image {side}x{side}")
-    top = 255 if pixels.dtype == np.uint8 else 1
+    top = 255 if isinstance(mask, Image.Image) or pixels.max() > 1 else 1
     redraw = pixels.astype(np.float32) >= top/2
     if not redraw.any() or redraw.all():
         what = "nothing" if not redraw.any() else "everything"
@@ -167,6 +170,9 @@ def read_image(
     "An image of the model's size"
     if isinstance(image, Image.Image):
         image = from_pil(own_size(to_rgb(image), side))
+    elif not isinstance(image, Tensor):
+        raise T2IError(f"the image is a {type(image).__name__}; give a PIL image (PIL.Image.open "
+                       "reads files, PIL.Image.fromarray arrays) or a tensor")
     image = image.reshape(-1, *image.shape[-3:]).float()
     if tuple(image.shape) != (1, 3, side, side):
         found = f"{image.shape[-1]}x{image.shape[-2]}"

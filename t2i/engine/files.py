@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['VIDEO_SUFFIXES', 'fsync_path', 'temporary_name', 'new_file_mode', 'settle', 'remove', 'replace_path', 'atomic_path',
-           'write_text', 'save_png', 'check_video', 'save_video', 'data_home', 'config_from_dict', 'bundled_folders',
-           'bundled_folder', 'byte_pieces', 'hash_of']
+           'write_text', 'save_png', 'check_place', 'check_video', 'save_video', 'data_home', 'config_from_dict',
+           'bundled_folders', 'bundled_folder', 'byte_pieces', 'hash_of']
 
 # %% ../../nbs/94_files.ipynb #011a132c
+import math
 import os
 import secrets
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
@@ -157,15 +159,31 @@ def save_png(
 # %% ../../nbs/94_files.ipynb #d9a95120
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
 
+def check_place(
+    path:Path, # a file or a folder that need not exist
+):
+    "Refuse a place that cannot be written, before the work; nothing is made"
+    places = [path, *path.absolute().parents]
+    place = next(p for p in places if p.exists() and (p.is_dir() or p != path))
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as e:
+        raise T2IError(f"cannot write {path}: {e.strerror}") from None
+
+
 def check_video(
     path:str|Path, # .mp4, .gif or .webp
+    fps:float=15,  # frames per second
 ):
     "Refuse a video that could not be written"
+    if not 0 < fps < math.inf:
+        raise T2IError(f"a video of {fps:g} frames per second is none: give more than 0")
     suffix = Path(path).suffix.lower()
     if suffix not in VIDEO_SUFFIXES:
         raise T2IError(f"cannot write {path}: a video ends in {', '.join(VIDEO_SUFFIXES)}")
     if suffix == ".mp4" and not (find_spec("imageio") and find_spec("imageio_ffmpeg")):
         raise T2IError("mp4 needs imageio-ffmpeg: pip install -e '.[train]'; or a .gif or .webp")
+    check_place(Path(path))
 
 # %% ../../nbs/94_files.ipynb #ce0a7146
 def save_video(
@@ -174,12 +192,10 @@ def save_video(
     fps:float=15,             # frames per second, above 0
 ):
     "Write images as a video; small ones are enlarged by whole pixels to about 256"
-    check_video(path)
+    check_video(path, fps)
     sizes = {f.size for f in frames}
     if len(sizes) != 1:
         raise ValueError(f"a video needs frames of one size, got {len(sizes)} sizes")
-    if not fps > 0:
-        raise ValueError(f"fps must be positive, got {fps}")
     width, height = sizes.pop()
     scale = max(1, 256//min(width, height))
     size = [n*scale + n*scale%2 for n in (width, height)]  # even, as mp4 needs it

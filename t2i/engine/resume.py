@@ -145,6 +145,8 @@ def check_settings(
             check(name, f"at least {least}", least <= getattr(config, name) < math.inf)
     for name in ("lr", "muon_lr"):
         check(name, "above 0", 0 < getattr(config, name) < math.inf)
+    check("final_lr", "from 0 to 1", 0 <= config.final_lr <= 1)
+    check("betas", "two of at least 0 and below 1", all(0 <= beta < 1 for beta in config.betas))
     check("ema", "at least 0 and below 1", 0 <= config.ema < 1)
     check("optimizer", f"one of {', '.join(OPTIMIZERS)}", config.optimizer in OPTIMIZERS)
     check("precision", f"one of {', '.join(PRECISIONS)}", config.precision in PRECISIONS)
@@ -290,9 +292,10 @@ def begin(state:RunState, train:Dataset, held_out:Dataset):
     steps = state.config.steps
     if state.main:
         log.info("images to train on: %s; held out: %s", size(train), size(held_out))
-        if state.step >= steps:
+        if state.step >= steps:  # and the run's recipe stays as it is
             log.warning("nothing to do: train.steps is %d, %d are done", steps, state.step)
-        save_recipe(state.recipe, state.folder)
+        else:
+            save_recipe(state.recipe, state.folder)
     state.run_log = RunLog(state.folder, state.step, steps, state.config.batch_size, state.main)
     state.held.callback(state.run_log.close)
 
