@@ -163,12 +163,10 @@ def dream(
     story:Story = None,
     model:VQGANName = None,
     clip:CLIPNames = None,
-    steps:StepCount = None,
-    quality:Quality = None,
+    steps:StepCount = None, quality:Quality = None,
     size:Size = None,
     init:Init = None,
-    seed:Seed = None,
-    output:Output = None,
+    seed:Seed = None, output:Output = None,
     resume:Resume = False, show:Show = False,
     video:Video = None, fps:FPS = 15.0, every:Every = 5,
     device:Device = None,
@@ -179,15 +177,16 @@ def dream(
     from t2i.outputs import choose_output, save_new_png
     if video:
         check_video(video, fps)
-    given = [story, overrides, steps, size, init, clip, seed, include, exclude, extras,
-             model, quality]
+    prompts = dict(include=include, exclude=exclude, extras=extras)
     if resume:
+        given = [story, overrides, model, quality, steps, size, init, clip, seed,
+                 *prompts.values()]
         about = resumed_dream(output, given)
     else:
         settings = dream_config(quality or "normal", overrides or [], steps=steps, init=init)
         if show:
             return print_yaml(asdict(settings), settings)
-        about = new_dream(dict(include=include, exclude=exclude, extras=extras), story, seed)
+        about = new_dream(prompts, story, seed)
         about |= dict(model=model or "shapes-vqgan", clip=clip or ["shapes-clip"],
                       size=parse_size(size), settings=asdict(settings))
         place = choose_output(output, "dream", include[0] if include else story.stem)
