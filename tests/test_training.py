@@ -178,6 +178,7 @@ MASKED = """
     first_scales_prob=0.5 first_scales_steps=0 label_smoothing_temperature=0
     contrast.strong_from=3 contrast.strong_until=6 contrast.strong_weight=0.2 reading_pairs=3
     model.depth=2 train.compile=false train.workers=0 data.cache=40 vocabulary_captions=500
+    sample_num_steps=1
 """.split()
 PARTI = """
     contrast.strong_from=3 contrast.strong_until=6 reading_pairs=3 model.depth=2
@@ -185,7 +186,8 @@ PARTI = """
 """.split()
 DRAWN = """
     preference.captions=12 preference.candidates=3 preference.judge=clip preference.measured=0
-    sample_num_steps=1 reading_pairs=0 train.lr=3e-5 train.val_every=0 train.save_every=0
+    sample_num_steps=1 reading_pairs=0 vocabulary_captions=500 train.lr=3e-5 train.val_every=0
+    train.save_every=0
 """.split()
 ENLARGE = """
     train.steps=12 train.batch_size=8 train.warmup=3 train.precision=32-true train.log_every=1
