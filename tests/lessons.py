@@ -19,6 +19,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from configparser import ConfigParser
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def hash_of(*parts):
     return h.hexdigest()
 
 
+@cache
 def without_comments(source):
     "The lines that do something: a comment, or a renamed notebook, makes no output stale"
     lines = [line.rstrip() for line in source.splitlines()]
@@ -79,21 +81,27 @@ def used_modules(code, root=root):
 RECORDS = ("scores.json", "ablation.jsonl", "preferences.jsonl")
 
 
-def bundled_files(text, root=root):
-    "The files of the bundled models and recipes that a text names, and of those models' parts"
+@cache
+def names_in(text, names):
+    "Those of some names that stand in a text as words of their own"
+    found = {name for name in names if name in text}
+    return {name for name in found if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)}
+
+
+def bundled_files(texts, root=root):
+    "The files of the bundled models and recipes that texts name, and of those models' parts"
     folder = root/"t2i"/"pretrained"
     names = {p.name for p in folder.glob("*")} | {p.stem for p in (root/"t2i/recipes").glob("*")}
+    names = frozenset(names)
     found = set()
-    texts = [text]
-    while texts:
-        searched = texts.pop()
-        for name in names - found:
-            word = rf"(?<![\w-]){re.escape(name)}(?![\w-])"
-            if name in searched and re.search(word, searched):
-                found.add(name)
-                texts += [p.read_text() for p in (folder/name).glob("*index.json")]
+    waiting = list(texts)
+    while waiting:
+        new = names_in(waiting.pop(), names) - found
+        waiting += [p.read_text() for name in new for p in (folder/name).glob("*index.json")]
+        found |= new
     files = [root/"t2i"/"recipes"/f"{name}.yaml" for name in found]
-    unread = {"README.md", *(name for name in RECORDS if name not in text)}
+    everything = "\n".join(texts)
+    unread = {"README.md", *(name for name in RECORDS if name not in everything)}
     files += [p for name in found for p in (folder/name).rglob("*") if p.name not in unread]
     return sorted(p for p in files if p.is_file())
 
@@ -104,7 +112,7 @@ def fingerprint(nb, root=root):
     modules = house.module_paths(root)
     used = used_modules(code, root)
     package = [without_comments(modules[name].read_text(encoding="utf-8")) for name in used]
-    files = bundled_files("\n".join(code + package), root)
+    files = bundled_files(code + package, root)
     models = [part for p in files for part in (p.relative_to(root).as_posix(), p.read_bytes())]
     return dict(code=hash_of(*code), package=hash_of(*used, *package), models=hash_of(*models))
 

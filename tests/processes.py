@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import time
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver
 from pathlib import Path
@@ -90,6 +91,14 @@ def run(*words, **options):
         process = start(*words, stdout=paths[0], stderr=paths[1], **options)
         process.join()
         return Finished(process.exitcode, *[path.read_text() for path in paths])
+
+
+def wait_for(line, process, log, seconds=900):
+    "Until a process has logged a line; one that ends before, or hangs, is an error with its log"
+    end = time.monotonic() + seconds
+    while line not in log.read_text():
+        assert process.is_alive() and time.monotonic() < end, log.read_text()
+        time.sleep(.1)
 
 
 def meeting(count):

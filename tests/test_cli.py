@@ -15,6 +15,7 @@ from t2i import __version__, cli
 from t2i.core import T2IError
 from t2i.outputs import is_grid_path
 
+QUICK = ["--num-steps", 1]  # per map, instead of eight
 FEW = ["train.steps=2", "train.batch_size=4", "train.val_batches=1", "train.sample_every=0"]
 
 
@@ -43,6 +44,14 @@ def shell(*args, **environment):
     env = os.environ | environment
     command = [sys.executable, "-m", "t2i", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
+def typed(monkeypatch, capsys, *args):
+    "Runs the command in this process, where it stands: exit code, stdout, stderr"
+    monkeypatch.setattr(sys, "argv", ["t2i", *map(str, args)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code or 0, *capsys.readouterr()
 
 
 # ---- The command itself
@@ -135,7 +144,8 @@ def test_generate_grid_says_how_it_was_made(t2i, tmp_path):
 
 def test_generate_files_from_prompts_file(t2i):
     Path("p.txt").write_text("a red circle\na blue star\n")
-    code, out, err = t2i("generate", "--prompts", "p.txt", "-n", 2, "--seed", 0, "-o", "drawn")
+    words = "--prompts", "p.txt", "-n", 2, "--seed", 0, *QUICK
+    code, out, err = t2i("generate", *words, "-o", "drawn")
     assert code == 0, err
     files = sorted(Path("drawn").iterdir())
     assert [f.name for f in files] == [
@@ -190,7 +200,7 @@ def test_a_reader_that_leaves_early(tmp_path):
 
 
 def test_generate_process_shows_every_scale(t2i):
-    args = ["a red circle", "-n", 2, "--seed", 0, "--process", "-o", "p.png"]
+    args = ["a red circle", "-n", 2, "--seed", 0, *QUICK, "--process", "-o", "p.png"]
     code, _, err = t2i("generate", *args)
     assert code == 0, err
     assert Image.open("p.png").size == (6*(128+2)-2, 2*(128+2)-2)
@@ -306,7 +316,7 @@ def test_evaluate_prints_json(t2i):
     assert code == 0 and {"psnr", "usage", "checked"} <= set(json.loads(out)), err
     code, out, err = t2i("evaluate", "shapes-clip", "--count", 100, "--json")
     assert code == 0 and json.loads(out)["pairs"] == 100, err
-    code, out, err = t2i("evaluate", "shapes-var", "--per-task", 1, "-n", 1, "--json")
+    code, out, err = t2i("evaluate", "shapes-var", "--per-task", 1, "-n", 1, *QUICK, "--json")
     assert code == 0 and json.loads(out)["images"] == 7, err
 
 
@@ -538,7 +548,7 @@ def test_debug_shows_the_traceback(t2i):
     ("a teal ring", "'teal ring' may not be drawn; objects are red"),
     ("a red ring, a blue star and a white heart", "names more than two things")])
 def test_prompts_it_does_not_understand_are_warned_of(t2i, prompt, says):
-    code, out, err = t2i("generate", prompt, "-n", 1, "-o", "x.png")
+    code, out, err = t2i("generate", prompt, "-n", 1, *QUICK, "-o", "x.png")
     assert code == 0 and says in err and Path("x.png").exists(), err
 
 
@@ -551,10 +561,11 @@ def test_another_tokenizer_under_the_same_name(t2i):
     "A folder in the way, and a tokenizer that was trained anew (F04)"
     assert t2i("convert", "digits-msvq", "shapes-msvq")[0] == 0
     digits(t2i, "a handwritten two", "-n", 1, "--seed", 0, "-o", "here.png")
-    code, _, err = t2i("generate", "a red circle", "-n", 1, "--seed", 0, "-o", "a.png")
+    red = "a red circle", "-n", 1, "--seed", 0, *QUICK
+    code, _, err = t2i("generate", *red, "-o", "a.png")
     assert code == 0, err
     Path("shapes-msvq").rename("elsewhere")
-    t2i("generate", "a red circle", "-n", 1, "--seed", 0, "-o", "b.png")
+    t2i("generate", *red, "-o", "b.png")
     assert np.array_equal(Image.open("a.png"), Image.open("b.png"))
     assert t2i("convert", "digits-var", "copy")[0] == 0
     index = json.loads(Path("copy/model_index.json").read_text())

@@ -3,10 +3,8 @@ sample of the repository in archives that are named and laid out like COCO's; no
 from elsewhere."""
 import json
 import shutil
-import subprocess
 import sys
 import threading
-import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -121,8 +119,7 @@ except Exception as e:
 @pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
 def test_safetensors_tells_the_number_of_an_error(tmp_path):
     "A file that may not grow fails as a full disk does, with another number in the same place"
-    command = [sys.executable, "-c", LIMITED, tmp_path/"x"]
-    p = subprocess.run(command, capture_output=True, text=True)
+    p = processes.run("-c", LIMITED, tmp_path/"x")
     assert "os error 27)" in p.stdout
     assert is_disk_full(RuntimeError(p.stdout.replace("27)", "28)")))
 
@@ -253,14 +250,6 @@ def test_the_command(t2i, mirror, capsys):
     assert capsys.readouterr().err.count("cannot fetch") == 1
 
 
-def wait_for(line, process, log, seconds=900):
-    "Until a process has logged a line; one that ends before, or hangs, is an error with its log"
-    end = time.monotonic() + seconds
-    while line not in log.read_text():
-        assert process.is_alive() and time.monotonic() < end, log.read_text()
-        time.sleep(.1)
-
-
 def test_the_recipe_from_cache_to_gallery(t2i, tmp_path, capsys):
     "The sample takes the path of COCO: check, cache, train sharded, kill, resume, score, draw"
     name = "text-var-coco-d20"
@@ -273,7 +262,7 @@ def test_the_recipe_from_cache_to_gallery(t2i, tmp_path, capsys):
     command, log = ["-m", "t2i", "train", name, "-o", "run"], tmp_path/"log.txt"
     log.touch()
     with processes.ranks(2, *command, *cached, *often, "train.steps=1000", stderr=log) as two:
-        wait_for("step 3 of", two[0], log)
+        processes.wait_for("step 3 of", two[0], log)
         two[0].kill()
         two[1].join(900)             # the other process does not wait for a dead one
         assert two[1].exitcode

@@ -28,7 +28,7 @@ from t2i.data.shapes import (
     render,
 )
 from t2i.generators.var import VAR, VARConfig
-from test_cli import shell
+from test_cli import typed
 
 
 @pytest.fixture(scope="module")
@@ -156,15 +156,16 @@ def test_a_generator_of_classes(pipe):
     assert len(sums) == 6 and torch.isfinite(sums[-1]).all()
 
 
-def test_from_the_shell(tmp_path):
+def test_from_the_shell(tmp_path, monkeypatch, capsys):
     image, mask, caption, _ = random_edit(0)
     to_pil(image[None])[0].save(tmp_path/"image.png")
     Image.fromarray(mask).save(tmp_path/"mask.png")
     paths = tmp_path/"image.png", tmp_path/"mask.png"
-    p = shell("edit", *paths, caption, "-n", "2", "--context", "2", "-o", tmp_path/"out.png")
-    assert p.returncode == 0 and (tmp_path/"out.png").is_file(), p.stderr
+    words = "edit", *paths, caption, "-n", "2", "--context", "2", "-o", tmp_path/"out.png"
+    code, _, err = typed(monkeypatch, capsys, *words)
+    assert code == 0 and (tmp_path/"out.png").is_file(), err
     Image.new("L", (8, 8)).save(tmp_path/"mask.png")
-    p = shell("edit", *paths, caption)
-    assert p.returncode == 1 and "the mask has 8x8 pixels" in p.stderr.splitlines()[-1]
-    p = shell("edit", tmp_path/"no.png", tmp_path/"mask.png", caption)
-    assert p.returncode == 1 and "there is no file" in p.stderr.splitlines()[-1]
+    for name, says in (("image.png", "the mask has 8x8 pixels"), ("no.png", "there is no file")):
+        words = "edit", tmp_path/name, tmp_path/"mask.png", caption
+        code, _, err = typed(monkeypatch, capsys, *words)
+        assert code == 1 and says in err.splitlines()[-1]

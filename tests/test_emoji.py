@@ -98,14 +98,21 @@ def test_held_out_drawings_with_a_near_copy_in_training_count_apart():
     assert names[emoji.emoji_number("a farmer with light skin tone")].looks_like not in near
 
 
+def differing(drawings, other, step=1):
+    "In how many pixels, of every so many rows and columns, each of many drawings is not another"
+    away = abs(drawings[:,::step,::step] - other[::step,::step])
+    return (away.max(-1) > 1/8).sum((1, 2))
+
+
 def test_no_trained_drawing_looks_like_one_that_counts_as_held_out():
     trained = emoji.drawings()[emoji_pool(False)].astype("float32")/255
     trained = trained[...,:3] + .5*(1-trained[...,3:])
     for prompt in emoji_bench()["held_out"][::25]:
         drawing = emoji.drawings()[prompt.name].astype("float32")/255
         on_gray = drawing[...,:3] + .5*(1-drawing[...,3:])
-        fewest = min((abs(other-on_gray).max(-1) > 1/8).sum() for other in trained)
-        assert fewest >= .05*(drawing[...,3] > .5).sum(), prompt.text
+        least = .05*(drawing[...,3] > .5).sum()
+        near = differing(trained, on_gray, 2) < least  # a quarter tells of most
+        assert (differing(trained[near], on_gray) >= least).all(), prompt.text
 
 
 # ---- The benchmark
@@ -264,14 +271,14 @@ def test_validation_shows_portraits_that_never_train():
 # ---- The bundled generator
 
 
-def test_it_draws_what_the_front_page_asks_for():
+def test_it_draws_what_the_front_page_asks_for(judge):
     "With another seed than the page's; the judge reads every image"
     prompts = []
     for line in (DOCS/"emoji-prompts.txt").read_text(encoding="utf-8").splitlines()[1:]:
         name, _, ground = line.removesuffix(" background").rpartition(" on a ")
         prompts.append(EmojiPrompt(line, emoji.emoji_number(name), ground))
     out = load("emoji-var", "cpu")([p.text for p in prompts], seed=1, output_type="pt")
-    scores = score_emoji(out.images, prompts, EmojiJudge())
+    scores = score_emoji(out.images, prompts, judge)
     assert scores["top1"] >= .6 and scores["top5"] >= .8 and scores["background"] >= .9, scores
 
 

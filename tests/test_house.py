@@ -19,6 +19,7 @@ modules = house.module_paths()
 written = {k: p for k, p in modules.items() if not p.stem.startswith("__")}  # by nbdev
 scripts = [*(root/"tests").glob("*.py"), *(root/"docs").glob("*.py")]
 tests = {p.stem: p for p in sorted(scripts)}
+rooms = house.rooms()
 number = house.room_numbers()
 ruff = house.ruff_faults("t2i", "tests", "nbs", "docs")
 each = pytest.mark.parametrize("stem", notebooks)
@@ -37,7 +38,7 @@ def faults(stem):
         prose = [c for c in all_cells if c.cell_type == "markdown"]
         found += house.outline_faults(notebooks[stem], all_cells)
         found += house.prose_faults(notebooks[stem], prose)
-    for name, room in house.rooms().items():
+    for name, room in rooms.items():
         if room == stem:
             found += house.module_faults(modules[name].read_text())
             found += ruff.get(modules[name], [])
@@ -191,7 +192,7 @@ def test_models_load_nothing_heavy():
     models = [f"t2i.{m}" for m in number if number[m] < 50 and not m.endswith("training")]
     assert {"t2i.attention", "t2i.tokenizers.vqgan", "t2i.generators.var"} <= set(models)
     assert not house.heavy_imports(*models)
-    assert house.heavy_imports("t2i.core", "omegaconf") == ["omegaconf loads omegaconf"]
+    assert house.heavy_imports("json", "omegaconf") == ["omegaconf loads omegaconf"]
 
 
 @pytest.mark.parametrize("module, source", {

@@ -114,8 +114,8 @@ def test_what_makes_a_lesson_stale(small, name, part):
 def test_records_count_where_code_names_them(small, name):
     scores = small/"t2i"/"pretrained"/"small-vq"/name
     scores.touch()
-    assert scores not in lessons.bundled_files("load('small-vq')", small)
-    assert scores in lessons.bundled_files(f"load('small-vq')/'{name}'", small)
+    assert scores not in lessons.bundled_files(["load('small-vq')"], small)
+    assert scores in lessons.bundled_files([f"load('small-vq')/'{name}'"], small)
 
 
 @pytest.mark.parametrize("cell, used", {

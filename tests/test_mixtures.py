@@ -111,7 +111,7 @@ def test_killed_and_resumed_equals_undisturbed(recipe, tmp_path):
     ("shapes-vqgan", ["model.channels=32", "discriminator.channels=32", "train.accumulate=1"]),
     ("shapes-clip", ["model.depth=1"]),
     ("shapes-parti", ["model.depth=1", "text.depth=1", "reading_pairs=2"]),
-    ("shapes-var", ["model.depth=1", "reading_pairs=2"]),
+    ("shapes-var", ["model.depth=1", "reading_pairs=2", "sample_num_steps=1"]),
 ])
 def test_every_kind_of_model_trains_on_a_mixture(tmp_path, name, more):
     sources = [dict(path=str(sample/layout)) for layout in SAMPLES] + [dict(name="shapes")]

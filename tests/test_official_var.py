@@ -11,7 +11,7 @@ from t2i.core import T2IError, fold_in
 from t2i.generators.official import PUBLISHED_SCALES
 from t2i.generators.var import VAR
 from t2i.pipeline import VARPipeline
-from test_cli import shell
+from test_cli import typed
 from test_golden import Case, levels
 
 
@@ -100,12 +100,14 @@ def test_another_tokenizer_is_refused(pipe, home, tmp_path):
         t2i.load(tmp_path/"var_d16.pth")
 
 
-def test_from_the_shell(home, tmp_path):
+def test_from_the_shell(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("T2I_HOME", str(home))
     grid = tmp_path/"grid.png"
     words = "generate", "3", "7", "-m", "var-d16", "-n", "1", "--seed", "0", "--process"
-    p = shell(*words, "-o", grid, T2I_HOME=str(home))
-    assert p.returncode == 0 and grid.is_file(), p.stderr
-    about = json.loads(shell("info", "var-d16", "--json", T2I_HOME=str(home)).stdout)
+    code, _, err = typed(monkeypatch, capsys, *words, "-o", grid)
+    assert code == 0 and grid.is_file(), err
+    about = json.loads(typed(monkeypatch, capsys, "info", "var-d16", "--json")[1])
     assert about["generator"]["num_classes"] == 10 and about["vocabulary"]["number"] == 10
-    p = shell("generate", "golden retreiver", "-m", "var-d16", T2I_HOME=str(home))
-    assert p.returncode == 1 and "no class 'golden retreiver'" in p.stderr.splitlines()[-1]
+    words = "generate", "golden retreiver", "-m", "var-d16"
+    code, _, err = typed(monkeypatch, capsys, *words)
+    assert code == 1 and "no class 'golden retreiver'" in err.splitlines()[-1]

@@ -13,9 +13,9 @@ from t2i.engine.runs import read_metrics
 from t2i.training import train
 
 SHORT = """
-    reading_pairs=0 preference.captions=8 preference.candidates=3 preference.measured=2
-    preference.judge=clip sample_num_steps=1 train.steps=4 train.batch_size=4 train.log_every=1
-    train.val_every=0 train.val_batches=1 train.sample_every=0 train.save_every=2
+    reading_pairs=0 vocabulary_captions=50 preference.captions=8 preference.candidates=3
+    preference.measured=2 preference.judge=clip sample_num_steps=1 train.steps=4 train.batch_size=4
+    train.log_every=1 train.val_every=0 train.val_batches=1 train.sample_every=0 train.save_every=2
     train.precision=32-true train.workers=0
 """.split()
 

@@ -4,8 +4,6 @@ import math
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,8 +23,6 @@ from t2i.tokenizers.soft_codes import GumbelCodebook, start_codes
 from t2i.training import train
 
 here = Path(__file__).resolve().parent
-QUIET = dict(stdin=subprocess.DEVNULL)
-ONE_THREAD = os.environ | dict(OMP_NUM_THREADS="1")
 RECIPE = """
 task: t2i.tokenizers.training.TokenizerTask
 model:
@@ -108,16 +104,15 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
 
 def test_a_signal_to_all_processes_stops_between_steps(recipe, tmp_path):
     "As a cluster sends it: to the training and to the workers that load its data"
-    command = [sys.executable, "-m", "t2i", "train", recipe, "-o", tmp_path/"run"]
-    command += ["train.steps=100000", "train.workers=2", "train.log_every=1", "train.val_every=0"]
-    options = dict(start_new_session=True, stderr=subprocess.PIPE, text=True, env=ONE_THREAD)
-    process = subprocess.Popen(command, **options, **QUIET)
-    for line in process.stderr:
-        if "step 2 of" in line:
-            os.killpg(process.pid, signal.SIGTERM)
-            break
-    rest = process.stderr.read()
-    assert process.wait() == 130 and "go on with --resume" in rest, rest
+    code = "import os; from t2i.cli import main; os.setsid(); main()"
+    words = ["train", recipe, "-o", tmp_path/"run", "train.steps=100000", "train.workers=2"]
+    log = tmp_path/"log.txt"
+    log.touch()
+    process = processes.start("-c", code, *words, stderr=log)
+    processes.wait_for("step 2 of", process, log)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.join()
+    assert process.exitcode == 130 and "go on with --resume" in log.read_text(), log.read_text()
     assert last_checkpoint(tmp_path/"run").name != "step-0"
 
 
@@ -178,6 +173,7 @@ MASKED = """
     first_scales_prob=0.5 first_scales_steps=0 label_smoothing_temperature=0
     contrast.strong_from=3 contrast.strong_until=6 contrast.strong_weight=0.2 reading_pairs=3
     model.depth=2 train.compile=false train.workers=0 data.cache=40 vocabulary_captions=500
+    sample_num_steps=1
 """.split()
 PARTI = """
     contrast.strong_from=3 contrast.strong_until=6 reading_pairs=3 model.depth=2
@@ -185,7 +181,8 @@ PARTI = """
 """.split()
 DRAWN = """
     preference.captions=12 preference.candidates=3 preference.judge=clip preference.measured=0
-    sample_num_steps=1 reading_pairs=0 train.lr=3e-5 train.val_every=0 train.save_every=0
+    sample_num_steps=1 reading_pairs=0 vocabulary_captions=500 train.lr=3e-5 train.val_every=0
+    train.save_every=0
 """.split()
 ENLARGE = """
     train.steps=12 train.batch_size=8 train.warmup=3 train.precision=32-true train.log_every=1
