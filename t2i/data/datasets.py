@@ -100,9 +100,9 @@ class TerseShapes(ShapesDataset):
 
 class HardShapes(TerseShapes):
     "Scenes with terse captions, more of them of what generators get wrong most often"
-    tasks = dict(two_objects=6, counting=5, position=4, color_attribution=2, single_object=2,
+    tasks = dict(two_objects=8, counting=6, position=3, color_attribution=1, single_object=1,
                  colors=1)  # how often, one relative to the others
-    one_color = .6  # of two objects: how often what is said of their colors is the same
+    one_color = .25  # of two objects: how often what is said of their colors is the same
 
     def scene(self, i:int, telling:str="")->Scene:
         rng = random.Random(f"task {self.start+i}")
