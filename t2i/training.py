@@ -158,7 +158,6 @@ class Task:
     discriminator:nn.Module|None = None # a second network; `AdversarialTask` has what it needs
     step:int = 0         # the step at work, from 0; kept by the loop
     columns:int|None = None # of the sheet of `sample`; None: about as many as rows
-
     def __init__(self, config, folder:Path|None=None): # a `Config`; the run
         self.config = config
         self.folder = folder

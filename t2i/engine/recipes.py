@@ -210,7 +210,7 @@ def take_over(
     merged["train"]["init_from"] = start
     return merged, overrides
 
-# %% ../../nbs/97_recipes.ipynb #b320a98f
+# %% ../../nbs/97_recipes.ipynb #5ac644ab
 def fill_config(
     config:type,               # a dataclass
     given:dict,                # its fields, nested
@@ -224,6 +224,7 @@ def fill_config(
         tree = merge_fields(tree, read_override(tree, override), override)
     return OmegaConf.to_object(tree)
 
+# %% ../../nbs/97_recipes.ipynb #b320a98f
 def load_recipe(
     path:str|Path,               # YAML: `task`, a dotted name, and fields of its `Config`
     overrides:tuple[str,...]=(), # "train.steps=100", …
