@@ -28,7 +28,9 @@ from t2i.data.datasets import (
     open_image,
     stream_loader,
 )
+from t2i.data.mixtures import load_mixture
 from t2i.engine.folders import IMAGE_SUFFIXES, is_image, visible_files
+from t2i.generators.var_training import classified
 from t2i.text import TextTokenizer, prepare_text_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of EXIF with errors
@@ -312,6 +314,9 @@ def test_all_broken_rows_are_named_at_once(tmp_path, messages):
     assert "metadata.csv line 2: it needs" in said and said.endswith('; and 2 more')
     FolderDataset(tmp_path, captioned=False)
     assert sum("captions are not read" in m for m in messages) == 2
+    (tmp_path/"sub"/"metadata.csv").write_text("name,text\nb.png,x\nb.png," + "x"*200_000)
+    with pytest.raises(ValueError, match="csv line 2: it needs .*; line 3: field larger"):
+        FolderDataset(tmp_path/"sub")
 
 
 def test_blank_captions_are_no_captions(tmp_path, messages):
@@ -621,6 +626,17 @@ def test_a_small_folder_trains_no_tokenizer_on_what_a_generator_holds_out(tmp_pa
             FolderDataset(tmp_path, 8, split="train")
     else:
         assert not trains & set(held_out(tmp_path, True)[0])
+
+
+def test_classes_and_mixtures_hold_out_the_same_images(tmp_path):
+    for i in range(24):
+        image(tmp_path/"ab"[i//12]/f"{i:02}.png", None if i in (3, 15) else str(i))
+    (tmp_path/"a"/"05.png").write_bytes(b"torn")
+    config = DataConfig(path=str(tmp_path), resolution=8)
+    mixture = DataConfig("mixture", sources=[dict(path=str(tmp_path))], resolution=8)
+    parts = [load_mixture(mixture, "val", c).parts[tmp_path.name] for c in (True, False)]
+    for data in (classified(config, "val"), load_dataset(config, "val"), *parts):
+        assert [path.name for path, _ in data.items] == ["19.png"]
 
 
 def test_both_splits_have_an_image_where_all_usable_ones_would_validate(tmp_path):

@@ -137,7 +137,7 @@ def table_rows(
         for row in reader:
             yield reader.line_num, row
     except csv.Error as e:
-        raise ValueError(f"{table} line {reader.line_num}: {e}") from None
+        raise csv.Error(f"line {reader.line_num+1}: {e}") from None
 
 # %% ../../nbs/95_folders.ipynb #694a1b4c
 def join_faults(
@@ -151,14 +151,17 @@ def table_captions(
 )->dict[str,list[str]]: # per name within the table's folder, the captions
     "The captions of captions.jsonl, metadata.jsonl or metadata.csv; an error names all bad rows"
     captions, faults = {}, []
-    for number, row in table_rows(table):
-        try:
-            name, texts = parse_row(row)
-        except ValueError as e:
-            faults.append(f"line {number}: {e}")
-            continue
-        known = captions.setdefault(relative_name(name, table.parent), [])
-        known += [t for t in texts if t not in known]
+    try:
+        for number, row in table_rows(table):
+            try:
+                name, texts = parse_row(row)
+            except ValueError as e:
+                faults.append(f"line {number}: {e}")
+                continue
+            known = captions.setdefault(relative_name(name, table.parent), [])
+            known += [t for t in texts if t not in known]
+    except csv.Error as e:  # the rest cannot be read
+        faults.append(str(e))
     if faults:
         raise ValueError(f"{table} {join_faults(faults)}")
     return captions
