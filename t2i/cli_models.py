@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['complete_run', 'OWN', 'Number', 'Guidance', 'Steps', 'Rerank', 'JudgedBy', 'Schedule', 'Temperature', 'Cooling',
            'TopK', 'TopP', 'Json', 'ModelName', 'Benchmark', 'PerTask', 'Count', 'PerPrompt', 'EvalCLIP', 'Features',
-           'Samples', 'Markdown', 'SHOWN_NAMES', 'COMMANDS', 'score_table', 'print_evaluation', 'evaluate',
+           'Samples', 'Markdown', 'SHOWN_NAMES', 'COMMANDS', 'KINDS', 'score_table', 'print_evaluation', 'evaluate',
            'model_rows', 'leading_scores', 'section_rows', 'short_number', 'print_names', 'print_models', 'info',
            'plot', 'leaderboard', 'convert', 'reconstruct', 'recipe_report', 'report_lines', 'folder_report',
            'data_check']
@@ -13,6 +13,7 @@ __all__ = ['complete_run', 'OWN', 'Number', 'Guidance', 'Steps', 'Rerank', 'Judg
 # %% ../nbs/58_cli_models.ipynb #46e071a8
 import json
 import textwrap
+from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -414,28 +415,37 @@ def report_lines(
              text(row["visits"], ",.1f")) for row in rows]
 
 # %% ../nbs/58_cli_models.ipynb #661d58bc
+KINDS = {"folder": "folder", "coco": "coco", "t2i.data.webdataset.ShardDataset": "shards"}
+
 def folder_report(
     folder:Path,
+    overrides:tuple[str,...]=(), # fields of `data`
 )->dict: # kind; train, val: images; captions: in all; notes: all that is skipped, and why
     "What a training would read from a folder of captioned images, of COCO, or of shards"
     from t2i.app import notes
     from t2i.data.datasets import DataConfig, load_dataset
-    config = DataConfig(path=str(folder))
-    kind = config.name if config.name in ("folder", "coco") else "shards"
-    report = dict(kind=kind, train=0, val=0, captions=0)
+    from t2i.engine import folders, recipes
+    fields = make_dataclass("FolderFields", [("data", DataConfig)])
+    given = dict(data=dict(path=str(folder)))
+    config = recipes.fill_config(fields, given, str(folder), overrides).data
+    if config.path != str(folder) or config.name not in KINDS:
+        raise ValueError(f"{folder} is checked without data.name, data.path and data.sources")
+    report, files = dict(kind=KINDS[config.name], train=0, val=0, captions=0), []
     with notes(complete=True) as lines:
         for split in ("train", "val"):
-            dataset = load_dataset(config, split)
-            report[split] = len(dataset.items)
-            report["captions"] += sum(len(c) for _, c in dataset.items)
+            items = load_dataset(config, split).items
+            report[split] = len(items)
+            report["captions"] += sum(len(c) for _, c in items)
+            files += [file for file, _ in items if isinstance(file, Path)]
+        folders.warn_of_sizes(files)
     return report | dict(notes=list(dict.fromkeys(lines)))
 
-
+# %% ../nbs/58_cli_models.ipynb #286dfd47
 @data_app.command("check")
 def data_check(
     folder:Annotated[str, typer.Argument(help="A folder of captioned images, or a recipe.")],
     overrides:Annotated[list[str], typer.Argument(
-        help="With a recipe: its fields, data.sources.0.weight=2 ...")] = None,
+        help="Fields of a recipe, or of data: data.fraction=0.5 ...")] = None,
     as_json:Json = False,
 ):
     "Report what a training would read from a folder, or by a recipe, and what it would skip."
@@ -445,7 +455,7 @@ def data_check(
             return print_scores(dict(sources=rows), True)
         names = "source", "share", "images", "held out", "visits per image"
         return print_table(report_lines(rows), *names)
-    report = folder_report(Path(folder))
+    report = folder_report(Path(folder), tuple(overrides or ()))
     if as_json:
         print_scores(report, True)
     else:

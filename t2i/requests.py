@@ -289,7 +289,10 @@ def read_prompts(
     if file is not None:
         if Path(file).is_dir():
             raise T2IError(f"{file} is a folder: name a text file with one prompt per line")
-        text = sys.stdin.read() if str(file) == "-" else read_text(Path(file))
+        try:
+            text = sys.stdin.read() if str(file) == "-" else read_text(Path(file))
+        except UnicodeDecodeError:
+            raise T2IError("standard input is not text in UTF-8: save it as UTF-8") from None
         lines = [line.strip() for line in text.replace("\ufeff", "").split("\n")]
         found += [line for line in lines if line and not line.startswith("#")]
         if not found:

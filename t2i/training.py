@@ -157,7 +157,7 @@ class Task:
     model:nn.Module      # what is trained
     discriminator:nn.Module|None = None # a second network; `AdversarialTask` has what it needs
     step:int = 0         # the step at work, from 0; kept by the loop
-
+    columns:int|None = None # of the sheet of `sample`; None: about as many as rows
     def __init__(self, config, folder:Path|None=None): # a `Config`; the run
         self.config = config
         self.folder = folder
@@ -370,7 +370,7 @@ def draw_samples(state:TrainingState)->tuple|None: # the file, and captions; Non
     images, captions = images if isinstance(images, tuple) else (images, [])
     about = dict(captions="\n".join(captions)) if captions else {}
     path = state.folder/"samples"/f"step-{state.step}.png"
-    save_png(image_grid(images), path, step=state.step, **about)
+    save_png(image_grid(images, state.task.columns), path, step=state.step, **about)
     return path, captions
 
 def look(state:TrainingState):

@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageDraw
 
-from t2i.control.boxes_training import BoxedFolder, box_scores, found_boxes, object_box
+from t2i.control.boxes_training import (
+    BoxedFolder,
+    box_scores,
+    found_boxes,
+    object_box,
+    read_bbox_file,
+)
 from t2i.control.contours import object_parts
 from t2i.data.checker import find_objects, image_parts
 from t2i.data.datasets import CocoDataset, DataConfig
@@ -80,3 +86,12 @@ def test_boxes_of_a_folder_are_those_of_the_image_as_it_is_seen(tmp_path, turn):
         seen = [(15+60*left)/90, top, (15+60*right)/90, bottom]
     (tmp_path/"a.bbox").write_text(json.dumps(dict(label="box", bbox=seen)))
     assert data.boxes(0) == [("box", pytest.approx((left, top, right, bottom)))]
+
+
+def test_boxes_that_are_not_utf8_name_the_file_and_the_remedy(tmp_path):
+    line = '{"label": "caf\u00e9", "bbox": [0, 0, 1, 1]}'
+    (tmp_path/"a.bbox").write_text(line, encoding="utf-16")
+    assert read_bbox_file(tmp_path/"a.bbox")[0][0] == "caf\u00e9"
+    (tmp_path/"a.bbox").write_text(line, encoding="latin-1")
+    with pytest.raises(ValueError, match="a.bbox is not text in UTF-8: save it as UTF-8"):
+        read_bbox_file(tmp_path/"a.bbox")

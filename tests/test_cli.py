@@ -591,7 +591,7 @@ def test_data_check_recognises_what_recipes_do(t2i):
 def test_data_check_names_all_that_is_skipped(t2i):
     Path("photos").mkdir()
     for i in range(14):
-        Image.new("RGB", (8, 8)).save(f"photos/{i:02}.png")
+        Image.new("RGB", (16, 16)).save(f"photos/{i:02}.png")
     for i in range(2):
         Path(f"photos/{i:02}.txt").write_text("a square")
     code, out, err = t2i("data", "check", "photos", "--json")
@@ -599,6 +599,67 @@ def test_data_check_names_all_that_is_skipped(t2i):
     assert code == 0 and note.count("(no caption)") == 12 and "11.png (no caption)" in note
     assert "11.png (no caption) and 2 more" in err
     assert "t2i data check photos --json names all" in err
+
+
+@pytest.fixture
+def photos(t2i):
+    "A folder of twenty captioned images"
+    folder = Path("photos")
+    folder.mkdir()
+    for i in range(20):
+        Image.new("RGB", (40, 30)).save(folder/f"{i:02}.png")
+        (folder/f"{i:02}.txt").write_text("a square")
+    return folder
+
+
+def test_data_check_names_odd_sizes_and_captions(t2i, photos):
+    assert json.loads(t2i("data", "check", photos, "--json")[1])["notes"] == []
+    Image.new("RGB", (15, 40)).save(photos/"00.png")
+    Image.new("RGB", (16, 129)).save(photos/"01.png")
+    Image.new("RGB", (16, 128)).save(photos/"02.png")
+    Image.new("RGB", (40, 30)).save(photos/"03.jpg")
+    (photos/"lonely.txt").write_text("a circle")
+    code, out, err = t2i("data", "check", photos, "--json")
+    lonely, shared, small, long = json.loads(out)["notes"]
+    assert code == 0 and all(note in err for note in (lonely, shared, small, long))
+    assert "1 of 21 text files" in lonely and lonely.endswith(": lonely.txt")
+    assert "1 of 20 captions" in shared and shared.endswith(": 03 (03.jpg, 03.png)")
+    assert "1 of 21 images" in small and small.endswith("00.png (15x40)")
+    assert "1 of 21 images" in long and long.endswith("01.png (16x129)")
+
+
+def test_data_check_takes_fields_of_data_after_a_folder(t2i, photos):
+    code, out, _ = t2i("data", "check", photos, "data.fraction=0.5", "--json")
+    assert code == 0 and json.loads(out)["train"] == 10
+    code, out, _ = t2i("data", "check", photos, f"data.val_path={photos}", "--json")
+    assert code == 0 and (json.loads(out)["train"], json.loads(out)["val"]) == (20, 20)
+    for field, says in {
+        "nonsense=3": "nonsense=3: Key 'nonsense'", "train.steps=3": "train.steps=3: Key 'train'",
+        "fraction=.5": "did you mean data.fraction?", "data.fraction=2": "data.fraction=2",
+        "data.path=nowhere": "checked without", "data.name=mixture": "checked without",
+    }.items():
+        code, out, err = t2i("data", "check", photos, field)
+        assert code == 1 and says in err and not out
+
+
+def test_data_check_names_all_faulty_rows(t2i, photos):
+    rows = ['{"file_name": "00.png", "text": "a square"}']*20
+    for line in range(1, 13):
+        rows[line] = "{"
+    (photos/"captions.jsonl").write_text("\n".join(rows))
+    code, out, err = t2i("data", "check", photos)
+    assert code == 1 and not out and "captions.jsonl line 2: it is not JSON; line 3: " in err
+    assert "line 11: it is not JSON; and 2 more" in err and "line 12" not in err
+
+
+def test_prompts_that_are_not_utf8_name_the_remedy(t2i):
+    Path("latin.txt").write_bytes(b"a caf\xe9")
+    code, _, err = t2i("generate", "--prompts", "latin.txt")
+    assert code == 1 and "latin.txt is not text in UTF-8: save it as UTF-8" in err
+    command = [sys.executable, "-m", "t2i", "generate", "--prompts", "-"]
+    environment = os.environ | dict(PYTHONIOENCODING="utf-8")
+    p = subprocess.run(command, input=b"a caf\xe9", capture_output=True, env=environment)
+    assert p.returncode == 1 and b"standard input is not text in UTF-8: save it" in p.stderr
 
 
 def test_data_cache_recognises_coco(t2i):

@@ -28,7 +28,9 @@ from t2i.data.datasets import (
     open_image,
     stream_loader,
 )
+from t2i.data.mixtures import load_mixture
 from t2i.engine.folders import IMAGE_SUFFIXES, is_image, visible_files
+from t2i.generators.var_training import classified
 from t2i.text import TextTokenizer, prepare_text_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of EXIF with errors
@@ -299,6 +301,24 @@ def test_broken_rows_name_their_line(tmp_path, line):
         FolderDataset(tmp_path)
 
 
+def test_all_broken_rows_are_named_at_once(tmp_path, messages):
+    image(tmp_path/"a.png")
+    image(tmp_path/"sub"/"b.png")
+    good = '{"file_name": "a.png", "text": "x"}'
+    (tmp_path/"captions.jsonl").write_text("\n".join([good, "{", "", "[]", good]))
+    (tmp_path/"sub"/"metadata.csv").write_text("file_name,words\n" + "b.png,x\n"*12)
+    with pytest.raises(ValueError) as e:
+        FolderDataset(tmp_path)
+    said = str(e.value)
+    assert "captions.jsonl line 2: it is not JSON; line 4: it needs" in said and "\n" not in said
+    assert "metadata.csv line 2: it needs" in said and said.endswith('; and 2 more')
+    FolderDataset(tmp_path, captioned=False)
+    assert sum("captions are not read" in m for m in messages) == 2
+    (tmp_path/"sub"/"metadata.csv").write_text("name,text\nb.png,x\nb.png," + "x"*200_000)
+    with pytest.raises(ValueError, match="csv line 2: it needs .*; line 3: field larger"):
+        FolderDataset(tmp_path/"sub")
+
+
 def test_blank_captions_are_no_captions(tmp_path, messages):
     for i, caption in enumerate(("a cat", " \n", "\ufeff", "\u2003")):
         image(tmp_path/"txt"/f"{i}.png", caption)
@@ -358,6 +378,28 @@ def test_rows_without_an_image_are_counted(tmp_path, messages):
 # ---- Text files
 
 
+def test_text_files_without_an_image_are_counted(tmp_path, messages):
+    image(tmp_path/"a.png", "a")
+    (tmp_path/"sub").mkdir()
+    (tmp_path/"sub"/"b.txt").write_text("b")
+    assert captions(tmp_path) == {"a.png": ["a"]}
+    assert any("1 of 2 text files" in m and m.endswith(": sub/b.txt") for m in messages)
+
+
+@pytest.mark.parametrize("table, shared", [
+    (None, True), ([("a", "x")], True), ([("a.png", "x"), ("a.jpg", "y")], False),
+    ([("a", "x"), ("a.jpg", "y")], False),
+])
+def test_captions_that_images_share_are_named(tmp_path, messages, table, shared):
+    image(tmp_path/"a.png", None if table else "x")
+    image(tmp_path/"a.jpg")
+    if table:
+        rows(tmp_path/"captions.jsonl", *({"file_name": n, "text": t} for n, t in table))
+    assert len(captions(tmp_path)) == 2
+    said = [m for m in messages if "belong to several images" in m]
+    assert len(said) == shared and all(m.endswith(": a (a.jpg, a.png)") for m in said)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_marks_and_line_ends(tmp_path, encoding, end):
@@ -401,7 +443,8 @@ def test_text_that_is_not_utf8(tmp_path, messages):
     (tmp_path/"b.txt").write_bytes(b"caf\xe9")
     (tmp_path/"LICENSE.txt").write_bytes(b"\xa9")  # beside no image: not read
     assert captions(tmp_path) == {"a.png": ["a"]}
-    assert [m for m in messages if "UTF-8" in m] == [f"{tmp_path/'b.txt'} is not text in UTF-8"]
+    assert [m for m in messages if "UTF-8" in m] == [
+        f"{tmp_path/'b.txt'} is not text in UTF-8: save it as UTF-8"]
     (tmp_path/"captions.jsonl").write_bytes(b"\xff")
     with pytest.raises(ValueError, match="not text in UTF-8"):
         FolderDataset(tmp_path)
@@ -545,6 +588,62 @@ def test_every_twentieth_is_held_out(tmp_path, messages):
     parts = read(DataConfig(path=str(tmp_path), resolution=8))
     assert parts["val"] == ["19", "39"] and len(parts["train"]) == 38
     assert messages == [f"data.path={tmp_path} means data.name=folder"]
+
+
+def held_out(folder, captioned):
+    "Names of the images that validate; the others train, and there is one at least"
+    names = {}
+    for split in ("train", "val"):
+        items = FolderDataset(folder, 8, captioned, split=split).items
+        names[split] = [path.name for path, _ in items]
+    assert names["train"] and names["val"] and not set(names["train"]) & set(names["val"])
+    return names["val"], set(names["train"])
+
+
+def test_what_is_skipped_moves_no_image_to_another_split(tmp_path):
+    for i in range(40):
+        image(tmp_path/f"{i:02}.png", str(i))
+    (tmp_path/"05.txt").unlink()
+    (tmp_path/"10.png").write_bytes(b"torn")
+    for captioned in (True, False):
+        assert held_out(tmp_path, captioned)[0] == ["19.png", "39.png"]
+    (tmp_path/"19.txt").unlink()
+    assert held_out(tmp_path, True)[0] == ["39.png"]
+    assert held_out(tmp_path, False)[0] == ["19.png", "39.png"]
+
+
+@pytest.mark.parametrize("mute, broken", [
+    ((3,), ()), ((), (3,)), ((2,), (3,)), ((0, 3), ()), ((0, 1), ()), ((), (0, 1)), ((1, 2, 3), ()),
+])
+def test_a_small_folder_trains_no_tokenizer_on_what_a_generator_holds_out(tmp_path, mute, broken):
+    for i in range(4):
+        image(tmp_path/f"{i}.png", None if i in mute else str(i))
+    for i in broken:
+        (tmp_path/f"{i}.png").write_bytes(b"torn")
+    _, trains = held_out(tmp_path, False)
+    if len(mute) == 3:
+        with pytest.raises(ValueError, match="holds one image"):
+            FolderDataset(tmp_path, 8, split="train")
+    else:
+        assert not trains & set(held_out(tmp_path, True)[0])
+
+
+def test_classes_and_mixtures_hold_out_the_same_images(tmp_path):
+    for i in range(24):
+        image(tmp_path/"ab"[i//12]/f"{i:02}.png", None if i in (3, 15) else str(i))
+    (tmp_path/"a"/"05.png").write_bytes(b"torn")
+    config = DataConfig(path=str(tmp_path), resolution=8)
+    mixture = DataConfig("mixture", sources=[dict(path=str(tmp_path))], resolution=8)
+    parts = [load_mixture(mixture, "val", c).parts[tmp_path.name] for c in (True, False)]
+    for data in (classified(config, "val"), load_dataset(config, "val"), *parts):
+        assert [path.name for path, _ in data.items] == ["19.png"]
+
+
+def test_both_splits_have_an_image_where_all_usable_ones_would_validate(tmp_path):
+    for i in range(40):
+        image(tmp_path/f"{i:02}.png", str(i) if i in (19, 39) else None)
+    assert held_out(tmp_path, True) == (["39.png"], {"19.png"})
+    assert held_out(tmp_path, False)[0] == ["39.png"]
 
 
 # ---- COCO, and the sample data of the repository

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch._inductor import config as inductor_config
 from torch.optim import _muon
@@ -365,6 +366,23 @@ def test_bad_recipe_files(tmp_path):
         (tmp_path/"bad.yaml").write_text(text)
         with pytest.raises(T2IError, match=says):
             load_recipe(tmp_path/"bad.yaml")
+
+
+@pytest.mark.parametrize("name, rows", [("shapes-msvq", 2), ("shapes-sr4", 3), ("shapes-clip", 1)])
+def test_samples_show_each_held_out_image_once(tmp_path, name, rows):
+    for i in range(21):
+        Image.new("RGB", (40, 40), (10*i, 0, 0)).save(tmp_path/f"{i:02}.png")
+        (tmp_path/f"{i:02}.txt").write_text("a square")
+    line = json.dumps(dict(file_name="19.png", text=["a square", "a box", "a tile"])) + "\n"
+    for i in range(19):
+        line += json.dumps(dict(file_name=f"{i:02}.png", text="a square")) + "\n"
+    (tmp_path/"captions.jsonl").write_text(line)
+    side = 256 if name == "shapes-sr4" else 64
+    recipe = load_recipe(name, (f"data.path={tmp_path}", f"data.resolution={side}"))
+    task = recipe.task(recipe.config)
+    with torch.no_grad():
+        assert len(task.sample()) == rows
+    assert task.columns == (None if name == "shapes-clip" else 1)
 
 
 def test_a_run_is_not_overwritten(recipe, tmp_path):

@@ -39,6 +39,7 @@ from ..data.checker import find_objects
 from ..data.coco import Box, stored_size
 from ..data.datasets import CocoDataset, DataConfig, FolderDataset, ShapesDataset
 from ..data.shapes import SIDE, SPLIT_SEEDS, Group, Obj, noun_phrase, sample_scene
+from ..engine.folders import read_text
 from ..generators.text_var import drop_captions
 from ..sampling import seeded_uniform
 from ..training import Task, TrainConfig
@@ -112,7 +113,7 @@ def read_bbox_file(
     if not path.is_file():
         return []
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:

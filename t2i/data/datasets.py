@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCENES', 'DIGIT_NAMES', 'AUGMENTATIONS', 'info_once', 'COMPUTED', 'CAPTIONS', 'SceneDataset', 'ShapesDataset',
            'TerseShapes', 'HardShapes', 'digit_arrays', 'DigitsDataset', 'fit_square', 'open_image', 'CaptionedFiles',
-           'ImageFiles', 'split_items', 'FolderDataset', 'CocoDataset', 'DataConfig', 'read_files', 'load_dataset',
-           'InfiniteDataset', 'ignore_stops', 'stream_loader']
+           'ImageFiles', 'FolderDataset', 'CocoDataset', 'DataConfig', 'read_files', 'load_dataset', 'InfiniteDataset',
+           'different_images', 'ignore_stops', 'stream_loader']
 
 # %% ../../nbs/03_datasets.ipynb #5a8b680c
 import math
@@ -261,22 +261,10 @@ class ImageFiles(CaptionedFiles):
         files = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
         return "square of a draft", self.resolution, files, [captions for _, captions in self.items]
 
-# %% ../../nbs/03_datasets.ipynb #25dfc981
+# %% ../../nbs/03_datasets.ipynb #66f65e13
 info_once = cache(log.info)  # a message is logged the first time that it comes
 
-def split_items(
-    items:list,   # one per image
-    split:str,    # "train" or "val"
-    folder:Path,  # for the error
-)->list:
-    "Every twentieth item validates, or the last one of fewer; the others train"
-    if len(items) < 2:
-        raise ValueError(f"{folder} holds one image; training and validation need one each")
-    step = min(20, len(items))
-    held_out = range(step-1, len(items), step)
-    return [item for i, item in enumerate(items) if (i in held_out) == (split == "val")]
 
-# %% ../../nbs/03_datasets.ipynb #66f65e13
 class FolderDataset(ImageFiles):
     "A folder of captioned images; what cannot be read or has no caption is skipped and counted"
     def __init__(self,
@@ -304,7 +292,7 @@ class FolderDataset(ImageFiles):
         if not items:
             raise ValueError(f"no image that can be read in {folder}")
         if split and hold_out and "val" not in parts:
-            items = split_items(items, split, self.folder)
+            items = folders.split_items(items, split, self.folder, paths)
         elif split:
             info_once(f"{len(items)} images in {folder} for {split}")
         super().__init__(items, resolution, augment, one)
@@ -455,6 +443,18 @@ class InfiniteDataset(Dataset):
         if hasattr(self.dataset, "augmented"):
             return self.dataset.augmented(i, generator) | dict(u=u)
         return self.dataset[i] | dict(u=u)
+
+# %% ../../nbs/03_datasets.ipynb #333e96d9
+def different_images(stream:InfiniteDataset, count:int)->list[dict]: # at most so many items
+    "The first items of a stream whose images differ; fewer, where there are fewer images"
+    items = []
+    for position in range(min(len(stream.dataset), 10*count)):
+        item = stream[position]
+        if not any(torch.equal(item["image"], other["image"]) for other in items):
+            items.append(item)
+        if len(items) == count:
+            break
+    return items
 
 # %% ../../nbs/03_datasets.ipynb #88a48eee
 def ignore_stops(worker:int): # its number

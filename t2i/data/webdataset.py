@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..core import T2IError, progress, warn_once
 from .coco import choose_subset
-from .datasets import DataConfig, ImageFiles, split_items
+from .datasets import DataConfig, ImageFiles
 from ..engine import folders
 from ..engine.downloads import explain_full_disk
 from ..engine.files import atomic_path
@@ -179,7 +179,8 @@ class ShardDataset(ImageFiles):
         if not items:
             raise T2IError(f"no captioned image in the shards of {chosen}")
         if not parts:
-            items = split_items(items, split, Path(chosen))
+            files = [place for place, _ in items]
+            items = folders.split_items(items, split, Path(chosen), files)
         if split == "train":
             items = choose_subset(items, config.fraction)
         augment = config.augment if split == "train" else "none"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NULL', 'FIELD', 'Recipe', 'find_recipe', 'import_class', 'TextLoader', 'read_yaml', 'takes_text', 'read_override',
-           'field_names', 'merge_fields', 'take_over', 'load_recipe', 'save_recipe', 'field_comments',
+           'field_names', 'merge_fields', 'take_over', 'fill_config', 'load_recipe', 'save_recipe', 'field_comments',
            'described_fields']
 
 # %% ../../nbs/97_recipes.ipynb #c93a77a0
@@ -210,13 +210,26 @@ def take_over(
     merged["train"]["init_from"] = start
     return merged, overrides
 
+# %% ../../nbs/97_recipes.ipynb #5ac644ab
+def fill_config(
+    config:type,               # a dataclass
+    given:dict,                # its fields, nested
+    source:str,                # where they come from, for an error
+    overrides:tuple[str,...],  # more of them: "train.steps=100", …
+)->object:
+    "A dataclass made from values and fields of the command line, see `merge_fields`"
+    from omegaconf import OmegaConf
+    tree = merge_fields(OmegaConf.structured(config), given, source)
+    for override in overrides:
+        tree = merge_fields(tree, read_override(tree, override), override)
+    return OmegaConf.to_object(tree)
+
 # %% ../../nbs/97_recipes.ipynb #b320a98f
 def load_recipe(
     path:str|Path,               # YAML: `task`, a dotted name, and fields of its `Config`
     overrides:tuple[str,...]=(), # "train.steps=100", …
 )->Recipe:
     "Read a recipe; an unknown field or a value of the wrong type is an error that names it"
-    from omegaconf import OmegaConf
     path = find_recipe(path)
     overrides = (overrides,) if isinstance(overrides, str) else tuple(overrides)
     given, overrides = take_over(read_yaml(path), overrides)
@@ -229,11 +242,7 @@ def load_recipe(
         raise T2IError(f"{path}: no task {e}") from e.__cause__
     if not is_dataclass(getattr(task, "Config", None)):
         raise T2IError(f"{path}: no task {name!r}: it has no dataclass Config")
-    tree = OmegaConf.structured(task.Config)
-    tree = merge_fields(tree, given, str(path))
-    for override in overrides:
-        tree = merge_fields(tree, read_override(tree, override), override)
-    config = OmegaConf.to_object(tree)
+    config = fill_config(task.Config, given, str(path), overrides)
     return Recipe(task, config, {"task": name} | asdict(config))  # also what it changed in itself
 
 def save_recipe(

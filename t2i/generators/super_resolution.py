@@ -20,7 +20,13 @@ from torch.utils.data import Dataset, default_collate
 
 from ..core import T2IError, from_uint8, progress, to_uint8
 from ..data.checker import check
-from ..data.datasets import DataConfig, InfiniteDataset, ShapesDataset, load_dataset
+from t2i.data.datasets import (
+    DataConfig,
+    InfiniteDataset,
+    ShapesDataset,
+    different_images,
+    load_dataset,
+)
 from ..data.shapes import SIDE, Scene, render
 from ..engine.checkpoints import load_model, read_config
 from ..engine.files import bundled_folder
@@ -207,10 +213,11 @@ class SuperResolutionTask(PairsTask):
         return dict(loss=F.mse_loss(recon, large), psnr=psnr(recon, large).mean(),
                     psnr_bicubic=psnr(smooth, large).mean())
 
-    def sample(self)->Tensor: # (12,3,h*s,w*s)
-        "Four held-out images: bicubic, enlarged, and the true ones"
-        stream = InfiniteDataset(self.dataset("val"))
-        small, large = self.pair(default_collate([stream[i] for i in range(4)]))
+    def sample(self)->Tensor: # (12,3,h*s,w*s), fewer where there are fewer images
+        "Four held-out images, each once: bicubic, enlarged, and the true ones"
+        items = different_images(InfiniteDataset(self.dataset("val")), 4)
+        small, large = self.pair(default_collate(items))
+        self.columns = len(small)
         smooth = enlarge_bicubic(small, self.config.model.scale)
         return torch.cat([smooth, self.model(small), large]).clamp(-1, 1)
 

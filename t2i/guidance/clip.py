@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..core import T2IError, best_device
-from ..data.datasets import DataConfig, load_dataset
+from ..data.datasets import DataConfig, InfiniteDataset, different_images, load_dataset
 from ..engine.caches import build_cache, dataset_hash
 from ..engine.distributed import world_size
 from ..engine.files import atomic_path, bundled_folder, config_from_dict, hash_of, write_text
@@ -271,8 +271,7 @@ class CLIPTask(CLIPStep):
 
     @torch.no_grad()
     def sample(self)->Tensor:  # for each of 8 held-out captions, the 4 of 64 images that fit best
-        data = load_dataset(self.config.data, "val")
-        items = [data[i] for i in range(min(64, len(data)))]
+        items = different_images(InfiniteDataset(load_dataset(self.config.data, "val")), 64)
         images = torch.stack([item["image"] for item in items])
         clip = self.clip().to(self.model.logit_scale.device)
         table = clip.similarity(images, [item["caption"] for item in items[:8]])   # (64,8)

@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..data.datasets import DataConfig, InfiniteDataset, load_dataset
+from ..data.datasets import DataConfig, InfiniteDataset, different_images, load_dataset
 from ..engine.checkpoints import load_part
 from ..engine.files import bundled_folder
 from t2i.tokenizers.losses import (
@@ -151,11 +151,12 @@ class TokenizerHooks(AdversarialTask):
         if not (self.config.fixed_codes or self.config.decoder_only):
             self.model.quantizer.update(generator)
 
-    def sample(self)->Tensor:  # (16,3,h,w)
-        "Eight held-out images, and below them their reconstructions"
-        stream = InfiniteDataset(self.dataset("val"))
+    def sample(self)->Tensor:  # (16,3,h,w), fewer where there are fewer images
+        "Eight held-out images, each once, and below them their reconstructions"
+        items = different_images(InfiniteDataset(self.dataset("val")), 8)
         device = next(self.model.parameters()).device
-        images = torch.stack([stream[i]["image"] for i in range(8)]).to(device)
+        images = torch.stack([item["image"] for item in items]).to(device)
+        self.columns = 4 if len(images) == 8 else len(images)
         return torch.cat([images, self.model(images)[0].clamp(-1, 1)])
 
 # %% ../../nbs/15_tokenizer_training.ipynb #d8fdd09e
