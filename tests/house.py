@@ -93,7 +93,7 @@ def lazy_names(root=root):
 
 # ---- Imports
 
-HEAVY = ("lightning_fabric", "omegaconf", "open_clip")
+HEAVY = ("lightning", "omegaconf", "open_clip")
 
 
 @cache

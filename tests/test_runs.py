@@ -64,8 +64,8 @@ def steps(state, count):
 @pytest.fixture
 def float16(monkeypatch):
     "Fabric with float16's loss scale, which it has on a GPU, on the CPU"
-    from lightning_fabric import Fabric
-    from lightning_fabric.plugins.precision import MixedPrecision
+    from lightning.fabric import Fabric
+    from lightning.fabric.plugins.precision import MixedPrecision
 
     def fabric(config):
         return Fabric(accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu")])
@@ -521,7 +521,7 @@ def test_a_file_in_the_place_of_tensorboards_folder(tmp_path, caplog):
 
 
 def test_a_tensorboard_that_fails_later(tmp_path, caplog, monkeypatch):
-    from lightning_fabric.loggers import TensorBoardLogger
+    from lightning.fabric.loggers import TensorBoardLogger
 
     def full(self, metrics, step):
         raise OSError("No space left on device")

@@ -3,7 +3,7 @@ import shutil
 from functools import partial
 
 import pytest
-from lightning_fabric.strategies import Strategy
+from lightning.fabric.strategies import Strategy
 from safetensors.torch import load_file
 
 import t2i.engine.runs as runs

@@ -1,6 +1,6 @@
 "What `processes.py` imports once, for all processes that it starts."
 # `tensorboard` is left to each process: some tests put a broken one in its place
-import lightning_fabric  # noqa: F401
+import lightning.fabric  # noqa: F401
 import open_clip  # noqa: F401
 import pytest  # noqa: F401
 import sklearn.datasets  # noqa: F401

@@ -89,11 +89,12 @@ def destroy_process_group():
 
 def make_fabric(
     config, # a `TrainConfig`: precision, devices, strategy, sharding and tensor_parallel
-):          # lightning_fabric.Fabric
+):          # lightning.fabric.Fabric
     "The engine of a training: device, precision, processes"
-    warnings.filterwarnings("ignore", module="lightning_fabric")
-    from lightning_fabric import Fabric
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # importing it sets INFO
+    warnings.filterwarnings("ignore", module="lightning")
+    from lightning.fabric import Fabric
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # importing it sets INFO
     device = best_device()
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))  # torchrun sets both
     world = max(devices, int(os.environ.get("WORLD_SIZE", 1)))
@@ -120,7 +121,7 @@ def inner_gradients():
     # `fabric.backward`: they might be meant for a step and lack the loss scale of float16. The hook
     # sits on the tensor, so the unwrapped module helps only if DDP is left out too. This flag is
     # what `fabric.backward` itself sets.
-    from lightning_fabric import wrappers
+    from lightning.fabric import wrappers
     wrappers._in_fabric_backward = True
     try:
         yield

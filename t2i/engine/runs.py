@@ -78,7 +78,7 @@ class TensorBoard:
         folder:Path, # the run
         step:int,    # where training begins; what was shown beyond it is dropped
     ):
-        from lightning_fabric.loggers import TensorBoardLogger
+        from lightning.fabric.loggers import TensorBoardLogger
         self.logger = TensorBoardLogger(folder, "tensorboard", version="", purge_step=step+1)
         self.writer = self.logger.experiment
         self.writer.flush()

@@ -275,7 +275,7 @@ def mesh_strategy(
     ranks:int=1, # `train.tensor_parallel`: so many of them compute the same images
 ):               # a strategy for Fabric
     "Processes that divide a model among them; `shard_training` does it"
-    from lightning_fabric.strategies import ModelParallelStrategy
+    from lightning.fabric.strategies import ModelParallelStrategy
     warnings.filterwarnings("ignore", message=".*returned a view tensor")  # we change none in place
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)  # of two sums in a row
     return ModelParallelStrategy(
