@@ -1,7 +1,7 @@
-"""A tiny Parti trains in one process, in two that divide its layers, and in four of which two and
-two share its weights besides; runs that were stopped go on.
+"""A tiny Parti trains in one process, in two that divide its layers or share its weights, and in
+four that do both; runs that were stopped go on.
 
-python parallel.py FOLDER two|table|table_adafactor|start
+python parallel.py FOLDER two|shared|table|table_adafactor|start
 """
 import os
 import shutil
@@ -28,7 +28,7 @@ SETTINGS = dict(
     adamw=["model.dropout=0.1"],
     adafactor=["model.dropout=0.1", "train.optimizer=adafactor", "train.lr=0.1",
                "condition_dropout=0.5"],
-    table=["model.dropout=0"],  # groups draw masks of their own, so none are drawn
+    table=["model.dropout=0"],  # each group would draw other masks
     table_adafactor=["model.dropout=0", "train.optimizer=adafactor", "train.lr=0.1"],
 )
 
@@ -110,7 +110,10 @@ def main(folder, which):
     if which == "start":
         in_processes(2, started, folder)
         return
-    if which == "two":
+    if which == "shared":
+        names = ["table"]
+        in_processes(2, small, folder/"two", "table", "train.sharding=fsdp")
+    elif which == "two":
         names = "adamw", "adafactor"
         in_processes(2, divided, folder, *names)
         small(folder/"alone", names[0], "train.tensor_parallel=1", resume=True)

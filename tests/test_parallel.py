@@ -73,6 +73,12 @@ def test_two_processes_that_share_the_work_equal_one(tmp_path):
     assert image.size == (64, 64)
 
 
+def test_two_processes_that_share_the_weights_equal_one(tmp_path):
+    run(tmp_path, "shared")
+    assert_equal_losses(tmp_path/"two", tmp_path/"one-table")
+    assert_close(tmp_path/"two", tmp_path/"one-table", 1e-3)
+
+
 def test_a_divided_run_begins_with_the_weights_of_one_that_is_not(tmp_path):
     "The first process alone makes them; the others build the decoder without numbers"
     run(tmp_path, "start")

@@ -40,7 +40,10 @@ def shard_model(
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     blocks = [m for name, m in model.named_modules() if re.search(r"(^|\.)blocks\.\d+$", name)]
     if not blocks:
-        raise T2IError("train.sharding=fsdp: this model has no list called blocks")
+        raise T2IError("train.sharding=fsdp: this model has no list called blocks; leave it out")
+    single = [name for name, p in model.named_parameters() if p.ndim == 0]
+    if single:
+        raise T2IError(f"train.sharding=fsdp cannot divide {single[0]}, one number; leave it out")
     for part in (*blocks, model):
         fully_shard(part, mesh=mesh)
         if hasattr(part, "condition"):  # computed once per image, before the block's forward
@@ -129,6 +132,8 @@ def take_tensors(
     "Lay a model's numbers aside"
     if task.discriminator is not None:
         raise T2IError("a task with a discriminator is not divided: train.sharding=none")
+    if not task.divisible:
+        raise T2IError("what learns beside a frozen model is not divided: train.sharding=none")
     found = {name: t.detach() for name, t in named_tensors(task.model).items()}
     task.model.to("meta")
     return found

@@ -114,6 +114,12 @@ class PartiBlock(nn.Module):
         self.ffn = FeedForward(c.width, int(c.width*c.mlp_ratio))
         self.dropout = nn.Dropout(c.dropout)
 
+    def condition(self, # a block that is divided (lesson 93) is whole here and in `forward` alone
+        tokens:Tensor,  # (b,l',text_width), of the text features
+    )->tuple[Tensor,Tensor]: # see `CrossAttention.project`
+        "Keys and values of the words, computed once per image"
+        return self.cross.project(tokens)
+
     def forward(self,
         x:Tensor,                   # (b,l,d)
         words:tuple[Tensor,Tensor], # keys and values of the words, see `CrossAttention.project`
@@ -211,7 +217,7 @@ class PartiDecoder(nn.Module):
         before = torch.cat([self.embed.start(features.mask), tokens[:,:-1]], 1)  # (b,l)
         x = self.embed(before, torch.arange(l, device=tokens.device))
         for block in self.blocks:
-            words = block.cross.project(features.tokens)
+            words = block.condition(features.tokens)
             x = block(x, words, features.mask, self.mask[:l,:l])
         unused = 0*features.pooled.sum()  # DDP needs all of the text encoder in the loss
         return self.head(self.norm(x)).float() + unused
@@ -223,7 +229,7 @@ def start_decoding(
 )->DecodingState:
     "Everything that is computed or allocated once per image"
     c, mask = decoder.config, features.mask
-    words = [block.cross.project(features.tokens) for block in decoder.blocks]
+    words = [block.condition(features.tokens) for block in decoder.blocks]
     place = torch.zeros(1, dtype=torch.long, device=mask.device)
     shape = len(mask), c.heads, len(decoder.mask), c.width//c.heads
     like = dict(dtype=words[0][0].dtype, device=mask.device)
