@@ -154,7 +154,6 @@ class Task:
     "What the loop must know of a model; subclasses fill in `Config`, `model`, data and steps"
     Config:type = None   # a dataclass with a field `train:TrainConfig`
     splittable = True    # is the loss of a batch the mean of the losses of its parts?
-    divisible = True     # may processes share the weights of its model, see lesson 93_sharding?
     model:nn.Module      # what is trained
     discriminator:nn.Module|None = None # a second network; `AdversarialTask` has what it needs
     step:int = 0         # the step at work, from 0; kept by the loop

@@ -356,7 +356,6 @@ def filled_config(
 class AdapterParts(ClassifiedParts):
     "The frozen parts, the adapter and the data of a recipe"
     Config = AdapterTaskConfig
-    divisible = False
 
     def __init__(self, config:AdapterTaskConfig, folder:Path|None=None):
         super().__init__(config, folder)

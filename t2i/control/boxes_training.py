@@ -194,7 +194,6 @@ class BoxTaskConfig:
 class BoxTaskParts(Task):
     "The frozen base, its data, and the branch beside it"
     Config = BoxTaskConfig
-    divisible = False
 
     def __init__(self, config:BoxTaskConfig, folder:Path|None=None):
         super().__init__(config, folder)

@@ -103,7 +103,6 @@ def start_vector(
 class NewClassTask(NextScaleStep):
     "`NextScaleStep` of the VAR with one class more: every image shows the new one"
     Config = NewClassTaskConfig
-    divisible = False
 
     def __init__(self, config:NewClassTaskConfig, folder:Path|None=None):
         if not config.data.path:

@@ -132,7 +132,7 @@ def take_tensors(
     "Lay a model's numbers aside"
     if task.discriminator is not None:
         raise T2IError("a task with a discriminator is not divided: train.sharding=none")
-    if not task.divisible:
+    if hasattr(task.model, "base"):
         raise T2IError("what learns beside a frozen model is not divided: train.sharding=none")
     found = {name: t.detach() for name, t in named_tensors(task.model).items()}
     task.model.to("meta")
