@@ -312,6 +312,9 @@ class LoRATask(Task):
     Config = LoRATaskConfig
 
     def __init__(self, config:LoRATaskConfig, folder:Path|None=None):
+        if config.train.sharding != "none" or config.train.tensor_parallel > 1:
+            raise T2IError("a LoRA is small and not divided: leave out train.sharding and "
+                           "train.tensor_parallel")
         self.inner = base_task(config, folder)
         super().__init__(config, folder)
         self.generator = getattr(self.model, "generator", self.model)  # it has the LoRA
