@@ -26,12 +26,7 @@ from .core import T2IError, fold_in, image_grid, log
 from .data.datasets import InfiniteDataset, stream_loader
 from .data.mixtures import held_out_streams, over_sources
 from .engine import sharding
-from t2i.engine.checkpoints import (
-    initial_weights,
-    load_state_dict_strict,
-    load_weights,
-    weights_file,
-)
+from .engine.checkpoints import initial_weights, load_state_dict_strict, weights_file
 from .engine.distributed import inner_gradients, make_fabric
 from .engine.files import save_png
 from .engine.recipes import Recipe, load_recipe
@@ -376,7 +371,7 @@ def draw_samples(state:TrainingState)->tuple|None: # the file, and captions; Non
 def look(state:TrainingState):
     "Validate, unless that is on record, and draw, where it is due; the training is not changed"
     with aside(state):
-        if due(state, state.config.val_every) and not on_record(state, "val_loss"):
+        if due(state, state.config.val_every) and not on_record(state):
             state.run_log.validation(state.step, validate(state))
         drawn = draw_samples(state) if due(state, state.config.sample_every) else None
         if drawn:
@@ -441,6 +436,6 @@ def load_task(
     folder = Path(folder)
     recipe = load_recipe(folder/"recipe.yaml")
     task = recipe.task(recipe.config, folder)
-    load_weights(task.model, weights_file(folder))
+    sharding.load_weights(task.model, weights_file(folder))
     task.model.eval().requires_grad_(False)
     return task

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WRAPPERS', 'FORMATS', 'TAMING', 'VAR_FILES', 'VQ_F8', 'VGG16', 'ENHANCING', 'REGISTRY', 'find_weights',
            'unwrap_names', 'read_checkpoint', 'detect_format', 'rename_weights', 'misfits', 'load_state_dict_strict',
-           'plain_state', 'last_checkpoint', 'last_step', 'weights_file', 'read_weights', 'load_weights', 'save_part',
-           'read_config', 'upgrade_saved', 'load_model', 'load_part', 'part_weights', 'initial_weights', 'fingerprint',
-           'download', 'PublishedFile', 'download_file', 'place_of', 'fetch']
+           'plain_state', 'last_checkpoint', 'last_step', 'weights_file', 'read_weights', 'save_part', 'read_config',
+           'upgrade_saved', 'load_model', 'load_part', 'part_weights', 'initial_weights', 'fingerprint', 'download',
+           'PublishedFile', 'download_file', 'place_of', 'fetch']
 
 # %% ../../nbs/90_checkpoints.ipynb #b4d05b28
 import json
@@ -204,13 +204,6 @@ def read_weights(
     except (SafetensorError, OSError) as e:
         foreign = "" if Path(path).suffix == ".safetensors" else f"; t2i convert {path} FOLDER may"
         raise CheckpointError(f"cannot read {path}: {first_line(e)}{foreign}") from None
-
-def load_weights(
-    model:nn.Module,
-    path:Path, # a .safetensors file
-):
-    "Fill a model from one of our own files"
-    load_state_dict_strict(model, read_weights(path), path)
 
 # %% ../../nbs/90_checkpoints.ipynb #86c09137
 def save_part(

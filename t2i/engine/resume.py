@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'STATE_FORMAT', 'random_state', 'set_random_state', 'keep_random_state', 'agree_random_state',
            'parameters_of', 'optimizer_states', 'fits', 'load_optimizer_states', 'check_settings', 'check_batch',
-           'RunState', 'read_state', 'parameter_names', 'save_run', 'restore_run', 'size', 'begin', 'due', 'on_record',
-           'aside', 'step_errors', 'held_out_losses', 'is_stale', 'keep_best', 'check_finite']
+           'RunState', 'read_state', 'parameter_names', 'save_run', 'restore_run', 'size', 'begin', 'due',
+           'held_out_losses', 'on_record', 'aside', 'step_errors', 'is_stale', 'keep_best', 'check_finite']
 
 # %% ../../nbs/98_resume.ipynb #fa067cfd
 import contextlib
@@ -19,20 +19,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..core import T2IError, log
+from . import sharding
 from .checkpoints import first_line, last_checkpoint, misfits
 from .distributed import PRECISIONS, STRATEGIES, gather_objects
 from .files import write_text
 from .recipes import Recipe, save_recipe
 from .runs import RunLog, init_run_dir, save_checkpoint
-from t2i.engine.sharding import (
-    SHARDINGS,
-    check_sharding,
-    data_share,
-    device_mesh,
-    load_shards,
-    shard_like,
-    whole,
-)
 
 # %% ../../nbs/98_resume.ipynb #d1b3b26f
 def random_state(device:torch.device)->dict[str,Tensor]: # by kind of device
@@ -120,7 +112,7 @@ def load_optimizer_states(
             elif getattr(optimizer, "whole_states", False):
                 found[i] = state
             elif state:
-                found[i] = {k: shard_like(v, p, names[p]) for k, v in state.items()}
+                found[i] = {k: sharding.shard_like(v, p, names[p]) for k, v in state.items()}
         groups = optimizer.state_dict()["param_groups"]  # today's rates, by the recipe
         optimizer.load_state_dict(dict(state=found, param_groups=groups))
     return fresh
@@ -148,11 +140,11 @@ def check_settings(
     check("final_lr", "from 0 to 1", 0 <= config.final_lr <= 1)
     check("betas", "two of at least 0 and below 1", all(0 <= beta < 1 for beta in config.betas))
     check("ema", "at least 0 and below 1", 0 <= config.ema < 1)
-    check("optimizer", f"one of {', '.join(OPTIMIZERS)}", config.optimizer in OPTIMIZERS)
-    check("precision", f"one of {', '.join(PRECISIONS)}", config.precision in PRECISIONS)
-    check("strategy", f"one of {', '.join(STRATEGIES)}", config.strategy in STRATEGIES)
-    check("sharding", f"one of {', '.join(SHARDINGS)}", config.sharding in SHARDINGS)
-    check_sharding(config)
+    choices = dict(optimizer=OPTIMIZERS, precision=PRECISIONS, strategy=STRATEGIES,
+                   sharding=sharding.SHARDINGS)
+    for name, known in choices.items():
+        check(name, f"one of {', '.join(known)}", getattr(config, name) in known)
+    sharding.check_sharding(config)
 
 def check_batch(
     task:type, # a kind of `Task`
@@ -197,7 +189,7 @@ class RunState:
                 held.callback(lambda: lock.release(used=resume or self.step > 0))
             fabric.barrier()
             self.build(None if resume else self.config.init_from)
-            share, _ = data_share(fabric)
+            share, _ = sharding.data_share(fabric)
             if share:                         # the first part goes on with the seed itself
                 torch.manual_seed(self.config.seed + share)
             if resume:
@@ -235,7 +227,7 @@ def save_run(
     alone:bool=False, # without waiting for the other processes, which may have failed
 ):
     "Write a checkpoint with all that `restore_run` needs"
-    if alone and device_mesh(state.fabric):
+    if alone and sharding.device_mesh(state.fabric):
         log.warning("step %d is not saved: that needs the shards of all processes", state.step)
         return
     random = random_state(state.fabric.device)
@@ -243,7 +235,7 @@ def save_run(
     random = [random] if alone else gather_objects(random)[::ranks]
     optimizers = optimizer_states(state.optimizers, parameter_names(state))
     model, ema = state.model.state_dict(), state.ema.module.state_dict()
-    model, ema, optimizers = [whole(part, state.main) for part in (model, ema, optimizers)]
+    model, ema, optimizers = [sharding.whole(part, state.main) for part in (model, ema, optimizers)]
     if state.main:
         values = dict(format=STATE_FORMAT, step=state.step, random=random, optimizers=optimizers)
         for name in ("scaler", "discriminator"):
@@ -258,8 +250,8 @@ def save_run(
 def restore_run(state:RunState):
     "Everything as it was at the last checkpoint"
     path = last_checkpoint(state.folder)
-    load_shards(state.model, path/"model.safetensors")
-    load_shards(state.ema.module, path/"ema.safetensors")
+    sharding.load_weights(state.model, path/"model.safetensors")
+    sharding.load_weights(state.ema.module, path/"ema.safetensors")
     values = read_state(path)
     state.step = state.saved = values["step"]
     state.ema.n_averaged.fill_(state.step)
@@ -278,7 +270,7 @@ def restore_run(state:RunState):
         log.warning("the optimizer starts anew for %s: %s has nothing for them", what, path)
     if state.scaler and "scaler" in values:
         state.scaler.load_state_dict(values["scaler"])
-    share, _ = data_share(state.fabric)
+    share, _ = sharding.data_share(state.fabric)
     if share < len(values["random"]):
         set_random_state(values["random"][share], state.fabric.device)
 
@@ -307,13 +299,16 @@ def due(
     "Has the time come again?"
     return (every > 0 and state.step%every == 0) or state.step == state.config.steps
 
-def on_record(
-    state:RunState,
-    name:str, # of a number in the metrics
-)->bool:
-    "Is it on record for this step? All processes get the same answer"
-    found = state.main and state.run_log.metrics.has(state.step, name)
-    return state.fabric.broadcast(found)
+def held_out_losses(
+    state:RunState, # of the process that writes
+)->dict[int,float]: # by step
+    "The losses of all validations so far"
+    lines = state.run_log.metrics.lines
+    return {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+
+def on_record(state:RunState)->bool: # the same on all processes
+    "Has this step been validated already?"
+    return state.fabric.broadcast(state.main and state.step in held_out_losses(state))
 
 @contextlib.contextmanager
 def aside(state:RunState):
@@ -347,13 +342,6 @@ def step_errors(
         raise
 
 # %% ../../nbs/98_resume.ipynb #0f339445
-def held_out_losses(
-    state:RunState, # of the process that writes
-)->dict[int,float]: # by step
-    "The losses of all validations so far"
-    lines = state.run_log.metrics.lines
-    return {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
-
 def is_stale(state:RunState)->bool: # the same on all processes
     "Have the last `stop_after` validations brought no better loss?"
     n = state.config.stop_after
@@ -384,9 +372,8 @@ def check_finite(
     "Stop before weights are saved that are not numbers any more"
     if math.isfinite(value):
         return
-    last = state.folder/"last"
-    good = "there is no checkpoint yet"
-    if last.is_file():
-        good = f"the last good checkpoint is {last.read_text()}"
+    good = f"the last good checkpoint is step-{state.saved}"
+    if not state.saved:
+        good = "there is no checkpoint yet"
     way = "Lower train.lr, or train with train.precision=32-true"
     raise T2IError(f"the {what} became {value} at step {state.step}; {good}. {way}")

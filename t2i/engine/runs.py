@@ -163,10 +163,6 @@ class MetricLog:
         for name, tracker in list(self.trackers.items()):
             self.attempt(name, getattr(tracker, action), *args)
 
-    def has(self, step:int, name:str)->bool: # the name of a number
-        "Is the number on record for a step?"
-        return any(line["step"] == step and name in line for line in self.lines)
-
     def write(self, step:int, values:dict[str,float]):
         "Append a line"
         self.lines.append(dict(step=step, **values))
