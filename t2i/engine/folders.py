@@ -6,7 +6,7 @@
 __all__ = ['CLOSED_SUFFIXES', 'OPEN_SUFFIXES', 'IMAGE_SUFFIXES', 'SYSTEM_NAMES', 'TABLES', 'LEAST_SIDE', 'LONGEST',
            'SPLIT_FOLDERS', 'read_text', 'list_visible', 'visible_files', 'spelling', 'relative_name', 'caption_list',
            'parse_row', 'table_rows', 'join_faults', 'table_captions', 'image_names', 'text_captions', 'folder_tables',
-           'whole_names', 'warn_of_shared', 'folder_captions', 'decode', 'can_decode', 'is_image', 'unreadable_images',
+           'warn_of_shared', 'folder_captions', 'decode', 'can_decode', 'is_image', 'unreadable_images',
            'usable_images', 'image_size', 'warn_of_sizes', 'split_images', 'split_items']
 
 # %% ../../nbs/95_folders.ipynb #e020e90a
@@ -169,15 +169,21 @@ def table_captions(
 # %% ../../nbs/95_folders.ipynb #ccca36cb
 TABLES = ("captions.jsonl", "metadata.jsonl", "metadata.csv")  # of two in one folder, the first
 
-def image_names(files:list[Path], folder:Path)->set[str]:
-    "Names by which captions may mean the images among some files: with and without suffix"
-    images = [p.relative_to(folder) for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
-    return {spelling(p) for p in images} | {spelling(p.with_suffix("")) for p in images}
+def image_names(
+    files:list[Path], # with or without images
+    folder:Path,
+)->dict[str,list[str]]: # per name, with or without suffix, the images that it may mean
+    "Names by which captions may mean the images among some files"
+    names = {}
+    for image in [p.relative_to(folder) for p in files if p.suffix.lower() in IMAGE_SUFFIXES]:
+        for name in (image, image.with_suffix("")):
+            names.setdefault(spelling(name), []).append(spelling(image))
+    return names
 
 def text_captions(
     files:list[Path],
     folder:Path,
-    names:set[str],    # of the images
+    names:dict[str,list[str]], # see `image_names`
     tables:set[Path],  # folders for which a table speaks
 )->dict[str,list[str]]:
     "The captions in text files beside images; one that cannot be read gives none"
@@ -208,26 +214,15 @@ def folder_tables(
     return {place: tables[place] for place in sorted(tables, key=lambda p: len(p.parts))}
 
 
-def whole_names(
-    names:set[str],     # see `image_names`
-)->dict[str,list[str]]: # per name without suffix, those with it
-    "The images that a name may mean"
-    whole = {}
-    for name in map(PurePosixPath, sorted(names)):
-        if name.suffix.lower() in IMAGE_SUFFIXES:
-            whole.setdefault(str(name.with_suffix("")), []).append(str(name))
-    return whole
-
-
 def warn_of_shared(
     folder:Path,
     captions:dict[str,list[str]], # see `folder_captions`
-    whole:dict[str,list[str]],    # see `whole_names`
+    names:dict[str,list[str]],    # see `image_names`
 ):
     "Name the captions that several images share, because their names differ in the suffix alone"
     shared = []
     for name, texts in captions.items():
-        images = [image for image in whole.get(name, ()) if not captions.get(image)]
+        images = [image for image in names.get(name, ()) if not captions.get(image)]
         if texts and len(images) > 1:
             shared.append(f"{name} ({', '.join(images)})")
     if shared:
@@ -242,7 +237,7 @@ def folder_captions(
 )->dict[str,list[str]]: # per name within the folder, with or without suffix, the captions
     "The captions of a folder's images, from tables, or from text files beside the images"
     names = image_names(files, folder)
-    whole, tables = whole_names(names), folder_tables(files)
+    tables = folder_tables(files)
     captions, faults = text_captions(files, folder, names, set(tables)), []
     for place, table in tables.items():      # the nearest goes last
         try:
@@ -256,14 +251,14 @@ def folder_captions(
         if lost:
             warn_once(f"{len(lost)} of {len(rows)} names in {table} meet no image", tuple(lost))
         for name in rows:
-            for other in whole.get(name, ()):  # which a table further out may have
+            for other in names.get(name, ()):  # which a table further out may have
                 captions.pop(other, None)
         captions |= rows
     if faults and strict:
         raise ValueError(join_faults(faults))
     for fault in faults:
         warn_once(f"captions are not read: {fault}")
-    warn_of_shared(folder, captions, whole)
+    warn_of_shared(folder, captions, names)
     return captions
 
 # %% ../../nbs/95_folders.ipynb #d0dbc1b7
