@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METADATA', 'LIBRARY', 'PATHS', 'RECORDS', 'Record', 'is_distributed', 'MetadataUnpickler', 'checked_tensor',
-           'checked_place', 'read_metadata', 'saved_tree', 'load_tensors', 'read_distributed']
+           'read_metadata', 'saved_tree', 'read_distributed']
 
 # %% ../../nbs/97_distributed_checkpoints.ipynb #ecff13f9
 import pickle
@@ -81,21 +81,10 @@ def checked_tensor(
     properties = library.TensorProperties(dtype=found.properties.state[0])
     return library.TensorStorageMetadata(properties, size, chunks)
 
-# %% ../../nbs/97_distributed_checkpoints.ipynb #acd9aeb4
-def checked_place(
-    found:Record, # file, offset and length of a chunk, as a `.metadata` has them
-):                # a `_StorageInfo` of the library
-    "Refuse a file outside of the folder"
-    from torch.distributed.checkpoint.filesystem import _StorageInfo
-    name = found.relative_path
-    if Path(name).name != name:
-        raise ValueError(f"{name!r} is not a file of this folder")
-    transforms = getattr(found, "transform_descriptors", None)
-    return _StorageInfo(name, int(found.offset), int(found.length), transforms)
-
 # %% ../../nbs/97_distributed_checkpoints.ipynb #99151182
 def read_metadata(folder:Path): # the library's `Metadata`, of tensors alone
     "What a folder of `torch.distributed.checkpoint` holds and where; nothing is executed"
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
     from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
     with open(folder/METADATA, "rb") as file:
         found = MetadataUnpickler(file).load()
@@ -104,8 +93,12 @@ def read_metadata(folder:Path): # the library's `Metadata`, of tensors alone
     places = {}
     for index, place in found.storage_data.items():
         if index.fqn in tensors:
+            name = place.relative_path
+            if Path(name).name != name:
+                raise ValueError(f"{name!r} is not a file of this folder")
             known = MetadataIndex(index.fqn, getattr(index, "offset", None))
-            places[known] = checked_place(place)
+            transforms = getattr(place, "transform_descriptors", None)
+            places[known] = _StorageInfo(name, int(place.offset), int(place.length), transforms)
     paths = found.planner_data or {}
     paths = {key: tuple(paths.get(key, (key,))) for key in tensors}
     return Metadata(tensors, paths, places)
@@ -125,23 +118,24 @@ def saved_tree(
         keys[inner[last]] = key
     return tree, keys
 
-# %% ../../nbs/97_distributed_checkpoints.ipynb #eee46598
-def load_tensors(
-    folder:Path,
-    metadata,       # from `read_metadata`
-    keys:list[str], # which tensors
-)->dict[str,Tensor]: # by key, whole, on the CPU
-    "Read chunks and put them together, in this process alone"
+# %% ../../nbs/97_distributed_checkpoints.ipynb #f7033e8f
+def read_distributed(
+    folder:str|Path,
+    select:Callable, # of the dictionaries that were saved: the wanted tensors by name
+)->dict[str,Tensor]: # by the same names, whole, on the CPU
+    "Tensors of which several processes have saved parts; nothing in the folder is executed"
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
+    folder = Path(folder)
+    metadata = read_metadata(folder)
+    tree, keys = saved_tree(metadata)
+    wanted = select(tree)
+    tensors = {keys[value]: torch.zeros_like(value, device="cpu") for value in wanted.values()}
     places = metadata.storage_data.items()
-    files = sorted({place.relative_path for index, place in places if index.fqn in keys})
+    files = sorted({place.relative_path for index, place in places if index.fqn in tensors})
     lacking = [name for name in files if not (folder/name).is_file()]
     if lacking:
-        way = "copy the files of all processes"
-        raise CheckpointError(f"{folder} lacks {', '.join(lacking)}: {way}")
-    entries = {key: metadata.state_dict_metadata[key] for key in keys}
-    tensors = {k: torch.zeros(e.size, dtype=e.properties.dtype) for k, e in entries.items()}
+        raise CheckpointError(f"{folder} lacks {', '.join(lacking)}: copy all processes' files")
     reader = dcp.FileSystemReader(folder)
     reader.read_metadata = lambda: metadata  # its own would run the pickle
     try:
@@ -150,17 +144,4 @@ def load_tensors(
     except CheckpointException as e:
         (error, _), *_ = e.failures.values()
         raise CheckpointError(f"{folder} is damaged: {first_line(error)}") from None
-    return tensors
-
-# %% ../../nbs/97_distributed_checkpoints.ipynb #f7033e8f
-def read_distributed(
-    folder:str|Path,
-    select:Callable, # of the dictionaries that were saved: the wanted tensors by name
-)->dict[str,Tensor]: # by the same names, whole, on the CPU
-    "Tensors of which several processes have saved parts; nothing in the folder is executed"
-    folder = Path(folder)
-    metadata = read_metadata(folder)
-    tree, keys = saved_tree(metadata)
-    wanted = {name: keys[tensor] for name, tensor in select(tree).items()}
-    tensors = load_tensors(folder, metadata, list(wanted.values()))
-    return {name: tensors[key] for name, key in wanted.items()}
+    return {name: tensors[keys[value]] for name, value in wanted.items()}
