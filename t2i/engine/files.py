@@ -57,8 +57,7 @@ def settle(
     mode:int,  # permission bits that its files get
 ):
     "Set the permissions of files and push all of it to the disk"
-    inside = sorted(path.rglob("*")) if path.is_dir() else []
-    for p in [*inside, path]:
+    for p in [*sorted(path.rglob("*")), path]:
         if p.is_symlink():
             continue
         if p.is_file() and stat.S_IMODE(p.stat().st_mode) != mode:

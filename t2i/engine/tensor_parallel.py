@@ -90,27 +90,23 @@ def parallelize(
     mesh,            # the processes, a one-dimensional `DeviceMesh`
 ):
     "Divide the heads and the hidden layers of all blocks among processes"
-    from torch.distributed.tensor.parallel import (
-        ColwiseParallel,
-        RowwiseParallel,
-        parallelize_module,
-    )
+    from torch.distributed.tensor import parallel
     ranks, plan = mesh.size(), {}
     parts = {n: m for n, m in model.named_modules() if re.search(r"(^|\.)blocks\.\d+\.", n)}
     for name, module in parts.items():
         check_division(name, module, ranks)
         kind = name.rpartition(".")[2]
         if kind in COLUMNS:
-            plan[name] = ColwiseParallel()
+            plan[name] = parallel.ColwiseParallel()
             for p in module.parameters():
                 p.data = by_process(p.data, STACKED.get(kind, 1), ranks)
         elif kind in ROWS:
-            plan[name] = RowwiseParallel()
+            plan[name] = parallel.RowwiseParallel()
         elif hasattr(module, "heads"):
             divide_heads(module, mesh)
     if not plan:
         raise T2IError("train.tensor_parallel: this model has no list called blocks to divide")
-    parallelize_module(model, mesh, plan)
+    parallel.parallelize_module(model, mesh, plan)
 
 # %% ../../nbs/93_tensor_parallel.ipynb #621be894
 def tensor_ranks(
