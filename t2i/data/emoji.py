@@ -11,6 +11,7 @@ __all__ = ['TONES', 'NAMES_FINGERPRINT', 'ARTICLES', 'EMOJI_BACKGROUNDS', 'EMOJI
 
 # %% ../../nbs/09_emoji.ipynb #407ce02f
 import io
+import itertools
 import random
 import re
 import unicodedata
@@ -198,16 +199,6 @@ EMOJI_BACKGROUNDS = BACKGROUNDS | dict(
     white=(250, 250, 250), blue=(150, 195, 240), green=(170, 215, 150), lavender=(200, 180, 235))
 
 
-@cache
-def _edges(): # (3953,4): left, top, right, bottom of what is half covered, in the drawing's 64ths
-    covered = drawings()[...,3] > 127
-    ends = []
-    for axis in (1, 2):                                           # over rows, then over columns
-        there = covered.any(axis)
-        ends += [there.argmax(1), SIDE-there[:,::-1].argmax(1)]
-    return np.stack(ends, 1)[:,[0, 2, 1, 3]]
-
-
 @dataclass(frozen=True)
 class Emoji:
     "A drawing in a scene; lengths are 64ths of the image's side"
@@ -224,7 +215,8 @@ class Emoji:
     @property
     def box(self)->tuple[int, int, int, int]:  # left, top, right, bottom
         "The smallest rectangle around what is at least half covered"
-        left, top, right, bottom = (_edges()[self.name]*self.radius/32).round().astype(int).tolist()
+        edges = Image.fromarray(drawings()[self.name,...,3] > 127).getbbox()
+        left, top, right, bottom = [round(edge*self.radius/32) for edge in edges]
         x, y = self.x-self.radius, self.y-self.radius
         return x+left, y+top, x+right, y+bottom
 
@@ -294,12 +286,9 @@ def place_emoji(
         sides = [rng.choice(radii) for _ in numbers]
         centres = [(rng.randint(r, SIDE-r), rng.randint(r, SIDE-r)) for r in sides]
         placed = [Emoji(n, x, y, r) for n, (x, y), r in zip(numbers, centres, sides)]
-        if all(_apart(a, b) for i, a in enumerate(placed) for b in placed[:i]):
+        pairs = itertools.combinations(placed, 2)
+        if all(max(abs(a.x-b.x), abs(a.y-b.y)) >= a.radius+b.radius for a, b in pairs):
             return tuple(placed)
-
-
-def _apart(a, b):
-    return max(abs(a.x-b.x), abs(a.y-b.y)) >= a.radius+b.radius
 
 # %% ../../nbs/09_emoji.ipynb #677d70e4
 def describe_emoji(
@@ -408,6 +397,7 @@ def emoji_near_misses(
 # %% ../../nbs/09_emoji.ipynb #ad39deb0
 class EmojiDataset(SceneDataset):
     "Scenes of emoji: item i is the scene of seed `start+i`"
+    key = ()  # begins the cache key of other scenes than these
     def __init__(self,
         start:int=0,          # seed of the first scene
         size:int=10**9,       # number of items
@@ -436,4 +426,4 @@ class EmojiDataset(SceneDataset):
 
     def cache_key(self)->tuple:
         "What the items depend on, for `t2i.engine.caches`"
-        return "emoji 1", NAMES_FINGERPRINT, self.start, self.resolution, self.held_out
+        return *self.key, "emoji 1", NAMES_FINGERPRINT, self.start, self.resolution, self.held_out

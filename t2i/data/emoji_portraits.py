@@ -22,6 +22,7 @@ from .shapes import SIDE, Scene
 # %% ../../nbs/09_emoji_portraits.ipynb #a1f0c3d3
 class LargeEmoji(EmojiDataset):
     "One large drawing at any place: item i is the image of seed `start+i`"
+    key = ("large",)
     def scene(self, i:int, telling:str="")->Scene:
         "The scene of item i"
         seed = self.start+i
@@ -31,14 +32,11 @@ class LargeEmoji(EmojiDataset):
         background = rng.choice(list(EMOJI_BACKGROUNDS))
         return describe_emoji((drawing,), background, random.Random(f"caption {seed}{telling}"))
 
-    def cache_key(self)->tuple:
-        "What the items depend on, for `t2i.engine.caches`"
-        return ("large", *super().cache_key())
-
 # %% ../../nbs/09_emoji_portraits.ipynb #226ad983
 class EmojiPortraits(EmojiDataset):
     "Every drawing alone, large and in the middle, on every background"
     endless = False  # an item is always the same image
+    key = ("portraits",)
     def __init__(self,
         resolution:int=SIDE,  # side of the images, pixels
         held_out:bool=False,  # what training never shows, and only that
@@ -55,7 +53,3 @@ class EmojiPortraits(EmojiDataset):
         drawing = Emoji(self.numbers[number], SIDE//2, SIDE//2, 30)
         rng = random.Random(f"portrait {i}{telling}")
         return describe_emoji((drawing,), list(EMOJI_BACKGROUNDS)[background], rng)
-
-    def cache_key(self)->tuple:
-        "What the items depend on, for `t2i.engine.caches`"
-        return ("portraits", *super().cache_key())
