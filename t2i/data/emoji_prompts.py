@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'VARIANTS', 'OPENINGS', 'OTHERS', 'JOINTS', 'LONGEST', 'SIGN', 'emoji_characters', 'replace_characters',
-           'sized_name', 'name_characters', 'plain_words', 'fixed_parts', 'longest', 'Part', 'write_sign', 'read_sign',
-           'first_name', 'other_background', 'split_prompt', 'mentions', 'is_understood', 'has_name', 'typed_text',
-           'as_typed', 'join_names', 'learned_text', 'same_words', 'read_emoji_prompt', 'unknown_names',
-           'beyond_portraits', 'reads_names', 'prompt_lines']
+           'sized_name', 'name_characters', 'plain_words', 'fixed_parts', 'longest', 'Part', 'names_and_signs',
+           'first_name', 'other_background', 'split_prompt', 'mentions', 'is_understood', 'has_name', 'as_typed',
+           'join_names', 'learned_text', 'same_words', 'read_emoji_prompt', 'unknown_names', 'beyond_portraits',
+           'reads_names', 'prompt_lines']
 
 # %% ../../nbs/09_emoji_prompts.ipynb #2f427a37
 import re
@@ -128,35 +128,28 @@ class Part:
     @property
     def is_new(self)->bool:
         "Whether a new thing must begin here: with an article or a character"
-        return self.words[0] in ARTICLES or self.words[0].startswith(SIGN)
+        return self.words[0] in ARTICLES or self.words[-1].startswith(SIGN)
 
 
-def write_sign(number:int, size:str|None)->str:
-    "A character as a word"
-    return f"{SIGN}{number}{SIGN}{size or ''}"
-
-
-def read_sign(word:str)->str:
-    "The name of a character that is written so"
-    _, number, size = word.split(SIGN)
-    return sized_name(int(number), size or None)
+@cache
+def names_and_signs()->dict[tuple[str,...],int]:
+    "The number of each name, by its words, and by the word for its character"
+    return names_by_words() | {(f"{SIGN}{i}",): i for i in range(len(emoji_names()))}
 
 # %% ../../nbs/09_emoji_prompts.ipynb #85fe2ad1
 def first_name(
     words:tuple[str,...], # as they are compared
 )->tuple[int,str]: # how many words, and the name; 0: they do not begin with one
     "The longest name that words begin with"
-    if words[0].startswith(SIGN):
-        return 1, read_sign(words[0])
     start = int(words[0] in ARTICLES)
     size = words[start] if words[start:start+1] and words[start] in SIZES else None
     ways = [(0, None)] + [(start+1, size)]*bool(size)
     best = 0, ""
     for begin, said in ways:
-        end = begin + longest(words[begin:], names_by_words(), ARTICLES)
+        end = begin + longest(words[begin:], names_and_signs(), ARTICLES)
         if end > max(begin, best[0]):
             name = without_articles(words[begin:end])
-            best = end, sized_name(names_by_words()[name], said)
+            best = end, sized_name(names_and_signs()[name], said)
     return best
 
 # %% ../../nbs/09_emoji_prompts.ipynb #8d89c8bf
@@ -172,7 +165,8 @@ def split_prompt(
     text:str,
 )->list[Part]: # their words together are those of the text
     "A prompt as names, what stands between them, and what has no name"
-    typed = typed_words(replace_characters(text, write_sign))
+    signed = replace_characters(text, lambda number, size: f"{size or ''} {SIGN}{number}")
+    typed = typed_words(signed)
     words, parts = tuple(map(plain_word, typed)), []
     while words:
         end = longest(words, fixed_parts())
@@ -211,17 +205,13 @@ def has_name(text:str)->bool:
     return all(map(is_understood, mentions(split_prompt(text))))
 
 # %% ../../nbs/09_emoji_prompts.ipynb #e647d49c
-def typed_text(word:str)->str:
-    "A word of a part; for a character, its name without the article"
-    if not word.startswith(SIGN):
-        return word
-    first, _, rest = read_sign(word).partition(" ")
-    return rest if first in ARTICLES else f"{first} {rest}"
-
-
 def as_typed(mention:list[Part])->str:
-    "The words of a mention; characters are named"
-    return " ".join(typed_text(word) for part in mention for word in part.words)
+    "The words of a mention; for a character, its name without the article"
+    def named(sign):
+        return re.sub("^(an?|the) ", "", emoji_names()[int(sign[1])].phrase())
+
+    words = " ".join(word for part in mention for word in part.words)
+    return re.sub(rf"{SIGN}(\d+)", named, words)
 
 
 def join_names(names:list[str])->str: # "a mango, a dog face and an owl"
