@@ -338,30 +338,22 @@ def _index():
     return by_what, by_word
 
 
-def _is_false(other, name):
-    "Whether the other name, which has the same words or the same tone, is false of a drawing"
-    if other.what == name.what:
-        return other.tone not in ("", name.tone)
-    more = set(other.what.split()) - {"a", "an", "person", "people"} - set(name.what.split())
-    return bool(more) and other.looks_like != name.looks_like
-
-
 @lru_cache(maxsize=4096)
 def other_names(
     number:int,
 )->dict[str, list[int]]:  # "tone" and "drawing"
     "Numbers of names that differ in the skin tone alone, and of others with a word in common"
     by_what, by_word = _index()
-    name = emoji_names()[number]
-    rng = random.Random(f"others {number}")
+    names, name = emoji_names(), emoji_names()[number]
+    tone = [i for i in by_what.get(name.what, []) if names[i].tone not in ("", name.tone)]
     words = re.findall(r"\w{3,}", name.what)
     related = {i for word in words for i in by_word.get((name.tone, word), ())}
-    found = dict(tone=by_what.get(name.what, []), drawing=sorted(related))
-    for kind, numbers in found.items():
-        others = [i for i in numbers if _is_false(emoji_names()[i], name)]
-        found[kind] = rng.sample(others, min(8, len(others)))
-    found["drawing"] = found["drawing"] or rng.sample(emoji_pool(False), 3)
-    return found
+    true = {"a", "an", "person", "people", *name.what.split()}
+    drawing = [i for i in sorted(related) if names[i].looks_like != name.looks_like
+               and not true.issuperset(names[i].what.split())]
+    rng = random.Random(f"others {number}")
+    tone, drawing = (rng.sample(found, min(8, len(found))) for found in (tone, drawing))
+    return dict(tone=tone, drawing=drawing or rng.sample(emoji_pool(False), 3))
 
 # %% ../../nbs/09_emoji.ipynb #cd88a3e0
 def emoji_false_specs(
