@@ -24,9 +24,8 @@ def sincos_positions(
 )->Tensor:                # (l,d), row by row
     "A vector per position: sines and cosines of column and row"
     omega = 10000.**(-torch.arange(width//4, dtype=torch.float64)/(width//4))   # (d/4,)
-    rows, columns = (torch.arange(side, dtype=torch.float64) for side in grid)
-    y, x = torch.meshgrid(rows, columns, indexing="ij")                         # (h,w) each
-    angle = torch.stack([x.flatten(), y.flatten()], 1)[...,None]*omega          # (l,2,d/4)
+    places = [torch.arange(side, dtype=torch.float64) for side in grid]
+    angle = torch.cartesian_prod(*places).flip(1)[...,None]*omega               # (l,2,d/4)
     return torch.cat([angle.sin(), angle.cos()], -1).flatten(1).float()         # (l,2,d/2) -> (l,d)
 
 # %% ../../nbs/12_vit_vqgan.ipynb #90a825be
@@ -62,14 +61,12 @@ class ViTEncoder(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(3, width, patch, stride=patch)
         self.register_buffer("positions", sincos_positions(width, grid))
-        self.blocks = nn.ModuleList([ViTBlock(width, heads, mlp) for _ in range(depth)])
+        self.blocks = nn.Sequential(*[ViTBlock(width, heads, mlp) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
 
     def forward(self, images:Tensor)->Tensor:  # (b,3,h,w) -> (b,l,d)
         x = self.patches(images).flatten(2).transpose(1, 2) + self.positions
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return self.norm(self.blocks(x))
 
 # %% ../../nbs/12_vit_vqgan.ipynb #d71ce910
 class ViTDecoder(nn.Module):
@@ -85,15 +82,13 @@ class ViTDecoder(nn.Module):
         super().__init__()
         self.grid = grid
         self.register_buffer("positions", sincos_positions(width, grid))
-        self.blocks = nn.ModuleList([ViTBlock(width, heads, mlp) for _ in range(depth)])
+        self.blocks = nn.Sequential(*[ViTBlock(width, heads, mlp) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
         self.pixels = nn.ConvTranspose2d(width, 3, patch, stride=patch)
 
     def forward(self, x:Tensor)->Tensor:  # (b,l,d) -> (b,3,h,w)
-        x = x + self.positions
-        for block in self.blocks:
-            x = block(x)
-        return self.pixels(self.norm(x).transpose(1, 2).unflatten(2, self.grid))
+        x = self.norm(self.blocks(x + self.positions))
+        return self.pixels(x.transpose(1, 2).unflatten(2, self.grid))
 
 # %% ../../nbs/12_vit_vqgan.ipynb #3dda8e97
 @dataclass

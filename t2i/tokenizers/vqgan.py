@@ -143,7 +143,7 @@ class Encoder(nn.Module):
         self.patch = patch
         self.conv_in = nn.Conv2d(3*patch**2, channels, 3, padding=1)
         widths = [channels, *(channels*m for m in multipliers)]
-        self.down = nn.ModuleList()
+        self.down = nn.Sequential()
         for i, width in enumerate(widths[1:]):
             last = i == len(multipliers)-1
             resample = nn.Identity() if last else Downsample(width)
@@ -156,10 +156,8 @@ class Encoder(nn.Module):
     def forward(self,
         images:Tensor,  # (b,3,h,w), [-1,1]
     )->Tensor:          # (b,out_channels,h/f,w/f), f = patch * 2**(stages-1)
-        x = self.conv_in(F.pixel_unshuffle(images, self.patch))
-        for stage in self.down:
-            x = stage(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        x = self.mid(self.down(self.conv_in(F.pixel_unshuffle(images, self.patch))))
+        return self.conv_out(F.silu(self.norm_out(x)))
 
 # %% ../../nbs/11_vqgan.ipynb #abe2145f
 class Decoder(nn.Module):
