@@ -233,9 +233,8 @@ def make_codebook(
         raise ValueError(f"codebook_size={codebook_size}, code_dim={code_dim}: at least 1 each")
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay is {ema_decay:g}; it must be at least 0 and below 1")
-    size = codebook_size, code_dim
     if ema_decay is not None:
-        return EMACodebook(*size, dead_code_threshold, ema_decay, cosine)
+        return EMACodebook(codebook_size, code_dim, dead_code_threshold, ema_decay, cosine)
     if dead_code_threshold:
-        return ExpiringCodebook(*size, dead_code_threshold, cosine=cosine)
-    return Codebook(*size, cosine)
+        return ExpiringCodebook(codebook_size, code_dim, dead_code_threshold, cosine=cosine)
+    return Codebook(codebook_size, code_dim, cosine)
