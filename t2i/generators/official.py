@@ -95,7 +95,6 @@ def level_sides(
 def transformer_fields(
     weights:dict[str,Tensor], # as published
     where:str,                # where they come from, for errors
-    heads:int|None=None,      # where the file does not tell; None: one per 64 numbers
 )->dict:                      # fields of a `VARConfig`
     "Sizes and scales of a published transformer"
     scale = "blocks.0.attn.scale_mul_1H11"
@@ -106,19 +105,18 @@ def transformer_fields(
         scales=level_sides(weights, where), codebook_size=v, width=width,
         code_dim=weights["word_embed.weight"].shape[1],
         depth=1+last_index(weights, r"blocks\.(\d+)\."),
-        heads=weights[scale].shape[1] if scale in weights else heads or max(1, width//64),
+        heads=weights[scale].shape[1] if scale in weights else max(1, width//64),
         mlp_ratio=len(weights["blocks.0.ffn.fc1.weight"])/width,
         l2_norm=scale in weights, shared_adaln="shared_ada_lin.1.weight" in weights)
 
 # %% ../../nbs/38_official_var.ipynb #149d8cf0
 def read_transformer(
-    source,              # a file as published, or its weights by name
-    wanted:str,          # what `detect_format` must return
-    heads:int|None=None, # see `transformer_fields`
+    source,     # a file as published, or its weights by name
+    wanted:str, # what `detect_format` must return
 )->tuple[dict,dict[str,Tensor],dict[str,Tensor]]: # fields; weights under our names; as published
     "What all published next-scale transformers have in common"
     weights, where = open_official(source, wanted)
-    fields = transformer_fields(weights, where, heads)
+    fields = transformer_fields(weights, where)
     ours = shift_gates(rename_weights(weights, TRANSFORMER_NAMES))
     if not fields["l2_norm"]:
         ours = quarter_queries(ours)
@@ -127,11 +125,10 @@ def read_transformer(
 VAR_SETTINGS = dict(guidance_scale=5.0, top_k=900, top_p=0.95)  # of VAR's own demonstration
 
 def read_var(
-    source,              # a file of VAR (var_d16.pth), or its weights by name
-    heads:int|None=None, # see `transformer_fields`
+    source, # a file of VAR (var_d16.pth), or its weights by name
 )->tuple[dict,dict[str,Tensor]]: # fields of a `VARConfig`; weights under our names, float32
     "What a published file of VAR contains"
-    fields, ours, weights = read_transformer(source, "a VAR transformer", heads)
+    fields, ours, weights = read_transformer(source, "a VAR transformer")
     require(weights, ["class_emb.weight"], "the classes: this file")
     return fields | dict(num_classes=len(weights["class_emb.weight"])-1), ours
 
@@ -258,10 +255,9 @@ def stream_smooth(
 
 # %% ../../nbs/38_official_var.ipynb #6b6fb8fd
 def read_var_clip(
-    source,              # a file of VAR-CLIP, or its weights by name
-    heads:int|None=None, # see `transformer_fields`
+    source, # a file of VAR-CLIP, or its weights by name
 )->tuple[dict,dict[str,Tensor]]: # fields of a `PooledTextVARConfig`; weights under our names
     "What a published file of VAR-CLIP contains"
-    fields, ours, weights = read_transformer(source, "a VAR-CLIP transformer", heads)
+    fields, ours, weights = read_transformer(source, "a VAR-CLIP transformer")
     require(weights, ["cond_proj.weight"], "the text: this file")
     return fields | dict(text_width=weights["cond_proj.weight"].shape[1]), ours

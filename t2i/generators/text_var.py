@@ -98,12 +98,11 @@ class TextVAR(TextConditionedVAR, PyTorchModelHubMixin):
 
     @classmethod
     def from_official(cls,
-        source,              # a file of VAR-CLIP as published, or its weights by name
+        source, # a file of VAR-CLIP as published, or its weights by name
         tokenizer:MultiScaleVQVAE|None=None, # VAR's published one
-        heads:int|None=None, # of a model without cosine attention; None: one per 64 numbers
-    )->"PooledTextVAR":      # in evaluation mode
+    )->"PooledTextVAR": # in evaluation mode
         "The published text model, which has no cross-attention; see lesson 38"
-        fields, weights = read_var_clip(source, heads)
+        fields, weights = read_var_clip(source)
         return build_official(PooledTextVAR, fields, weights, source, tokenizer=tokenizer)
 
     @classmethod

@@ -435,10 +435,9 @@ class VAR(ClassConditionalVAR, PyTorchModelHubMixin):
 
     @classmethod
     def from_official(cls,
-        source,              # a file as published (var_d16.pth), or its weights by name
+        source, # a file as published (var_d16.pth), or its weights by name
         tokenizer:MultiScaleVQVAE|None=None, # the published one
-        heads:int|None=None, # of a model without cosine attention; None: one per 64 numbers
-    )->"VAR":                # in evaluation mode
+    )->"VAR":   # in evaluation mode
         "Published weights; sizes and scales are read from the file, see lesson 38"
-        fields, weights = read_var(source, heads)
+        fields, weights = read_var(source)
         return build_official(cls, fields, weights, source, tokenizer=tokenizer)
