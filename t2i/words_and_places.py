@@ -21,7 +21,7 @@ from .app import enlarge
 from .attention import CrossAttention, split_heads
 from .core import T2IError, image_grid, to_pil
 from .generators.parti import Parti
-from .generators.text_var import TextConditionedVAR
+from .generators.text_var import TextVAR
 from .pipeline import Pipeline
 from .playground import Live, slider
 from .requests import check_call
@@ -70,7 +70,7 @@ def attend_words(
 )->tuple[list[str],Tensor]: # the words; the share of each, (blocks,l,words)
     "How much each place of an image looks at each word"
     with recorded_attention(pipe.generator) as shares:
-        if isinstance(pipe.generator, TextConditionedVAR | Parti):
+        if isinstance(pipe.generator, TextVAR | Parti):
             pipe.generator(pipe.encode([prompt]), ids)
     if not shares:
         raise T2IError(f"in {pipe.name} no place looks at words: take shapes-var or shapes-parti")

@@ -19,16 +19,7 @@ from torch import Tensor
 
 from .text_training import SoftTextVARTask, SoftTextVARTaskConfig
 from .text_var import TextVAR, TextVARConfig
-from t2i.generators.var import (
-    RENAMED,
-    Condition,
-    MapPredictor,
-    NextScaleTransformer,
-    SamplesMaps,
-    VARBlock,
-    VARConfig,
-    upgrade_var,
-)
+from .var import Condition, MapPredictor, NextScaleTransformer, VARBlock, VARConfig
 from t2i.sampling import (
     draw_uniform,
     map_temperatures,
@@ -201,8 +192,8 @@ class MaskedTextVAR(TextVAR):
         guidance_schedule:str="ramp", temperature_schedule:str="constant", # see lesson 07
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per caption, map after map"
-        return SamplesMaps.stream(
-            self, features, unconditional, generators, guidance_scale, temperature, top_k, top_p,
+        return super().stream(
+            features, unconditional, generators, guidance_scale, temperature, top_k, top_p,
             guidance_schedule, temperature_schedule, MaskedPredictor,
             partial(stream_masked, num_steps=num_steps))
 

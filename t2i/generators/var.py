@@ -355,18 +355,18 @@ class SamplesMaps:
 # %% ../../nbs/31_var.ipynb #bb602000
 class NextScaleModel(SamplesMaps, nn.Module):
     "A transformer and the tokenizer that it refers to; a subclass adds `condition`"
+    Net, Block = NextScaleTransformer, VARBlock
     upgrade = staticmethod(upgrade_var)
 
     def __init__(self,
         config:VARConfig,
         tokenizer:MultiScaleVQVAE|None, # whose maps it predicts
-        net:NextScaleTransformer,
     ):
         super().__init__()
         check_tokenizer_fits(config, tokenizer)
         self.config = config
         object.__setattr__(self, "tokenizer", tokenizer) # no submodule: neither moved nor saved
-        self.net = net
+        self.net = self.Net(config, self.Block)
 
     def forward(self,
         given,               # what `condition` reads: b labels, b texts
@@ -385,7 +385,7 @@ class ClassConditionalVAR(NextScaleModel):
     ):
         if not config.num_classes:
             raise ValueError("VAR needs num_classes; for text there is TextVAR")
-        super().__init__(config, tokenizer, NextScaleTransformer(config))
+        super().__init__(config, tokenizer)
         self.class_embed = nn.Embedding(config.num_classes+1, config.width) # the last: no class
         nn.init.normal_(self.class_embed.weight, std=.02)
 
