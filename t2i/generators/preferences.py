@@ -6,7 +6,7 @@
 __all__ = ['autocast_of', 'draw_candidates', 'judge_drawings', 'better_and_worse', 'preference_loss', 'PreferenceConfig',
            'PreferenceTaskConfig', 'OnePassPreferenceTaskConfig', 'drawing_losses', 'load_reference', 'choose_numbers',
            'Numbered', 'draw_and_judge', 'DrawnPairs', 'image_contrast', 'DrawsPairs', 'LearnsPreferences',
-           'MeasuresDrawings', 'PreferenceTask', 'OnePassPreferenceTask']
+           'PreferenceTask', 'OnePassPreferenceTask']
 
 # %% ../../nbs/38_preferences.ipynb #2a67f225
 import copy
@@ -289,7 +289,7 @@ class DrawsPairs:
 
 # %% ../../nbs/38_preferences.ipynb #5506c678
 class LearnsPreferences(DrawsPairs):
-    "A training step compares the drawings of pairs"
+    "A step compares the drawings of pairs; a validation judges drawings of held-out captions"
     def training_step(self,
         batch:dict, # of `DrawnPairs`, and u (b,); or see `TextVARTask`
     )->tuple[Tensor,dict[str,Tensor]]:
@@ -313,9 +313,6 @@ class LearnsPreferences(DrawsPairs):
             loss = loss + weight*logs["contrast"]
         return loss, logs
 
-# %% ../../nbs/38_preferences.ipynb #811c2440
-class MeasuresDrawings(LearnsPreferences):
-    "A validation draws held-out captions and judges them"
     def measure(self)->dict[str,float]:
         "The scores of `TextVARTask`, and the judge's mean on one image per caption"
         c = self.config.preference
@@ -330,11 +327,11 @@ class MeasuresDrawings(LearnsPreferences):
         return scores | dict(score=sum(found)/len(found))
 
 # %% ../../nbs/38_preferences.ipynb #bc6eb5d6
-class PreferenceTask(MeasuresDrawings, MaskedTextVARTask):
+class PreferenceTask(LearnsPreferences, MaskedTextVARTask):
     "A masked text-conditioned VAR that learns from its own drawings"
     Config = PreferenceTaskConfig
 
 
-class OnePassPreferenceTask(MeasuresDrawings, TextVARTask):
+class OnePassPreferenceTask(LearnsPreferences, TextVARTask):
     "A text-conditioned VAR of one pass per map that learns from its own drawings"
     Config = OnePassPreferenceTaskConfig
