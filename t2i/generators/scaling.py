@@ -132,5 +132,4 @@ def fit_power_law(
     for c in floors:
         slope, offset = np.polyfit(np.log(flops), np.log(losses-c), 1)
         laws.append(PowerLaw(float(np.exp(offset)), float(-slope), float(c)))
-    errors = [((law(flops)-losses)**2).sum() for law in laws]
-    return laws[int(np.argmin(errors))]
+    return min(laws, key=lambda law: ((law(flops)-losses)**2).sum())
