@@ -143,10 +143,7 @@ class ClassVARTaskConfig(MapsConfig):
 
 # %% ../../nbs/36_var_training.ipynb #c1a551f1
 class NextScaleStep(FrozenParts):
-    "Cross-entropy of each token of each map, given a condition and the coarser maps"
-    def condition(self, batch:dict): # what the model reads beside the maps
-        raise NotImplementedError
-
+    "Cross-entropy of each token of each map; a subclass adds the `condition` of a batch"
     def training_step(self,
         batch:dict, # what `condition` reads; image (b,3,h,w) or tokens (b,l)
     )->tuple[Tensor,dict[str,Tensor]]:
@@ -154,7 +151,6 @@ class NextScaleStep(FrozenParts):
         logits = self.model(self.condition(batch), maps)
         loss = F.cross_entropy(logits.transpose(1, 2), torch.cat(maps, 1))
         return loss, accuracy_by_scale(logits, maps)
-
 
 # %% ../../nbs/36_var_training.ipynb #fcbc2916
 class ClassifiedParts(NextScaleStep):
