@@ -55,11 +55,9 @@ def pack_boxes(
 
     kept = [box for box in boxes if min(sides(box)) >= SMALLEST]
     kept = sorted(kept, key=lambda box: -np.prod(sides(box)))[:MAX_BOXES]
-    edges = torch.zeros(MAX_BOXES, 4)
-    for i, (_, own) in enumerate(kept):
-        edges[i] = torch.tensor(own)
-    phrases = [phrase for phrase, _ in kept]
-    return dict(phrases=phrases + [""]*(MAX_BOXES-len(kept)), edges=edges)
+    kept += [("", (0.,)*4)]*(MAX_BOXES-len(kept))
+    phrases, edges = zip(*kept)
+    return dict(phrases=list(phrases), edges=torch.tensor(edges, dtype=torch.float32))
 
 
 def unpack_boxes(
@@ -67,8 +65,7 @@ def unpack_boxes(
 )->list[list]:  # per image
     "The boxes of each image"
     rows = []
-    for i, edges in enumerate(batch["edges"].tolist()):
-        phrases = [column[i] for column in batch["phrases"]]
+    for phrases, edges in zip(zip(*batch["phrases"]), batch["edges"].tolist()):
         rows.append([(p, tuple(e)) for p, e in zip(phrases, edges) if p])
     return rows
 
@@ -130,8 +127,7 @@ def read_bbox_file(
 def refuse_augment(config:DataConfig):
     "Boxes stay where they are when an image is mirrored or cropped"
     if config.augment != "none":
-        raise T2IError(f"data.augment is {config.augment}, which moves the image and leaves its "
-                       "boxes: set it to none")
+        raise T2IError(f"data.augment={config.augment} does not move the boxes: set it to none")
 
 
 class BoxedFolder(WithBoxes, FolderDataset):
