@@ -86,16 +86,12 @@ class WithVectors(Dataset):
     def __len__(self):
         return len(self.dataset)
 
-    def vector(self, i:int)->dict: # vector (d,)
-        "What is kept of the image of item i"
-        return dict(vector=self.vectors[i]["vector"])
-
     def __getitem__(self, i:int)->dict:
-        return self.dataset[i] | self.vector(i)
+        return self.vectors[i] | self.dataset[i]
 
     def augmented(self, i:int, generator:torch.Generator)->dict:
         "Item i as training reads it"
-        return self.dataset.augmented(i, generator) | self.vector(i)
+        return self.vectors[i] | self.dataset.augmented(i, generator)
 
 # %% ../../nbs/41_without_captions.ipynb #7fbeda6f
 @dataclass
@@ -106,8 +102,7 @@ class ImageAdapterConfig(AdapterTaskConfig):
 
     def __post_init__(self):
         if self.adapter.kind != "mlp":
-            raise ValueError(f"adapter.kind is {self.adapter.kind}; it must be mlp: images have "
-                             "no words to look up")
+            raise ValueError(f"adapter.kind is {self.adapter.kind}; without words it must be mlp")
         if not (self.noise >= 0 and math.isfinite(self.noise)):
             raise ValueError(f"noise is {self.noise}; it must be 0 or more")
 
@@ -154,8 +149,7 @@ class ImageAdapterTask(ImageAdapterParts):
         batch:dict, # u (b,); vector (b,d) from a cache, or image (b,3,h,w)
     )->Tensor:      # (b,d)
         "Vectors of images as if they were of texts; noise is for training alone"
-        seen = batch.get("vector")
-        seen = self.clip.encode_image(batch["image"]) if seen is None else seen
+        seen = batch["vector"] if "vector" in batch else self.clip.encode_image(batch["image"])
         noise = self.config.noise if self.model.training else 0.
         key = int(batch["u"][0]*2**24)                           # another one in each process
         generator = fold_in(self.config.train.seed, -4, self.step, key)
