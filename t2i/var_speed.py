@@ -99,10 +99,9 @@ def pack_matrices(
     if not torch.backends.mkldnn.is_available():
         return module
     module = copy.deepcopy(module)
-    for parent in list(module.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, nn.Linear):
-                setattr(parent, name, PackedLinear(layer))
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, nn.Linear):
+            module.set_submodule(name, PackedLinear(layer))
     return module
 
 # %% ../nbs/52_var_speed.ipynb #96a3c673
@@ -166,13 +165,8 @@ def decoder_ways(
 )->dict[str,Callable]: # decoder, decoder_bf16; they return images
     "From token maps to pixels, in 32 and in 16 bits"
     ids = [torch.zeros(batch_size, p*p, dtype=torch.long) for p in tokenizer.scales]
-    short = half_matrices(tokenizer)
-
-    def decode_short():
-        with torch.autocast("cpu", torch.bfloat16):
-            return short.decode(ids)
-
-    return dict(decoder=partial(tokenizer.decode, ids), decoder_bf16=decode_short)
+    short = torch.autocast("cpu", torch.bfloat16)(half_matrices(tokenizer).decode)
+    return dict(decoder=partial(tokenizer.decode, ids), decoder_bf16=partial(short, ids))
 
 # %% ../nbs/52_var_speed.ipynb #fd842204
 def speed_ratios(
