@@ -81,15 +81,13 @@ def scale_ways(
     net, quantizer = pipe.generator.net, pipe.tokenizer.quantizer
     condition = pipe.generator.condition(features)
     weights = [1.]*len(net.sizes)
+    draws = partial(split_generator, 0, None, 1, len(features.mask))
 
     def cached():
-        generators = split_generator(0, None, 1, len(features.mask))
-        for _ in stream_maps(MapPredictor(net, quantizer, condition, None, weights), generators):
-            pass
+        return list(stream_maps(MapPredictor(net, quantizer, condition, None, weights), draws()))
 
     def uncached():
-        generators = split_generator(0, None, 1, len(features.mask))
-        generate_naive(net, quantizer, condition, None, generators, weights)
+        return generate_naive(net, quantizer, condition, None, draws(), weights)
 
     return dict(cached=cached, uncached=uncached)
 
@@ -141,7 +139,7 @@ def random_parti(
 
 # %% ../nbs/52_benchmarks.ipynb #dde6f0e7
 def serve_original_parti(
-    sizes:dict, # depths, grid, codebook_size, text_width, width, heads; threads, device
+    sizes:dict, # fields of a `PartiConfig`; depths, threads, device
 ):
     "Per line with a depth and a number of tokens, a pass of parti-pytorch; for another Python"
     import os
@@ -178,10 +176,8 @@ class OriginalParti:
         depths:tuple[int,...],  # the blocks of its decoders
         device:torch.device|str="cpu",
     ):
-        sizes = dict(
-            depths=depths, grid=config.grid, codebook_size=config.codebook_size,
-            text_width=config.text_width, width=config.width, heads=config.heads,
-            threads=torch.get_num_threads(), device=str(device))
+        sizes = vars(config) | dict(
+            depths=depths, threads=torch.get_num_threads(), device=str(device))
         code = f"{inspect.getsource(serve_original_parti)}\nserve_original_parti({sizes!r})"
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.python = python
@@ -214,7 +210,6 @@ def parti_seconds(
     config:PartiConfig,
     repeat:int=3,      # rounds; the medians count
     device:torch.device|str="cpu",
-    steps:int=8,       # that are timed with the cache
     original:Callable|None=None, # see `OriginalParti`
 )->dict[str,float]:    # seconds per image: cached, recomputed, perhaps original
     "How long the decoder of one image takes with and without the cache, from a few passes"
@@ -222,7 +217,7 @@ def parti_seconds(
     length = len(model.mask)
     lengths = [1, *(length*i//4 for i in (1, 2, 3, 4))]
     tokens = torch.zeros(1, length, dtype=torch.long, device=device)
-    state = start_decoding(model, features)
+    state, steps = start_decoding(model, features), 8
 
     def cached():
         state.place.fill_(length//2)
