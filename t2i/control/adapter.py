@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['AdapterConfig', 'weight_list', 'check_weights', 'Adapter', 'scale_settings', 'ScalePredictor', 'chosen_weight',
            'LabelledText', 'BesideFrozen', 'SteeredCondition', 'AdaptedVAR', 'check_fits', 'find_class',
-           'CaptionReader', 'CaptionEncoder', 'AdapterTaskConfig', 'filled_config', 'AdapterParts', 'AdapterTask']
+           'CaptionReader', 'CaptionEncoder', 'AdapterTaskConfig', 'AdapterParts', 'AdapterTask']
 
 # %% ../../nbs/41_adapter.ipynb #e973ff5d
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -337,21 +337,6 @@ class AdapterTaskConfig(MapsConfig):
     sample_beta:list[float]|None=None
     train:TrainConfig=field(default_factory=TrainConfig)
 
-# %% ../../nbs/41_adapter.ipynb #3d33f812
-def filled_config(
-    config:AdapterConfig, # of a recipe
-    base:VAR,
-    clip:CLIP,
-    parts:dict,           # of `FrozenParts`
-)->AdapterConfig:
-    "An adapter's config with what the frozen parts decide"
-    found = {k: bundled_name(path) or str(path) for k, (_, path, _) in parts.items()}
-    features = clip.text_features(["a"])
-    return AdapterConfig(**vars(config) | dict(
-        base=found["base"], base_fingerprint=parts["base"][2], width=base.config.width,
-        scales=len(base.net.sizes), clip=found["clip"], clip_fingerprint=parts["clip"][2],
-        clip_width=features.tokens.shape[-1], clip_embed_dim=features.pooled.shape[-1]))
-
 # %% ../../nbs/41_adapter.ipynb #f2e40dad
 class AdapterParts(ClassifiedParts):
     "The frozen parts, the adapter and the data of a recipe"
@@ -362,9 +347,15 @@ class AdapterParts(ClassifiedParts):
         read = partial(class_conditional, tokenizer=self.tokenizer)
         base = self.frozen("base", config.base, read, weights_fingerprint)
         if len(self.names) != base.config.num_classes:
-            raise T2IError(f"the data have {len(self.names)} classes, {config.base} has "
-                           f"{base.config.num_classes}: they must be the same")
-        self.model = AdaptedVAR(filled_config(config.adapter, base, self.clip, self.parts), base)
+            raise T2IError(f"the data need {base.config.num_classes} classes, as {config.base} has")
+        _, source, found = self.parts["base"]
+        features = self.clip.text_features(["a"])
+        own = replace(                                           # what the frozen parts decide
+            config.adapter, base=bundled_name(source) or str(source), base_fingerprint=found,
+            width=base.config.width, scales=len(base.net.sizes), clip=self.clip_name,
+            clip_fingerprint=self.parts["clip"][2], clip_width=features.tokens.shape[-1],
+            clip_embed_dim=features.pooled.shape[-1])
+        self.model = AdaptedVAR(own, base)
         self.reader = CaptionReader(self.clip.tokenize, self.names)
 
     def read(self, captions:list[str], labels:Tensor|None=None)->LabelledText:
