@@ -15,23 +15,15 @@ from pathlib import Path
 import torch.nn as nn
 from torch import Tensor
 
+from . import pipeline
 from .control.adapter import AdaptedVAR, AdapterConfig, AdapterTask
 from .control.boxes import BoxConfig, BoxedVAR
 from .control.boxes_training import BoxTask
 from .control.lora import LoRATask, read_lora
 from .control.new_class import NewClassConfig, NewClassTask, NewClassVAR
 from .core import T2IError, best_device
-from t2i.engine.checkpoints import (
-    REGISTRY,
-    detect_format,
-    download,
-    fetch,
-    fingerprint,
-    load_model,
-    load_part,
-    read_checkpoint,
-    read_config,
-)
+from .engine import checkpoints
+from .engine.checkpoints import REGISTRY, fetch, load_model, load_part, read_config
 from .engine.distributed_checkpoints import is_distributed
 from .engine.files import bundled_folder
 from .engine.folders import IMAGE_SUFFIXES
@@ -51,18 +43,7 @@ from .generators.var_with_clip import class_conditional
 from .guidance.clip import CLIPTask, load_clip
 from .guidance.clip_cache import FrozenCLIPConfig, FrozenCLIPEncoder, read_words
 from .guidance.clip_text import CLIPTextEncoder, CLIPTextEncoderConfig, attach_clip
-from t2i.pipeline import (
-    BOX_PARTS,
-    CLASS_PARTS,
-    INDEX_FORMAT,
-    PARTS,
-    AdapterPipeline,
-    BoxPipeline,
-    NewClassPipeline,
-    Pipeline,
-    VARPipeline,
-    make_pipeline,
-)
+from .pipeline import AdapterPipeline, BoxPipeline, NewClassPipeline, Pipeline, VARPipeline
 from .requests import check_settings
 from .text import TextEncoder, TextEncoderConfig
 from .tokenizers.multiscale import MultiScaleVQVAE
@@ -97,11 +78,11 @@ def read_model_index(
     except (OSError, ValueError) as e:
         raise T2IError(f"cannot read {path}: {str(e).splitlines()[0]}") from None
     parts = index.get("parts") if isinstance(index, dict) else None
-    kinds = dict(var=CLASS_PARTS, adapter=CLASS_PARTS, new_class=CLASS_PARTS, boxes=BOX_PARTS)
-    needed = kinds.get(parts and index.get("model_type"), PARTS)
+    kinds = {k.model_type: k for k in (VARPipeline, NewClassPipeline, AdapterPipeline, BoxPipeline)}
+    needed = kinds.get(parts and index.get("model_type"), pipeline.TextVARPipeline).saved
     if not isinstance(parts, dict) or not all(isinstance(parts.get(p), str) for p in needed):
         raise T2IError(f"{path} must name these parts: {', '.join(needed)}")
-    if index.get("format", 1) > INDEX_FORMAT:
+    if index.get("format", 1) > pipeline.INDEX_FORMAT:
         raise T2IError(f"{path} is of a later t2i (format {index['format']}): upgrade this one")
     defaults = dict(index.get("defaults") or {})
     if "passes" in defaults:  # the name before num_steps
@@ -136,7 +117,7 @@ def load_pipeline(
     if isinstance(encoder, (CLIPTextEncoder, FrozenCLIPEncoder)):
         attach_clip(encoder)
     words = read_words(parts["text_tokenizer"])
-    return make_pipeline(generator, tokenizer, encoder, words, *about)
+    return pipeline.make_pipeline(generator, tokenizer, encoder, words, *about)
 
 # %% ../nbs/51_saved.ipynb #8f592267
 def load_generator(folder:Path, tokenizer:nn.Module)->nn.Module:
@@ -158,7 +139,7 @@ def check_fingerprint(
     model:str|Path,    # the generator's folder
 ):
     "Refuse a tokenizer that a generator was not trained with"
-    found = fingerprint(tokenizer)
+    found = checkpoints.fingerprint(tokenizer)
     if expected is not None and found != expected:
         raise T2IError(
             f"{model} was trained with another tokenizer than {source} (fingerprint {expected}, "
@@ -199,16 +180,15 @@ def task_pipeline(
     about = folder.name, task_tokenizer(task), getattr(task.config, "settings", dict)()
     if isinstance(task, FinetuningTask):
         return VARPipeline(task.model, task.tokenizer, task.classes, *about)
-    if isinstance(task, ClassVARTask):
-        return VARPipeline(task.model, task.tokenizer, ClassNames(task.names), *about)
-    if isinstance(task, NewClassTask):
-        return NewClassPipeline(task.model, task.tokenizer, ClassNames(task.names), *about)
+    if isinstance(task, (ClassVARTask, NewClassTask)):
+        kind = NewClassPipeline if isinstance(task, NewClassTask) else VARPipeline
+        return kind(task.model, task.tokenizer, ClassNames(task.names), *about)
     if isinstance(task, AdapterTask):
         return AdapterPipeline(task.model, task.clip, task.names, *about)
     if not isinstance(task, TextConditionedTask):
         raise T2IError(f"{folder} is the run of a {type(task).__name__}, which draws no images")
-    return make_pipeline(task.model.generator, task.tokenizer, task.model.text_encoder,
-                         task.text_tokenizer, *about)
+    return pipeline.make_pipeline(task.model.generator, task.tokenizer, task.model.text_encoder,
+                                  task.text_tokenizer, *about)
 
 # %% ../nbs/51_saved.ipynb #9b5a0bad
 def load_run(
@@ -261,8 +241,8 @@ def load_official(
     resolution:int|None=None, # of a VQGAN's images, which its file does not tell; None: 256
 )->nn.Module:                 # in evaluation mode
     "A published model, whichever it is"
-    weights = read_checkpoint(path)
-    kind = detect_format(weights)
+    weights = checkpoints.read_checkpoint(path)
+    kind = checkpoints.detect_format(weights)
     if kind not in OFFICIAL_CLASSES:
         known = ", ".join(OFFICIAL_CLASSES)
         raise T2IError(f"{path} looks like {kind}; this reads the files of {known}")
@@ -303,7 +283,7 @@ def find_model(
             raise T2IError(f"{name} is published, but is no tokenizer and no generator")
         return fetch(REGISTRY[name])
     if is_hub_id(name):
-        return download(name)
+        return checkpoints.download(name)
     if "/" in name or name.lower().endswith(FILE_SUFFIXES):
         raise T2IError(f"no such file or folder: {name}")
     return bundled_folder(name, only_bundled=True)
