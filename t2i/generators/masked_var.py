@@ -19,7 +19,15 @@ from torch import Tensor
 
 from .text_training import SoftTextVARTask, SoftTextVARTaskConfig
 from .text_var import TextVAR, TextVARConfig
-from .var import Condition, MapPredictor, NextScaleTransformer, VARBlock, VARConfig
+from t2i.generators.var import (
+    RENAMED,
+    Condition,
+    MapPredictor,
+    NextScaleTransformer,
+    VARBlock,
+    VARConfig,
+    upgrade_var,
+)
 from t2i.sampling import (
     draw_uniform,
     map_temperatures,
