@@ -24,6 +24,7 @@ from t2i.generators.var import (
     Condition,
     MapPredictor,
     NextScaleTransformer,
+    SamplesMaps,
     VARBlock,
     VARConfig,
     upgrade_var,
@@ -200,8 +201,8 @@ class MaskedTextVAR(TextVAR):
         guidance_schedule:str="ramp", temperature_schedule:str="constant", # see lesson 07
     )->Iterator[list[Tensor]]:      # after each scale: all ids so far, (b,p*p) each
         "Sample one image per caption, map after map"
-        return super().stream(
-            features, unconditional, generators, guidance_scale, temperature, top_k, top_p,
+        return SamplesMaps.stream(
+            self, features, unconditional, generators, guidance_scale, temperature, top_k, top_p,
             guidance_schedule, temperature_schedule, MaskedPredictor,
             partial(stream_masked, num_steps=num_steps))
 
