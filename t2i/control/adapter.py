@@ -202,12 +202,14 @@ class SteeredCondition(BesideFrozen):
         beta=None,
     )->Tensor:      # (b,1,d) or (b,k,d)
         "The conditions of the maps"
+        chosen = alpha is not None or beta is not None
         own = self.adapter.alpha, self.adapter.beta
         alpha, beta = [chosen_weight(*pair) for pair in zip((alpha, beta), own)]
-        check_weights(alpha.tolist(), beta.tolist(), len(self.base.net.sizes))
         classes = self.base.class_embed(text.labels.to(alpha.device))[:,None] # (b,1,d)
-        if not beta.any():                                       # exactly the VAR alone
-            return alpha[:,None]*classes
+        if chosen: # a training step does not: to read weights back waits for the GPU
+            check_weights(alpha.tolist(), beta.tolist(), len(self.base.net.sizes))
+            if not beta.any():                                   # exactly the VAR alone
+                return alpha[:,None]*classes
         return alpha[:,None]*classes + beta[:,None]*self.adapter(text.features)
 
 # %% ../../nbs/41_adapter.ipynb #381d8491
@@ -347,7 +349,8 @@ class AdapterParts(ClassifiedParts):
         read = partial(class_conditional, tokenizer=self.tokenizer)
         base = self.frozen("base", config.base, read, weights_fingerprint)
         if len(self.names) != base.config.num_classes:
-            raise T2IError(f"the data need {base.config.num_classes} classes, as {config.base} has")
+            raise T2IError(f"the data have {len(self.names)} classes, {config.base} has "
+                           f"{base.config.num_classes}: they must be the same")
         _, source, found = self.parts["base"]
         features = self.clip.text_features(["a"])
         own = replace(                                           # what the frozen parts decide

@@ -127,7 +127,8 @@ def read_bbox_file(
 def refuse_augment(config:DataConfig):
     "Boxes stay where they are when an image is mirrored or cropped"
     if config.augment != "none":
-        raise T2IError(f"data.augment={config.augment} does not move the boxes: set it to none")
+        raise T2IError(f"data.augment={config.augment} would move the image and leave its boxes: "
+                       "set it to none")
 
 
 class BoxedFolder(WithBoxes, FolderDataset):

@@ -102,7 +102,8 @@ class ImageAdapterConfig(AdapterTaskConfig):
 
     def __post_init__(self):
         if self.adapter.kind != "mlp":
-            raise ValueError(f"adapter.kind is {self.adapter.kind}; without words it must be mlp")
+            raise ValueError(f"adapter.kind is {self.adapter.kind}; it must be mlp: images have "
+                             "no words to look up")
         if not (self.noise >= 0 and math.isfinite(self.noise)):
             raise ValueError(f"noise is {self.noise}; it must be 0 or more")
 

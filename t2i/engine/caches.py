@@ -32,7 +32,8 @@ def dataset_hash(
         return hash_of(dataset_hash(dataset.dataset), list(dataset.indices))
     name = type(dataset).__name__
     if not callable(getattr(dataset, "cache_key", None)):
-        raise T2IError(f"{name} cannot be cached: give it a method cache_key()")
+        raise T2IError(f"{name} cannot be cached: give it a method cache_key() that returns "
+                       "what its items depend on")
     return hash_of(name, dataset.cache_key())
 
 # %% ../../nbs/92_caches.ipynb #78f6981a

@@ -135,7 +135,8 @@ def read_distributed(
     files = sorted({place.relative_path for index, place in places if index.fqn in tensors})
     lacking = [name for name in files if not (folder/name).is_file()]
     if lacking:
-        raise CheckpointError(f"{folder} lacks {', '.join(lacking)}: copy all processes' files")
+        way = "copy the files of all processes into it"
+        raise CheckpointError(f"{folder} lacks {', '.join(lacking)}: {way}")
     reader = dcp.FileSystemReader(folder)
     reader.read_metadata = lambda: metadata  # its own would run the pickle
     try:

@@ -40,7 +40,8 @@ def own_images(
         return read_files(config, split)  # those without a caption are named and left out
     loose = [path.name for path, _ in files.items if path.parent == files.folder]
     if loose:
-        raise T2IError(f"{loose[0]} has no caption: write one, or sort into one folder per class")
+        raise T2IError(f"{loose[0]} has no caption: put a text file beside it, or all images "
+                       "into one folder per class")
     files.items = [(path, [same_name(path.parent.name)]) for path, _ in files.items]
     return files
 
