@@ -146,7 +146,7 @@ class PreferenceTaskConfig(MaskedTextVARTaskConfig):
     "A recipe for a masked text-conditioned VAR that can draw already: give train.init_from"
     preference:PreferenceConfig=field(default_factory=PreferenceConfig)
 
-# %% ../../nbs/38_preferences.ipynb #b8069a76
+
 @dataclass
 class OnePassPreferenceTaskConfig(TextVARTaskConfig):
     "The same for a text-conditioned VAR of one pass per map"
