@@ -1,5 +1,6 @@
 "Editing with the bundled model: what is asked for appears, the rest stays, mistakes are told."
 import random
+import re
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from PIL import Image
 
 import t2i
+from house import root
 from t2i.control.editing import (
     EDIT_SETTINGS,
     Surroundings,
@@ -78,6 +80,18 @@ def test_a_hundred_scenes(pipe):
     right = edit_scenes(pipe, range(100))
     print(f"the object asked for, and nothing else new: {right} of 100")
     assert right >= 78  # a CPU that rounds otherwise may tip a few
+
+
+def test_the_mask_of_the_readme_covers_the_star_of_its_image(pipe):
+    page = (root/"README.md").read_text()
+    prompt = re.search(r'^prompt = "(.*)"$', page, re.M)[1]
+    box = [int(number) for number in re.findall(r"\d+", re.search(r"mask\.paste.*", page)[0])[1:5]]
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, box)
+    image = pipe(prompt, num_images_per_prompt=4, seed=0).images[0]
+    red, _, blue = np.asarray(image).astype(int).transpose(2, 0, 1)
+    star, circle, inside = blue > red+60, red > blue+60, np.asarray(mask) > 0
+    assert star.any() and inside[star].all() and not inside[circle].any()
 
 
 def test_outside_the_mask_nothing_changes(pipe):
