@@ -83,7 +83,7 @@ def test_a_hundred_scenes(pipe):
 
 
 def test_the_mask_of_the_readme_covers_the_star_of_its_image(pipe):
-    page = (root/"README.md").read_text()
+    page = (root/"README.md").read_text(encoding="utf-8")
     prompt = re.search(r'^prompt = "(.*)"$', page, re.M)[1]
     box = [int(number) for number in re.findall(r"\d+", re.search(r"mask\.paste.*", page)[0])[1:5]]
     mask = Image.new("L", (64, 64))
