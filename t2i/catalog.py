@@ -200,8 +200,8 @@ def describe_name(
     name:str, # as for `load`, an image file, or a published size of Parti, such as parti-3b
 )->dict[str,dict]: # sections such as generator, settings, scores, training, image
     "What a name leads to; nothing is fetched"
-    size = find_size(name)
-    if size and not Path(name).exists():
+    size = None if Path(name).exists() else find_size(name)
+    if size:
         return preset_costs(size)
     path = local_path(name)
     if path is None:

@@ -40,7 +40,9 @@ def error_line(
 )->str: # one line
     "What the command says about an exception"
     text = str(error)
-    if isinstance(error, OSError) and error.filename:
+    if isinstance(error, FileNotFoundError) and error.filename:
+        text = f"no such file: {error.filename}"
+    elif isinstance(error, OSError) and error.filename:
         text = f"cannot use {error.filename}: {error.strerror}"
     elif not text or not isinstance(error, (ValueError, OSError, RuntimeError, ImportError)):
         text = f"{type(error).__name__} {text}; --debug shows where"
@@ -168,9 +170,9 @@ Lora = option(
     list[str], "load_lora(folder, scale)", "A LoRA to switch on: a folder or a bundled name, with "
     ":FACTOR if it is not 1; may be repeated.", "--lora", default="none",
     autocompletion=complete_model)
-Output = option(
-    Path, "", "A .png for a grid, or a folder for one file per image; its files stay.", "--output",
-    "-o", default="t2i-PROMPT.png")
+Output = option(  # a text: a slash at its end counts
+    str, "", "A .png for a grid, or a folder for one file per image; its files stay.", "--output",
+    "-o", default="t2i-PROMPT.png", metavar="<path>")
 Judge = option(
     str, "clip", "The CLIP that judges with --rerank, such as shapes-clip.",
     default="the one that the model reads", autocompletion=complete_model)

@@ -118,7 +118,7 @@ def print_yaml(
 
 # %% ../nbs/58_cli_data.ipynb #359828cc
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
-                       help="Write data sets as folders of captioned images.")
+                       help="Write, fetch, caption, check and cache data sets.")
 bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
                         help="Measure speed, as ratios within one run.")
 
@@ -204,7 +204,7 @@ def data_caption(
     batch_size:option(int, "batch_size", "Images at a time.", min=1) = 16,
     device:Device = None,
 ):
-    "Write captions.jsonl beside images; stopped, the same command goes on."
+    "Write captions.jsonl beside images. Stopped, the same command goes on."
     from t2i.control import captioning
     captioning.images_to_caption(folder)  # before a model is loaded
     fields = dict(count=count, max_tokens=max_tokens, beams=beams,
@@ -226,7 +226,7 @@ def data_coco(
     source:option(str, "source", "A mirror of the archives.", default="cocodataset.org") = None,
     as_json:option(bool, "", "One line for programs, with all names.", "--json") = False,
 ):
-    "Fetch COCO 2017, 20 GB, and report what is there; interrupted, it goes on."
+    "Fetch COCO 2017, 20 GB, and report what is there. Interrupted, it goes on."
     from t2i.data import coco
     splits = (check_split(split),) if split else ("train", "val")
     if not check:
@@ -319,7 +319,7 @@ def data_cache(
     workers:option(int, "workers", "Processes that read images.") = 0,
     device:Device = None,
 ):
-    "Keep what frozen models compute, for a recipe or of one CLIP; interrupted, it goes on."
+    "Keep what frozen models compute, for a recipe or of one CLIP. Interrupted, it goes on."
     if overrides and not recipe:
         raise ValueError(f"{overrides[0]!r} is a field of a recipe: name the recipe with --recipe")
     try:
@@ -360,7 +360,7 @@ def bench_generate(
 # %% ../nbs/58_cli_data.ipynb #cc2b9399
 @bench_app.command("shapes")
 def bench_shapes(count:option(int, "count", "Scenes.", min=1) = 2000):
-    "Scenes per second on one core, and how many of them the checker accepts."
+    "Scenes per second, and how many of them the checker accepts. On one core."
     from t2i.benchmarks import shapes_world
     print_scores(shapes_world(count))
 
@@ -375,7 +375,7 @@ def bench_emoji(
     as_json:option(bool, "", "One line for programs.", "--json") = False,
     device:Device = None,
 ):
-    "Milliseconds per image of the emoji judge, and how often it is right on true images."
+    "Speed of the emoji judge, and how often it is right. Milliseconds per true image."
     from t2i.core import best_device
     from t2i.data.emoji_judge import LARGE, SMALL, EmojiJudge, judge_scores
     judge = EmojiJudge(str(best_device(device)))
@@ -394,7 +394,7 @@ def bench_var(
         bool, "processor", "Count the processor's time, not the clock's: for a machine that does "
         "other work, too.", "--processor-time") = False,
 ):
-    "Where the time of a published VAR's shape goes on the CPU, from passes through few blocks."
+    "Where the time of a published VAR goes on the CPU. From passes through few of its blocks."
     from t2i.generators.var import VARConfig
     from t2i.var_speed import PUBLISHED_VAR_TOKENIZER, var_speed
     config = VARConfig(depth=depth, width=64*depth, heads=depth)
@@ -410,7 +410,7 @@ def bench_parti(
         str, "compare", "A Python of an environment with parti-pytorch, to compare with.") = None,
     device:option(str, "device", "cpu or cuda.") = "cpu",
 ):
-    "Tokens per second of Parti's decoder, with the cache and recomputed, from a few passes."
+    "Tokens per second of Parti's decoder. With the cache and recomputed, from a few passes."
     from t2i.benchmarks import parti_speed
     from t2i.generators.parti import PartiConfig
     print_scores(parti_speed(PartiConfig.preset(size), repeat, device, compare=compare))
@@ -424,7 +424,7 @@ def bench_tokenizer(
     channels:option(int, "channels", "Width of the first level; the published one has 128.") = 128,
     device:option(str, "device", "cpu or cuda.") = "cpu",
 ):
-    "The f16 VQGAN with 16,384 codes, beside the original modules with the same weights."
+    "Speed of the f16 VQGAN beside the original modules. Both with 16,384 codes, same weights."
     from t2i.benchmarks import tokenizer_speed
     from t2i.tokenizers.vqgan import VQGANConfig
     config = VQGANConfig(
@@ -441,7 +441,7 @@ def bench_speedrun(
     share:option(float, "share", "Of each recipe's steps, for a trial.", min=0., max=1.) = 1.,
     as_json:option(bool, "", "One line for programs.", "--json") = False,
 ):
-    "From nothing to a scored generator: what it costs, and what it draws right."
+    "From nothing to a scored generator. What it costs, and what it draws right."
     from t2i.speedruns import speedrun
     result = speedrun(output, share, tuple(overrides or ()))
     if as_json:
@@ -461,7 +461,7 @@ def bench_budget(
     prompts:option(int, "prompts", "Seed of the prompts and the images.") = 0,
     page:option(Path, "write_budget(files, page)", "A .md, new or with a place for them.") = None,
 ):
-    "Ways of drawing, trained on the same number of images: minutes of a core per row."
+    "Ways of drawing, trained on the same number of images. Minutes of a core per row."
     from t2i import same_budget as one
     files = one.same_budget(rows or [], output, scores, images, seed, prompts)
     say(one.write_budget(files, page) if page else one.budget_page(files).rstrip())

@@ -48,6 +48,7 @@ def dream_config(
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from t2i.engine.recipes import plain_reason
     from t2i.guidance.vqgan_clip import make_config
     for word in overrides:
         if "=" not in word:
@@ -59,7 +60,7 @@ def dream_config(
         return OmegaConf.to_object(OmegaConf.merge(usual, OmegaConf.from_dotlist(overrides)))
     except OmegaConfBaseException as e:
         where = getattr(e, "full_key", None) or ""
-        raise ValueError(f"cannot use the setting {where}: {str(e).splitlines()[0]}") from None
+        raise ValueError(f"cannot use the setting {where}: {plain_reason(e)}") from None
 
 # %% ../nbs/59_cli_dream.ipynb #7d1785d2
 def resumed_dream(
@@ -68,13 +69,11 @@ def resumed_dream(
 )->dict:             # prompts, models and settings of the run
     "What the run in a folder was started with"
     from t2i.guidance.dream import read_run
-    from t2i.outputs import check_writable
     if output is None or output.suffix.lower() == ".png":
         raise ValueError("--resume needs the run's folder: -o FOLDER")
     about = read_run(output)
     if any(value not in (None, [], ()) for value in given):
         raise ValueError(f"the run in {output} has its own prompts and settings: leave them out")
-    check_writable(output)
     return about
 
 # %% ../nbs/59_cli_dream.ipynb #bf9192ed
@@ -130,8 +129,8 @@ Size = option(
     str, "size", "Side of the image in pixels, or HxW as in 256x384.",
     default="what the VQGAN was trained on")
 Output = option(
-    Path, "", "A .png; or a folder, for an image every few steps and the state.", "--output", "-o",
-    default="dream-PROMPT.png")
+    str, "", "A .png; or a folder, for an image every few steps and the state.", "--output", "-o",
+    default="dream-PROMPT.png", metavar="<path>")
 Resume = option(
     bool, "", "Go on with the folder after -o, with its prompts and settings.", "--resume")
 Show = option(bool, "", "Print all settings, and do nothing else.", "--show")
@@ -177,11 +176,11 @@ def dream(
     from t2i.outputs import choose_output, save_new_png
     if video:
         check_video(video, fps)
+    output = output and choose_output(output)
     prompts = dict(include=include, exclude=exclude, extras=extras)
     if resume:
-        given = [story, overrides, model, quality, steps, size, init, clip, seed,
-                 *prompts.values()]
-        about = resumed_dream(output, given)
+        about = resumed_dream(output, [story, overrides, model, quality, steps, size, init, clip,
+                                       seed, *prompts.values()])
     else:
         settings = dream_config(quality or "normal", overrides or [], steps=steps, init=init)
         if show:
@@ -189,7 +188,7 @@ def dream(
         about = new_dream(prompts, story, seed)
         about |= dict(model=model or "shapes-vqgan", clip=clip or ["shapes-clip"],
                       size=parse_size(size), settings=asdict(settings))
-        place = choose_output(output, "dream", include[0] if include else story.stem)
+        place = output or choose_output(None, "dream", include[0] if include else story.stem)
     run = start_dream(about, device)
     finished = dreams.dream(run, output, about, every, video, fps, resume)
     output = output or save_new_png(run.image(), place, **dreams.image_texts(run, about))
@@ -210,7 +209,7 @@ def bench_dream(
     repeat:Repeat = 10,
     device:Device = None,
 ):
-    "Steps per second of t2i dream, beside the classic loop with the same models."
+    "Steps per second of t2i dream, beside the classic loop. Both with the same models."
     from t2i.benchmarks import dream_run, dream_speed
     run = dream_run(vqgan, clip, random_weights, device, size=size, cutouts=cutouts)
     print_scores(dream_speed(run, repeat))

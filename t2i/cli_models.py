@@ -233,7 +233,7 @@ def info(
         str, "near_names(model, text)", "Names of emoji with these words, or near them.") = None,
     as_json:Json = False,
 ):
-    "Describe a model or image, tell what a recipe costs, or list the models; fetches nothing."
+    "Describe a model, an image or the cost of a recipe. No name: all models. Fetches nothing."
     from t2i.catalog import describe_name, list_models
     from t2i.costs import is_recipe, recipe_costs
     if names is not None:
@@ -262,7 +262,7 @@ def plot(
         help="Runs, or folders of runs.", autocompletion=complete_run)],
     output:option(Path, "path", "A .png, .svg or .pdf.", "--output", "-o") = Path("curves.png"),
 ):
-    "Draw the curves of runs: losses, and the accuracy of each map."
+    "Draw the curves of runs: losses, and accuracies of maps."
     from t2i.plots import plot_runs
     say(plot_runs(runs, output))
 
@@ -284,7 +284,7 @@ def leaderboard(
     as_json:Json = False,
     device:Device = None,
 ):
-    "Compare models: scores with their noise, what they cost, and the command of each row."
+    "Compare models: scores, costs and commands. Scores have their noise beside them."
     from t2i import leaderboard as board
     from t2i.engine.files import save_png
     names = list(sources or [])
@@ -316,7 +316,7 @@ def convert(
         "Side of a published VQGAN's images, pixels, which its file does not tell.",
         default="256") = None,
 ):
-    "Save a run's averaged model, or a published file, as a folder of safetensors."
+    "Save a run or a published file as safetensors. Of a run, the averaged model; in a folder."
     import shutil
 
     import torch
@@ -351,10 +351,11 @@ def reconstruct(
         str, "t2i.load(name)", "A tokenizer, or a model that has one.", "--model", "-m",
         autocompletion=complete_model,
     ) = "shapes-vqgan",
-    output:option(Path, "", "A .png.", "--output", "-o", default="IMAGE-MODEL.png") = None,
+    output:option(
+        str, "", "A .png.", "--output", "-o", default="IMAGE-MODEL.png", metavar="<path>") = None,
     device:Device = None,
 ):
-    "Show what a tokenizer keeps of an image: before and after, side by side."
+    "Show what a tokenizer keeps of an image. Before and after, side by side."
     from PIL import ImageOps
 
     from t2i.control.editing import open_image
@@ -372,13 +373,11 @@ def reconstruct(
     before = from_pil(ImageOps.fit(given, (tok.config.resolution,)*2))
     after = tok.decode(tok.encode(before)).float().cpu()
     score = round(psnr(after, before).item(), 2)
-    images = to_pil(before) + to_pil(after)
-    sheet = output_grid(images, prompts=["before", f"after: {score:.1f} dB"])
-    about = dict(model=model, psnr=score)
+    sheet = output_grid(to_pil(before) + to_pil(after), prompts=["before", f"after: {score} dB"])
     if output is None:
-        place = save_new_png(sheet, place, **about)
+        place = save_new_png(sheet, place, model=model, psnr=score)
     else:
-        save_png(sheet, place, **about)
+        save_png(sheet, place, model=model, psnr=score)
     print_scores(dict(psnr=score))
     say(place)
 
@@ -391,12 +390,13 @@ def recipe_report(
     overrides:tuple[str,...], # fields of it
 )->list[dict]: # see `source_rows`
     "What a training by a recipe would read of each source of its data"
-    from t2i.core import T2IError
     from t2i.data.mixtures import source_rows
     from t2i.engine.recipes import find_recipe, load_recipe
+    if Path(recipe).is_file() and not recipe.endswith((".yaml", ".yml")):
+        raise ValueError(f"{recipe} is a file: name a folder of images, or a recipe, a .yaml")
     try:
         find_recipe(recipe)
-    except T2IError:
+    except ValueError:
         raise FileNotFoundError(f"no folder {recipe}, and no recipe of this name") from None
     config = load_recipe(recipe, overrides).config
     if not hasattr(config, "data"):
@@ -448,7 +448,7 @@ def data_check(
         help="Fields of a recipe, or of data: data.fraction=0.5 ...")] = None,
     as_json:Json = False,
 ):
-    "Report what a training would read from a folder, or by a recipe, and what it would skip."
+    "Report what a training would read, and what it would skip. Of a folder, or by a recipe."
     if not Path(folder).expanduser().is_dir():
         rows = recipe_report(folder, tuple(overrides or ()))
         if as_json:

@@ -9,6 +9,7 @@ __all__ = ['read_value', 'read_axis', 'combinations', 'checked_fit', 'nearest_pr
 # %% ../nbs/58_sweep.ipynb #0de5160f
 import itertools
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -35,8 +36,10 @@ def read_axis(
     name, equals, values = text.partition("=")
     name = name.replace("-", "_")
     if not equals or name not in DEFAULTS or not all(values.split(",")):
-        known = ", ".join(DEFAULTS)
-        raise ValueError(f"{text!r} is no axis: write alpha=0,0.5,1; settings are {known}")
+        hint = f"settings are {', '.join(DEFAULTS)}"
+        for near in get_close_matches(name, DEFAULTS.keys() - {name}, 1):
+            hint = f"did you mean {near}? " + hint
+        raise ValueError(f"{text!r} is no axis: write alpha=0,0.5,1; {hint}")
     try:
         found = [read_value(name, value) for value in values.split(",")]
     except ValueError:
@@ -227,14 +230,15 @@ def sweep_command(
         str, "measure", "The CLIP that measures text fit.",
         default="none: the checker of shapes") = None,
     data:option(Path, "measure", "A folder of true images: with --eval-clip, for quality.") = None,
-    output:option(Path, "sweep_grid(...)", "The grid.", "--output", "-o") = Path("sweep.png"),
+    output:option(
+        str, "sweep_grid(...)", "The grid.", "--output", "-o", metavar="<path>") = "sweep.png",
     as_json:option(bool, "", "Print JSON, for programs.", "--json") = False,
     device:Device = None,
 ):
-    "Draw with every combination of settings: a labelled grid, a table, the best setting."
+    "Draw with every combination of settings: a grid and a table. Names the best setting."
     from t2i.engine.files import save_png
     from t2i.generators.var_training import object_prompts
-    from t2i.outputs import check_png
+    from t2i.outputs import choose_output
     from t2i.requests import read_prompts
     chosen = {}
     for name, values in map(read_axis, axes):
@@ -243,10 +247,10 @@ def sweep_command(
         chosen[name] = values
     if not combinations(chosen):
         raise ValueError("alpha and beta are 0 everywhere: there is nothing to draw")
-    check_png(output)
+    place = choose_output(output, single=True)
     texts = read_prompts(None, prompts)[:count] if prompts else object_prompts(count, seed=1)
     pipe = load_pipe(model, device)
     measure = find_measure(pipe, prompts, eval_clip, data, device)
     rows, drawn = sweep(pipe, chosen, texts, measure, seed)
-    save_png(sweep_grid(chosen, rows, drawn), output, model=model, seed=seed)
-    report(output, rows, chosen, as_json)
+    save_png(sweep_grid(chosen, rows, drawn), place, model=model, seed=seed)
+    report(place, rows, chosen, as_json)

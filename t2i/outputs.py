@@ -14,7 +14,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from torch import Tensor
 
 from .core import T2IError, image_grid, to_pil
@@ -65,9 +65,11 @@ def is_grid_path(
     path:str|Path, # one .png file, or a folder
 )->bool:           # True: a .png file; False: a folder
     "Whether images go into one grid or into a folder; anything else is refused"
-    path = Path(path)
+    text, path = str(path), Path(path)  # which drops a slash at the end
     if path.is_dir():
         return False
+    if path.suffix.lower() == ".png" and text.endswith("/"):
+        raise T2IError(f"{text} is a .png with a slash behind it: leave out the slash")
     if path.suffix.lower() == ".png":
         return True
     if path.exists():
@@ -79,11 +81,11 @@ def is_grid_path(
 
 # %% ../nbs/55_outputs.ipynb #ea501eb5
 def check_writable(
-    path:Path, # one .png file, or a folder
+    path:str|Path, # one .png file, or a folder
 ):
     "Refuse an output that cannot be written, before the work; nothing is made"
     is_grid_path(path)
-    check_place(path)
+    check_place(Path(path))
 
 # %% ../nbs/55_outputs.ipynb #7c9f8346
 def check_png(
@@ -92,13 +94,13 @@ def check_png(
     "Refuse an output that is no .png or cannot be written, before the work"
     if Path(path).suffix.lower() != ".png" or Path(path).is_dir():
         raise T2IError(f"cannot write an image to {path}: name a .png file")
-    check_writable(Path(path))
+    check_writable(path)
 
 
 def choose_output(
-    output:Path|None, # as given
-    kind:str,         # the beginning of another name
-    text:str,         # what follows it, such as a prompt
+    output:str|Path|None, # as given
+    kind:str="",       # the beginning of another name
+    text:str="",       # what follows it, such as a prompt
     single:bool=False, # one image: a folder is refused
     inputs:tuple[Path,...]=(), # files that are read
 )->Path:
@@ -106,6 +108,7 @@ def choose_output(
     output = output or unused_path(Path(f"{kind}-{slug(text)}.png"))
     check = check_png if single else check_writable
     check(output)
+    output = Path(output)
     if any(output.exists() and path.exists() and output.samefile(path) for path in inputs):
         raise T2IError(f"{output} would replace what is read: choose another -o")
     return output
@@ -187,9 +190,9 @@ def save_images(
     **about,                  # text for the files: model, seed, settings
 )->list[Path]:                # the files
     "Write images that carry how they were drawn; in a folder, nothing is replaced"
-    path = Path(path)
+    into_grid, path = is_grid_path(path), Path(path)
     about = {key: value for key, value in about.items() if value not in (None, "")}
-    if is_grid_path(path):
+    if into_grid:
         every = " | ".join(dict.fromkeys(prompts))
         sheet = output_grid(images, per_prompt, prompts)
         if not replace:
@@ -262,5 +265,6 @@ def read_about(
             image.load()  # text may stand behind the pixels
             about = getattr(image, "text", {})
     except (OSError, SyntaxError, ValueError) as e:
-        raise T2IError(f"{path} is not an image that can be read: {first_line(e)}") from None
+        why = "" if isinstance(e, UnidentifiedImageError) else f": {first_line(e)}"
+        raise T2IError(f"{path} is not an image that can be read{why}") from None
     return {str(key): str(value) for key, value in about.items()}

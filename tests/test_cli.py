@@ -441,7 +441,7 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
     (["generate", "x", "--upscale", "shapes-vqgan", "--process"], "leave out --upscale"),
     (["edit", "a.png", "b.png", "x"], "there is no file a.png"),
     (["data", "caption", IMAGES, "-m", "no/blip"], "image processor for 'no/blip'): is it"),
-    (["info", "parti-4b"], "no bundled model 'parti-4b'"),
+    (["info", "parti-4b"], "no published size of Parti; these are"),
     (["generate", "x", "-m", "emoji-vr"], "did you mean emoji-var?"),
     (["train", "emoji-vr"], "no recipe 'emoji-vr': did you mean emoji-var?"),
     (["generate", "x", "-n", "99999999999"], "a whole number from 1 to 10,000"),
@@ -495,7 +495,7 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
     (["train", "shapes-msvq", "train.batch_size=0"], "train.batch_size is 0"),
     (["evaluate", "shapes-var", "--per-task", "0"], "--per-task is 0"),
     (["generate", "x", "--num-steps", "0"], "num_steps is 0"),
-    (["dream", "--resume", "-o", "nothing"], "dream.json"),
+    (["dream", "--resume", "-o", "nothing"], "there is no such folder"),
     (["dream", "--include", "a", "--size", "64 by 64"], "HxW"),
     (["dream", "--include", "a", "lr=fast"], "lr"),
     (["dream", "a red circle"], "after --include"),
@@ -634,7 +634,8 @@ def test_data_check_takes_fields_of_data_after_a_folder(t2i, photos):
     code, out, _ = t2i("data", "check", photos, f"data.val_path={photos}", "--json")
     assert code == 0 and (json.loads(out)["train"], json.loads(out)["val"]) == (20, 20)
     for field, says in {
-        "nonsense=3": "nonsense=3: Key 'nonsense'", "train.steps=3": "train.steps=3: Key 'train'",
+        "nonsense=3": "nonsense=3: there is no field nonsense",
+        "train.steps=3": "train.steps=3: there is no field train",
         "fraction=.5": "did you mean data.fraction?", "data.fraction=2": "data.fraction=2",
         "data.path=nowhere": "checked without", "data.name=mixture": "checked without",
     }.items():

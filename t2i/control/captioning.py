@@ -307,7 +307,12 @@ def load_captioner(
 ):
     "What writes captions, by its name"
     own = dict(rule=RuleCaptioner, templates=TemplateCaptioner)
-    return own[model]() if model in own else BLIP2Captioner(model, revision, device)
+    if model in own:
+        return own[model]()
+    if "/" not in model and not Path(model).exists():
+        ways = "rule, templates, or the hub id or folder of a BLIP-2"
+        raise T2IError(f"no captioner {model!r}: name {ways}")
+    return BLIP2Captioner(model, revision, device)
 
 
 def images_to_caption(

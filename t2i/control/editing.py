@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..core import T2IError, from_pil, to_rgb
@@ -193,7 +193,8 @@ def open_image(path:str|Path)->Image.Image:
         with Image.open(path) as image:
             return image.copy()
     except (OSError, SyntaxError, ValueError) as e:
-        raise T2IError(f"{path} is not an image that can be read: {first_line(e)}") from None
+        why = "" if isinstance(e, UnidentifiedImageError) else f": {first_line(e)}"
+        raise T2IError(f"{path} is not an image that can be read{why}") from None
 
 # %% ../../nbs/44_editing.ipynb #83d1e99d
 def near_mask(

@@ -281,7 +281,7 @@ def check_run_dir(folder:Path, resume:bool):
     "A new run begins in a folder without one; a resumed run needs a checkpoint"
     whole = (folder/"last").is_file()
     if resume and not whole:
-        way = "without --resume a run begins there"
+        way = f"t2i train RECIPE -o {folder} begins a run there"
         raise T2IError(f"no checkpoint in {folder} to go on from; {way}")
     if not resume and whole:
         ways = "add --resume to go on with it, or choose another folder with -o"

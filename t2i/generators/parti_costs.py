@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..core import T2IError
 from ..engine.tensor_parallel import COLUMNS, PER_HEAD, ROWS, check_division
 from t2i.generators.parti import (
     PRESETS,
@@ -104,8 +105,10 @@ def preset_costs(
 def find_size(
     name:str, # such as parti-3b
 )->str|None:  # of `PRESETS`; None: the name of no size
-    "The published size that a name stands for"
+    "The published size that a name stands for; parti-4b and such are refused"
     names = {f"parti-{size.lower()}": size for size in PRESETS}
+    if name.lower() not in names and re.fullmatch(r"parti-[\d.]+[mb]", name.lower()):
+        raise T2IError(f"{name} is no published size of Parti; these are {', '.join(names)}")
     return names.get(name.lower())
 
 # %% ../../nbs/39_parti_costs.ipynb #09f0497c

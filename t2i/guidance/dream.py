@@ -118,6 +118,8 @@ def read_story(
     "The scenes of a file, checked"
     try:
         scenes = yaml.safe_load(read_text(Path(path)))
+    except FileNotFoundError:
+        raise ValueError(f"no such file: {path}") from None
     except (OSError, ValueError, yaml.YAMLError) as e:
         raise ValueError(f"cannot read the story {path}: {' '.join(str(e).split())}") from None
     if not isinstance(scenes, list) or not scenes:
@@ -361,7 +363,8 @@ def read_run(
     try:
         return json.loads((Path(folder)/"dream.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise ValueError(f"{folder} is not the folder of a run: it has no dream.json") from None
+        why = "it has no dream.json" if Path(folder).is_dir() else "there is no such folder"
+        raise ValueError(f"{folder} is not the folder of a run: {why}") from None
 
 # %% ../../nbs/22_dream.ipynb #a3afef08
 def image_texts(
