@@ -130,7 +130,6 @@ class PreferenceConfig:
     judge:str="checker" # of the shapes world; or clip, likelihood or both, as for reranking
     beta:float=.3       # how much a nat of difference counts
     scales:int|None=None # the first so many maps are compared; None: all
-    skip:int=0          # but not the first so many of these
     better_weight:float=.1 # of the cross-entropy of the better drawings
     measured:int=64     # held-out captions that a validation draws and judges
 
@@ -140,9 +139,6 @@ class PreferenceConfig:
             raise ValueError(f"preference.judge={self.judge}; known are {', '.join(judges)}")
         if self.candidates < 2:
             raise ValueError(f"preference.candidates={self.candidates}; at least 2 are compared")
-        if self.skip < 0 or self.scales is not None and self.skip >= self.scales:
-            raise ValueError(f"preference.skip={self.skip} leaves no map of "
-                             f"preference.scales={self.scales} to compare")
 
 # %% ../../nbs/38_preferences.ipynb #1cfeeb26
 @dataclass
@@ -163,14 +159,12 @@ def drawing_losses(
     captions:list[str],
     maps:list[Tensor],  # (n,p*p) int64 per scale; the first few scales will do
     u:Tensor,           # (n,) in [0,1): which tokens a masked generator is told
-    skip:int=0,         # maps at the beginning that are not counted
 )->Tensor:              # (n,)
     "-log p of the drawings under their captions; of a masked generator, an estimate"
     masks = task.masks(dict(u=u), maps)
     logits, _ = model(task.read(captions), maps, *masks)         # (n,l,v)
     losses = F.cross_entropy(logits.transpose(1, 2), torch.cat(maps, 1), reduction="none")
-    skipped = sum(m.shape[1] for m in maps[:skip])
-    return (task.weights(losses, masks)*losses)[:,skipped:].sum(1)
+    return (task.weights(losses, masks)*losses).sum(1)
 
 # %% ../../nbs/38_preferences.ipynb #d1b6e9f6
 def load_reference(
@@ -304,14 +298,14 @@ class LearnsPreferences(DrawsPairs):
         c, u = self.config.preference, batch["u"].repeat(2)
         tokens = torch.cat([batch["better"], batch["worse"]])            # (2b,l)
         maps = self.token_maps(dict(tokens=tokens))[:c.scales]
-        drawings = batch["caption"]*2, maps, u, c.skip
+        drawings = batch["caption"]*2, maps, u
         with torch.no_grad(), autocast_of(self, tokens.device):
             before = drawing_losses(self, self.reference, *drawings).chunk(2)
         now = drawing_losses(self, self.model, *drawings).chunk(2)       # (b,), (b,)
         gains = [old - new for old, new in zip(before, now)]
         logs = dict(better=gains[0].mean(), worse=gains[1].mean())       # nats
         logs["told_apart"] = (gains[0] > gains[1]).float().mean()
-        likely = now[0].mean()/sum(m.shape[1] for m in maps[c.skip:])    # per token
+        likely = now[0].mean()/sum(m.shape[1] for m in maps)             # per token
         loss = preference_loss(*now, *before, c.beta).mean() + c.better_weight*likely
         weight = contrast_weight(self)
         if weight:
