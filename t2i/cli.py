@@ -171,8 +171,8 @@ Lora = option(
     ":FACTOR if it is not 1; may be repeated.", "--lora", default="none",
     autocompletion=complete_model)
 Output = option(  # a text: a slash at its end counts
-    str, "", "A .png for a grid, or a folder for one file per image; its files stay.", "--output",
-    "-o", default="t2i-PROMPT.png", metavar="<path>")
+    str, "", "A .png for a grid, which is replaced if it is there; or a folder for one file per "
+    "image, whose files stay.", "--output", "-o", default="t2i-PROMPT.png", metavar="<path>")
 Judge = option(
     str, "clip", "The CLIP that judges with --rerank, such as shapes-clip.",
     default="the one that the model reads", autocompletion=complete_model)
@@ -346,7 +346,7 @@ def train(
         done = len(train_sweep(recipe, sweep, output, fields, resume))
         return end_training(output, done == len(sweep.split(",")))
     folder = train_once(recipe, output, fields, resume)
-    end_training(folder, is_done(folder))
+    end_training(folder, is_done(folder, fields if resume else ()))
 
 # %% ../nbs/53_cli.ipynb #fef87845
 if __name__ == "__main__" and Path(sys.argv[0]).name == "cli.py":

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Overrides', 'Include', 'Exclude', 'Extras', 'Story', 'Init', 'VQGANName', 'CLIPNames', 'StepCount', 'Quality', 'Size',
-           'Output', 'Resume', 'Show', 'Video', 'FPS', 'Every', 'parse_size', 'dream_config', 'resumed_dream',
-           'start_dream', 'report_dream', 'new_dream', 'dream', 'bench_dream']
+           'Output', 'Resume', 'Show', 'Video', 'FPS', 'Every', 'parse_size', 'dream_config', 'dream_output',
+           'resumed_dream', 'start_dream', 'report_dream', 'new_dream', 'dream', 'bench_dream']
 
 # %% ../nbs/59_cli_dream.ipynb #eea886b4
 from dataclasses import asdict
@@ -46,9 +46,8 @@ def dream_config(
 ):                       # a `VQGANCLIPConfig`
     "The settings of a dream, from the command line's words"
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
-    from t2i.engine.recipes import plain_reason
+    from t2i.engine.recipes import merge_fields
     from t2i.guidance.vqgan_clip import make_config
     for word in overrides:
         if "=" not in word:
@@ -56,11 +55,21 @@ def dream_config(
                 f"{word!r} is no setting, as lr=0.05 is; a prompt comes after --include")
     given = {name: value for name, value in given.items() if value is not None}
     usual = OmegaConf.structured(make_config(quality, **given))
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(usual, OmegaConf.from_dotlist(overrides)))
-    except OmegaConfBaseException as e:
-        where = getattr(e, "full_key", None) or ""
-        raise ValueError(f"cannot use the setting {where}: {plain_reason(e)}") from None
+    typed = OmegaConf.from_dotlist(overrides)
+    return OmegaConf.to_object(merge_fields(usual, typed, " ".join(overrides), "t2i dream"))
+
+# %% ../nbs/59_cli_dream.ipynb #dcbd9578
+def dream_output(
+    output:str,
+    resume:bool,
+)->Path:
+    "Where a dream goes; a folder that is there is refused before a model is loaded"
+    from t2i.guidance.dream import check_new
+    from t2i.outputs import choose_output
+    place = choose_output(output)
+    if not resume and place.suffix.lower() != ".png":
+        check_new(place)
+    return place
 
 # %% ../nbs/59_cli_dream.ipynb #7d1785d2
 def resumed_dream(
@@ -176,7 +185,7 @@ def dream(
     from t2i.outputs import choose_output, save_new_png
     if video:
         check_video(video, fps)
-    output = output and choose_output(output)
+    output = output and dream_output(output, resume)
     prompts = dict(include=include, exclude=exclude, extras=extras)
     if resume:
         about = resumed_dream(output, [story, overrides, model, quality, steps, size, init, clip,

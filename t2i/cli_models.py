@@ -423,10 +423,11 @@ def folder_report(
 )->dict: # kind; train, val: images; captions: in all; notes: all that is skipped, and why
     "What a training would read from a folder of captioned images, of COCO, or of shards"
     from t2i.app import notes
+    from t2i.data.coco import folder_kind
     from t2i.data.datasets import DataConfig, load_dataset
     from t2i.engine import folders, recipes
     fields = make_dataclass("FolderFields", [("data", DataConfig)])
-    given = dict(data=dict(path=str(folder)))
+    given = dict(data=dict(path=str(folder), name=folder_kind(folder)))
     config = recipes.fill_config(fields, given, str(folder), overrides).data
     if config.path != str(folder) or config.name not in KINDS:
         raise ValueError(f"{folder} is checked without data.name, data.path and data.sources")
@@ -456,7 +457,6 @@ def data_check(
         names = "source", "share", "images", "held out", "visits per image"
         return print_table(report_lines(rows), *names)
     report = folder_report(Path(folder), tuple(overrides or ()))
-    if as_json:
-        print_scores(report, True)
-    else:
-        print_scores({name: value for name, value in report.items() if name != "notes"})
+    if not as_json:
+        report.pop("notes")
+    print_scores(report, as_json)

@@ -228,14 +228,14 @@ def sweep_command(
     seed:option(int, "seed", "Of every setting.") = 0,
     eval_clip:option(
         str, "measure", "The CLIP that measures text fit.",
-        default="none: the checker of shapes") = None,
+        default="none: the checker of shapes, whose quality is the share of whole objects") = None,
     data:option(Path, "measure", "A folder of true images: with --eval-clip, for quality.") = None,
     output:option(
         str, "sweep_grid(...)", "The grid.", "--output", "-o", metavar="<path>") = "sweep.png",
     as_json:option(bool, "", "Print JSON, for programs.", "--json") = False,
     device:Device = None,
 ):
-    "Draw with every combination of settings: a grid and a table. Names the best setting."
+    "Draw with every combination of settings: a grid and a table. Best: text_fit times quality."
     from t2i.engine.files import save_png
     from t2i.generators.var_training import object_prompts
     from t2i.outputs import choose_output

@@ -76,7 +76,7 @@ def is_grid_path(
         raise T2IError(f"cannot write into {path}, a file: name a .png for a grid, or a folder")
     kind = (mimetypes.guess_type(path.name)[0] or "").partition("/")[0]
     if path.suffix.lower() in Image.registered_extensions() or kind in ("text", "video"):
-        raise T2IError(f"cannot write {path}: name a .png file for a grid, or a folder")
+        raise T2IError(f"cannot write {path}: name a .png file, or a folder")
     return False
 
 # %% ../nbs/55_outputs.ipynb #ea501eb5
@@ -140,7 +140,8 @@ def captioned_grid(
     "Images row by row, each below its caption, and each row to the right of its label"
     w, h = images[0].size
     font = ImageFont.load_default(max(12, min(h, w)//11))
-    left = int(13*font.size)*bool(labels)
+    widest = max([font.getlength(label) for label in labels], default=-12)
+    left = int(min(13*font.size, widest + 12))
     texts = [fit_lines(caption, w-8, font) for caption in captions]
     texts += [[]]*(len(images)-len(texts))
     line = sum(font.getmetrics())

@@ -45,7 +45,7 @@ def find_runs(
     if folder.is_file():
         raise T2IError(f"{folder} is a file: name the folder of a run")
     if not folder.is_dir():
-        raise T2IError(f"there is no folder {folder}")
+        raise T2IError(f"no such folder: {folder}")
     runs = [run for run in (folder, *sorted(folder.iterdir())) if (run/"metrics.jsonl").is_file()]
     return runs[:1] if folder in runs else runs
 
@@ -139,11 +139,12 @@ def read_field_values(
 # %% ../nbs/58_plots.ipynb #4f7b303d
 def is_done(
     run:str|Path, # a run folder
+    fields:tuple[str,...]=(), # that it was resumed with
 )->bool:
     "Whether a training has ended by itself"
     if not (Path(run)/"last").is_file():
         return False
-    recipe = load_recipe(Path(run)/"recipe.yaml")
+    recipe = load_recipe(Path(run)/"recipe.yaml", fields)
     done, kept = last_step(run), Path(run, "checkpoints").glob("step-*")
     steps = [int(p.name.removeprefix("step-")) for p in kept]
     return done < max(steps, default=0) or done >= recipe.config.train.steps

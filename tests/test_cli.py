@@ -369,6 +369,16 @@ def test_an_own_task_in_the_working_folder(t2i, monkeypatch):
     assert (code, out.split()) == (0, ["run"]) and "nothing to do" in err
 
 
+def test_nothing_left_to_do_is_no_interruption(t2i):
+    assert t2i("train", "digits-msvq", *FEW, "-o", "run")[0] == 0
+    kept = Path("run/recipe.yaml").read_text()
+    code, _, err = t2i("train", "run", "--resume", "train.steps=1")
+    assert code == 0 and "the run's recipe stays" in err, err
+    Path("run/recipe.yaml").write_text(kept.replace("steps: 2\n", "steps: 9\n"))  # as if stopped
+    code, _, err = t2i("train", "run", "--resume", "train.steps=2")
+    assert code == 0 and "steps: 9" in Path("run/recipe.yaml").read_text(), err
+
+
 # ---- dream
 
 
@@ -439,7 +449,7 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
     (["generate", "x", "--upscale", "no-such-network"], "no-such-network"),
     (["generate", "x", "--upscale", "shapes-vqgan"], "shapes-vqgan does not enlarge"),
     (["generate", "x", "--upscale", "shapes-vqgan", "--process"], "leave out --upscale"),
-    (["edit", "a.png", "b.png", "x"], "there is no file a.png"),
+    (["edit", "a.png", "b.png", "x"], "no such file: a.png"),
     (["data", "caption", IMAGES, "-m", "no/blip"], "image processor for 'no/blip'): is it"),
     (["info", "parti-4b"], "no published size of Parti; these are"),
     (["generate", "x", "-m", "emoji-vr"], "did you mean emoji-var?"),
@@ -502,7 +512,7 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
     (["info", "."], "neither a saved model"),
     (["info", IMAGES], "an image in it is described by t2i info"),
     (["info", README], "README.md is a text file: t2i info describes"),
-    (["generate", "x", "-o", "x.txt"], "cannot write x.txt: name a .png file for a grid"),
+    (["generate", "x", "-o", "x.txt"], "cannot write x.txt: name a .png file, or"),
     (["info", "./nothing"], "no such file or folder"),
     (["evaluate", "shapes-var", "--count", "3"], "does not read --count; it reads --per-task"),
     (["evaluate", "shapes-class-var", "--per-task", "3"], "generator does not read --per-task"),
@@ -518,7 +528,7 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
     (["generate", "x", "-m", README], "README.md is not a weight file"),
     (["train", str(BUNDLED/"digits-var")], "is a run, no recipe: add --resume"),
     (["train", "runs/nope", "--resume"], "no checkpoint in runs/nope to go on from"),
-    (["plot", "nowhere"], "there is no folder nowhere"),
+    (["plot", "nowhere"], "no such folder: nowhere"),
     (["plot", IMAGES], "there is nothing to draw: no run has logged anything in"),
     (["train", "own-msvq", f"data.path={README}"], "README.md: a file"),
 ])  # fmt: skip

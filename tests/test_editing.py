@@ -179,7 +179,7 @@ def test_from_the_shell(tmp_path, monkeypatch, capsys):
     code, _, err = typed(monkeypatch, capsys, *words)
     assert code == 0 and (tmp_path/"out.png").is_file(), err
     Image.new("L", (8, 8)).save(tmp_path/"mask.png")
-    for name, says in (("image.png", "the mask has 8x8 pixels"), ("no.png", "there is no file")):
+    for name, says in (("image.png", "the mask has 8x8 pixels"), ("no.png", "no such file")):
         words = "edit", tmp_path/name, tmp_path/"mask.png", caption
         code, _, err = typed(monkeypatch, capsys, *words)
         assert code == 1 and says in err.splitlines()[-1]

@@ -186,7 +186,7 @@ def open_image(path:str|Path)->Image.Image:
     if Path(path).is_dir():
         raise T2IError(f"{path} is a folder: name an image file")
     if not Path(path).exists():
-        raise T2IError(f"there is no file {path}")
+        raise T2IError(f"no such file: {path}")
     if not Path(path).is_file():
         raise T2IError(f"{path} is no image file")
     try:

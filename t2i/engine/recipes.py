@@ -173,6 +173,7 @@ def merge_fields(
     tree,       # an OmegaConf tree that knows names and types
     new,        # fields to lay over it
     source:str, # where they come from, for the error
+    command:str="t2i train RECIPE", # whose --show prints the fields
 ):
     "Lay fields over a configuration; an unknown name or a wrong type is an error that names it"
     from omegaconf import OmegaConf
@@ -183,7 +184,7 @@ def merge_fields(
         key = getattr(e, "full_key", None)
         where = f" (at {key})" if key else ""
         what = plain_reason(e)
-        way = "t2i train RECIPE --show prints every field"
+        way = f"{command} --show prints every field"
         names = field_names(OmegaConf.to_container(tree))
         last = str(key).rpartition(".")[2]
         near = [name for name in names if name.rpartition(".")[2] == last]

@@ -284,8 +284,9 @@ def begin(state:RunState, train:Dataset, held_out:Dataset):
     steps = state.config.steps
     if state.main:
         log.info("images to train on: %s; held out: %s", size(train), size(held_out))
-        if state.step >= steps:  # and the run's recipe stays as it is
-            log.warning("nothing to do: train.steps is %d, %d are done", steps, state.step)
+        if state.step >= steps:
+            log.warning("nothing to do: train.steps is %d, %d are done; the run's recipe stays "
+                        "as it is", steps, state.step)
         else:
             save_recipe(state.recipe, state.folder)
     state.run_log = RunLog(state.folder, state.step, steps, state.config.batch_size, state.main)

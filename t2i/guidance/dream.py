@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Prompt', 'split_weight', 'parse_prompt', 'parse_prompts', 'StoryScene', 'read_story', 'warn_of_prompts',
            'check_ranges', 'load_models', 'image_size', 'initial_image', 'initial_latents', 'explain_memory', 'Steps',
-           'DreamRun', 'play', 'start_run', 'read_run', 'image_texts', 'dream']
+           'DreamRun', 'play', 'check_new', 'start_run', 'read_run', 'image_texts', 'dream']
 
 # %% ../../nbs/22_dream.ipynb #539761bf
 import json
@@ -347,13 +347,20 @@ def play(
                     log.info("step %d of %d: loss %.3f", run.step, total, float(logs["loss"]))
 
 # %% ../../nbs/22_dream.ipynb #0ad29281
+def check_new(
+    folder:str|Path,
+):
+    "Refuse the folder of a run where something is already"
+    if Path(folder).exists():
+        way = "add --resume (in Python, resume=True) to go on with it, or choose another folder"
+        raise ValueError(f"{folder} exists: {way}")
+
 def start_run(
     folder:str|Path,
     about:dict,      # prompts, models, seed, settings: plain values, from which the run can be made
 ):
     "Make the folder of a run, with dream.json"
-    if Path(folder).exists():
-        raise ValueError(f"{folder} exists: resume it, or choose another folder")
+    check_new(folder)
     write_text(Path(folder)/"dream.json", json.dumps(about, indent=2) + "\n")
 
 def read_run(
