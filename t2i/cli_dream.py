@@ -47,7 +47,7 @@ def dream_config(
     "The settings of a dream, from the command line's words"
     from omegaconf import OmegaConf
 
-    from t2i.engine.recipes import merge_fields
+    from t2i.engine.recipes import merge_fields, read_override
     from t2i.guidance.vqgan_clip import make_config
     for word in overrides:
         if "=" not in word:
@@ -55,8 +55,9 @@ def dream_config(
                 f"{word!r} is no setting, as lr=0.05 is; a prompt comes after --include")
     given = {name: value for name, value in given.items() if value is not None}
     usual = OmegaConf.structured(make_config(quality, **given))
-    typed = OmegaConf.from_dotlist(overrides)
-    return OmegaConf.to_object(merge_fields(usual, typed, " ".join(overrides), "t2i dream"))
+    for word in overrides:
+        usual = merge_fields(usual, read_override(usual, word), word, "t2i dream")
+    return OmegaConf.to_object(usual)
 
 # %% ../nbs/59_cli_dream.ipynb #dcbd9578
 def dream_output(
