@@ -405,9 +405,7 @@ def recipe_report(
     return source_rows(config.data, captioned, config.train.steps*config.train.batch_size)
 
 
-def report_lines(
-    rows:list[dict], # of `recipe_report`
-)->list[tuple[str,...]]:
+def report_lines(rows:list[dict])->list[tuple[str,...]]: # rows of `recipe_report`
     "The lines of a table: source, share, images, held out, visits of each image"
     def text(value, form):
         return "endless" if value is None else format(value, form)
@@ -434,10 +432,12 @@ def folder_report(
     report, files = dict(kind=KINDS[config.name], train=0, val=0, captions=0), []
     with notes(complete=True) as lines:
         for split in ("train", "val"):
-            items = load_dataset(config, split).items
-            report[split] = len(items)
-            report["captions"] += sum(len(c) for _, c in items)
-            files += [file for file, _ in items if isinstance(file, Path)]
+            data = load_dataset(config, split)
+            report[split] = len(data.items)
+            report["captions"] += sum(len(c) for _, c in data.items)
+            files += [file for file, _ in data.items if isinstance(file, Path)]
+            if report["kind"] == "shards":
+                data.check_images()
         folders.warn_of_sizes(files)
     return report | dict(notes=list(dict.fromkeys(lines)))
 

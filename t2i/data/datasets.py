@@ -378,8 +378,9 @@ def read_files(
     chosen = config.path if train else config.val_path or config.path
     files = kind(chosen, resolution=config.resolution, split=split, one=config.captions == "one",
                  augment=config.augment if train else "none", **settings)
-    if train:
-        files.items = coco.choose_subset(files.items, config.fraction)
+    other = (config.val_path if train else config.path) or chosen
+    items = folders.drop_held_out(files.items, chosen, other)
+    files.items = coco.choose_subset(items, config.fraction) if train else items
     return files
 
 # %% ../../nbs/03_datasets.ipynb #d9cc59a3

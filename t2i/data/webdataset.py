@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'Place', 'split_name', 'read_index', 'sample_captions', 'shard_items', 'add_sample', 'write_shards',
-           'split_shards', 'ShardDataset']
+           'shard_split', 'split_shards', 'DamagedImage', 'ShardFiles', 'ShardDataset']
 
 # %% ../../nbs/03_webdataset.ipynb #c7d33b42
 import io
 import json
+import re
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,22 +68,23 @@ def read_index(
     return samples
 
 # %% ../../nbs/03_webdataset.ipynb #b83cc5c7
-IMAGES = ("jpg", "jpeg", "png", "webp") # suffixes of images in shards
+IMAGES = tuple(suffix[1:] for suffix in folders.IMAGE_SUFFIXES) # of images in shards
 
 # %% ../../nbs/03_webdataset.ipynb #df934008
 def sample_captions(
     files:dict[str,Place], # of one sample, by suffix
 )->list[str]:
     "The captions of a sample; none if it has none, or if they cannot be read"
+    found = []
     with suppress(ValueError, AttributeError):
         if "json" in files:
             about = json.loads(files["json"].read())
             for key in ("captions", "caption", "text"):
-                if about.get(key):
-                    return folders.caption_list(about[key])
+                found = found or folders.caption_list(about.get(key) or "")
+    with suppress(ValueError):
         if "txt" in files:
-            return folders.caption_list(files["txt"].read().decode("utf-8"))
-    return []
+            found = found or folders.caption_list(files["txt"].read().decode("utf-8"))
+    return found
 
 # %% ../../nbs/03_webdataset.ipynb #aaf49174
 def shard_items(
@@ -142,36 +145,59 @@ def write_shards(
     return paths
 
 # %% ../../nbs/03_webdataset.ipynb #d5834169
+def shard_split(
+    path:Path, # of a shard
+)->str:        # "train", "val" or "test"; "" if its name says none
+    "The split that a name says, as train-000.tar or cc3m-validation-000.tar"
+    pattern = r"(?<![a-z])(train|test|val)(?:ing|id|idation)?(?![a-z])"
+    found = re.search(pattern, path.stem.lower())
+    return found[1] if found else ""
+
+
 def split_shards(
     paths:list[Path],
     split:str, # "train" or "val"
-)->list[Path]: # [] if the names do not tell both splits
-    "The shards of a split"
-    named = [path for path in paths if path.name.lower().startswith(("train", "val"))]
-    chosen = [path for path in named if path.name.lower().startswith(split)]
-    return chosen if named == paths and chosen != paths else []
+)->tuple[list[Path],bool]: # shards, and whether their names divide them
+    "The shards of a split; those of another one, such as test, are left out"
+    kinds = [shard_split(path) for path in paths]
+    divided = {"train", "val"} <= set(kinds)
+    used = {"train", "val"} if divided else {"train", "val", ""}
+    left_out = [path.name for path, kind in zip(paths, kinds) if kind not in used]
+    if len(left_out) == len(paths):  # a test set alone
+        return paths, False
+    if left_out:
+        warn_once(f"left out {len(left_out)} shards of other splits", tuple(left_out))
+    wanted = {split} if divided else used
+    return [path for path, kind in zip(paths, kinds) if kind in wanted], divided
 
 # %% ../../nbs/03_webdataset.ipynb #8775248d
-class ShardDataset(ImageFiles):
-    "Captioned images in tar files"
-    def __init__(self,
-        config:DataConfig, # with `path`, a folder of shards
-        split:str="train", # or "val"
-    ):
-        chosen = config.val_path if split == "val" and config.val_path else config.path
-        paths = sorted(Path(chosen).expanduser().glob("*.tar"))
-        if not paths:
-            raise T2IError(f"no shards NAME.tar in {chosen}")
-        parts = paths if config.val_path else split_shards(paths, split)
-        items = [item for path in parts or paths for item in shard_items(path)]
-        if not items:
-            raise T2IError(f"no captioned image in the shards of {chosen}")
-        if not parts:
-            items = folders.split_items(items, split, Path(chosen), [place for place, _ in items])
-        if split == "train":
-            items = choose_subset(items, config.fraction)
-        augment = config.augment if split == "train" else "none"
-        super().__init__(items, config.resolution, augment, config.captions == "one")
+class DamagedImage(T2IError):
+    "An image in a shard that cannot be decoded"
+
+# %% ../../nbs/03_webdataset.ipynb #cc6ead7c
+class ShardFiles(ImageFiles):
+    "Captioned images at places in tar files"
+    def __getitem__(self, i:int, **square)->dict: # image (3,r,r) in [-1,1], caption, near_miss
+        "Item i; a damaged image is named, and the next whole one takes its place for good"
+        try:
+            return super().__getitem__(i, **square)
+        except DamagedImage as error:
+            warn_once(f"{error}: the next whole image takes its place")
+        n = len(self.items)
+        k = range(len(self))[i]%n
+        later = (self.items[(k+step)%n] for step in range(1, n))
+        self.items[k] = next((item for item in later if self.is_whole(item[0])), None)
+        if self.items[k] is None:
+            raise T2IError("no image in these shards can be read")
+        return super().__getitem__(i, **square)
+
+    def is_whole(self, path:Place)->bool:
+        "Whether the image at a place can be decoded"
+        try:
+            self.open(path, least=1)  # a JPEG at an eighth of its size
+            return True
+        except DamagedImage:
+            return False
 
     def open(self, path:Place, least:int=0)->Image.Image: # RGB, see `decode`
         "The image at a place"
@@ -179,7 +205,7 @@ class ShardDataset(ImageFiles):
             return folders.decode(io.BytesIO(path.read()), least)
         except Exception as e:  # decoders raise errors of many kinds
             why = first_line(e)
-            raise T2IError(f"{path.name} in {path.shard} is no whole image ({why})") from None
+            raise DamagedImage(f"{path.name} in {path.shard} is no whole image ({why})") from None
 
     def cache_key(self)->tuple: # shards with sizes and times, places, captions
         "What the items depend on, for `t2i.engine.caches`"
@@ -188,3 +214,36 @@ class ShardDataset(ImageFiles):
         files = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
         places = [(place.name, place.offset, captions) for place, captions in self.items]
         return "square of a draft", self.resolution, files, places
+
+# %% ../../nbs/03_webdataset.ipynb #ddb2d50d
+class ShardDataset(ShardFiles):
+    "Captioned images in a folder of tar files"
+    def __init__(self,
+        config:DataConfig, # with `path`, a folder of shards
+        split:str="train", # or "val"
+    ):
+        chosen = config.val_path if split == "val" and config.val_path else config.path
+        paths = sorted(Path(chosen).expanduser().glob("*.tar"))
+        if not paths:
+            raise T2IError(f"no shards NAME.tar in {chosen}")
+        paths, divided = (paths, True) if config.val_path else split_shards(paths, split)
+        items = [item for path in paths for item in shard_items(path)]
+        if not items:
+            raise T2IError(f"no captioned image in the shards of {chosen}")
+        if not divided:
+            items = folders.split_items(items, split, Path(chosen), [place for place, _ in items])
+        if split == "train":
+            items = choose_subset(items, config.fraction)
+        augment = config.augment if split == "train" else "none"
+        super().__init__(items, config.resolution, augment, config.captions == "one")
+
+    def check_images(self):
+        "Decode all, and name those that are damaged"
+        places = [place for place, _ in self.items]
+        with ThreadPoolExecutor() as pool:
+            checks = progress(pool.map(self.is_whole, places), total=len(places),
+                              desc="checking images", unit="img")
+            damaged = [place for place, whole in zip(places, checks) if not whole]
+        if damaged:
+            names = tuple(f"{place.name} in {place.shard.name}" for place in damaged)
+            warn_once(f"{len(damaged)} damaged images; others take their places", names)

@@ -7,7 +7,7 @@ __all__ = ['CLOSED_SUFFIXES', 'OPEN_SUFFIXES', 'IMAGE_SUFFIXES', 'SYSTEM_NAMES',
            'SPLIT_FOLDERS', 'read_text', 'list_visible', 'visible_files', 'spelling', 'relative_name', 'caption_list',
            'parse_row', 'table_rows', 'join_faults', 'table_captions', 'image_names', 'text_captions', 'folder_tables',
            'warn_of_shared', 'folder_captions', 'decode', 'can_decode', 'is_image', 'unreadable_images',
-           'usable_images', 'image_size', 'warn_of_sizes', 'split_images', 'split_items']
+           'usable_images', 'image_size', 'warn_of_sizes', 'split_images', 'split_items', 'drop_held_out']
 
 # %% ../../nbs/95_folders.ipynb #e020e90a
 import csv
@@ -395,3 +395,19 @@ def split_items(
     if held_out.isdisjoint(usable) or held_out.issuperset(usable):  # each split needs one
         held_out = held_out.difference(usable) | {usable[-1]}
     return [item for item in items if (item[0] in held_out) == (split == "val")]
+
+# %% ../../nbs/95_folders.ipynb #25361723
+def drop_held_out(
+    items:list[tuple], # of a split
+    folder:str,        # of this split
+    other:str,         # of the other split
+)->list[tuple]:
+    "The items that do not lie in the folder of the other split, where that is a part of this one"
+    here, there = [Path(name).expanduser().resolve() for name in (folder, other)]
+    if here == there or not there.is_relative_to(here):
+        return items
+    kept = [item for item in items if not item[0].resolve().is_relative_to(there)]
+    if not kept:
+        raise ValueError(f"all images of {folder} lie in {other}, which is the other split")
+    warn_once(f"{len(items)-len(kept)} images of {folder} lie in {other} and count there alone")
+    return kept
