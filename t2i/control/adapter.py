@@ -29,7 +29,7 @@ from ..generators.var import VAR, Condition, MapPredictor, SamplesMaps, stream_m
 from ..generators.var_training import ClassifiedParts
 from ..generators.var_with_clip import class_conditional, weights_fingerprint
 from ..guidance.clip import CLIP
-from ..guidance.clip_text import attach_clip, clip_features
+from ..guidance.clip_text import attach_clip, clip_features, in_type_of
 from ..sampling import cfg_schedule, split_generator
 from ..text import TextFeatures
 from ..training import TrainConfig
@@ -105,6 +105,7 @@ class Adapter(nn.Module):
     def forward(self,
         features:TextFeatures, # of b captions
     )->Tensor:                 # (b,1,d); of "cross" (b,k,d), another vector for each map
+        features = in_type_of(self.out.weight, features)
         unit = F.normalize(features.pooled, dim=-1)              # (b,clip_embed_dim)
         x = F.gelu(self.fc1(unit*unit.shape[-1]**.5))[:,None]    # (b,1,hidden)
         if self.config.kind == "cross":

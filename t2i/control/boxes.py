@@ -188,7 +188,7 @@ class BoxEmbedding(nn.Module):
 
     def tokens(self, text:BoxedText)->Tensor: # (b,n,hidden)
         "A vector per box: its phrase and its place"
-        return self.phrase(text.phrases) + self.place(fourier(text.edges, 6))
+        return self.phrase(text.phrases) + self.place(fourier(text.edges, 6).to(text.phrases))
 
     def raster(self,
         text:BoxedText,
@@ -199,7 +199,7 @@ class BoxEmbedding(nn.Module):
         offsets = torch.cat([cell_offsets(text.edges, p) for p in self.config.scales], -2)
         shares = shares*text.real[...,None]
         where = torch.cat([shares[...,None], fourier((offsets+1)/2, 5)], -1)     # (b,n,l,41)
-        cells = self.cell(where) + tokens[:,:,None]              # (b,n,l,hidden)
+        cells = self.cell(where.to(text.phrases)) + tokens[:,:,None]             # (b,n,l,hidden)
         return (cells*(shares > 0)[...,None]).sum(1)
 
 # %% ../../nbs/43_boxes.ipynb #7aeaf4ae
@@ -356,14 +356,14 @@ def boxed_text(
     read:PhraseReader|None=None, # None: there are no boxes
 )->BoxedText:
     "Captions and boxes as tensors"
-    device, b = features.pooled.device, len(boxes)
+    pooled, b = features.pooled, len(boxes)
     n = max(1, *map(len, boxes)) if boxes else 1
-    edges = torch.zeros(b, n, 4, device=device)
-    phrases = torch.zeros(b, n, features.pooled.shape[-1], device=device)
-    real = torch.zeros(b, n, dtype=torch.bool, device=device)
+    edges = torch.zeros(b, n, 4, device=pooled.device)           # float32: places are exact
+    phrases = pooled.new_zeros(b, n, pooled.shape[-1])
+    real = torch.zeros(b, n, dtype=torch.bool, device=pooled.device)
     for i, own in enumerate(boxes):
         if own:
-            phrases[i,:len(own)] = read([phrase for phrase, _ in own]).to(device)
-            edges[i,:len(own)] = torch.tensor([e for _, e in own], device=device)
+            phrases[i,:len(own)] = read([phrase for phrase, _ in own]).to(pooled)
+            edges[i,:len(own)] = torch.tensor([e for _, e in own])
             real[i,:len(own)] = True
     return BoxedText(features, phrases, edges, real)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['clip_loss', 'CLIPConfig', 'resized', 'CLIP', 'id_features', 'OpenCLIPTokenizer', 'recall_at', 'zero_shot',
-           'fgm_attack', 'CLIPTaskConfig', 'CLIPStep', 'CLIPTask', 'save_clip', 'check_reachable', 'named_clip',
-           'folder_clip', 'wrap_clip', 'load_clip', 'build_feature_cache']
+           'fgm_attack', 'CLIPTaskConfig', 'CLIPStep', 'CLIPTask', 'save_clip', 'check_reachable', 'has_quick_gelu',
+           'named_clip', 'folder_clip', 'wrap_clip', 'load_clip', 'build_feature_cache']
 
 # %% ../../nbs/20_clip.ipynb #de739be8
 import json
@@ -319,6 +319,11 @@ def check_reachable(
         model_info(source, timeout=5)
 
 # %% ../../nbs/20_clip.ipynb #cabac012
+def has_quick_gelu(model:nn.Module)->bool:
+    "Is its activation x·sigmoid(1.702x), as OpenAI's CLIPs have it? Weights alone do not tell"
+    return any(type(part).__name__ == "QuickGELU" for part in model.modules())
+
+
 def named_clip(
     name:str,  # of `open_clip.list_models()`
     tag:str,   # of its weights, or a file
@@ -333,9 +338,12 @@ def named_clip(
     if not Path(tag).is_file() and tag not in tags:
         raise T2IError(f"{name} needs weights, {name}/TAG or {name}/FILE; tags: {', '.join(tags)}")
     try:
-        if not Path(tag).is_file():
-            check_reachable(open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "").rstrip("/"))
-        model = open_clip.create_model(name, pretrained=tag, require_pretrained=True)
+        about = {} if Path(tag).is_file() else open_clip.get_pretrained_cfg(name, tag)
+        if about:
+            check_reachable(about.get("hf_hub", "").rstrip("/"))
+        quick = bool(about.get("quick_gelu"))  # without this open_clip only warns
+        model = open_clip.create_model(
+            name, pretrained=tag, require_pretrained=True, force_quick_gelu=quick)
         return model, OpenCLIPTokenizer(f"{name}/{tag}")
     except Exception as e:  # open_clip, torch, the hub raise errors of many kinds
         hint = f"load it once with a network, or download the file and use {name}/FILE"
@@ -408,5 +416,6 @@ def build_feature_cache(
     probe, _ = clip.tokenize(["a photograph of two dogs, 1!"])
     weights = [w for _, w in sorted(clip.model.state_dict().items())]
     about = dict(dataset=dataset_hash(dataset), clip=hash_of(*weights),
-                 transform=hash_of(clip.image_size, clip.mean, clip.std, probe))
+                 transform=hash_of(clip.image_size, clip.mean, clip.std, probe,
+                                   *["quick"]*has_quick_gelu(clip.model)))
     return build_cache(Path(folder), about, dataset, count, compute, shard, workers=workers)

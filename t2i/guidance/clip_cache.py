@@ -19,7 +19,7 @@ from ..engine.caches import CachedDataset, missing_shards, save_shard
 from ..engine.checkpoints import REGISTRY
 from ..engine.files import hash_of
 from .clip import CLIP, OpenCLIPTokenizer
-from .clip_text import clip_features, text_fingerprint
+from .clip_text import clip_features, in_type_of, text_fingerprint
 from .t5 import PREFIX, FrozenT5, T5TextTokenizer
 from ..text import TextFeatures, TextTokenizer
 
@@ -133,6 +133,7 @@ class FrozenCLIPEncoder(nn.Module):
         features:TextFeatures|None=None, # from a cache; None: computed here
     )->TextFeatures:
         features = features or clip_features(self.clip, ids, mask)
+        features = in_type_of(self.proj.weight, features)
         tokens = self.proj(self.norm(features.tokens))
         unit = nn.functional.normalize(features.pooled, dim=-1)
         return TextFeatures(tokens, features.mask, self.pooled_proj(unit*unit.shape[-1]**.5))
