@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .catalog import local_path, model_kind
 from .control.boxes import boxes_per_image
-from .core import T2IError, fold_in, from_pil, to_pil
+from .core import T2IError, fold_in, from_pil, to_pil, to_rgb
 from .engine.checkpoints import read_config
 from .engine.files import bundled_folders
 from .generators.reranking import best_of
@@ -252,7 +252,7 @@ def shell_line(
         words += ["--box", box]
     for key, value in given.items():
         unset = value in (None, "", []) or value is False
-        if unset or key in ("clip", "lora"):  # the model brings these two
+        if unset or key in ("clip", "lora", "merged_lora"):  # the model brings these
             continue
         words.append(names.get(key, option_flag(key)))
         if isinstance(value, list):
@@ -363,6 +363,7 @@ def read_canvas(
     if image is None:
         check_opened(refused)
         raise T2IError("there is no image to edit: draw one, or open a file")
+    image = to_rgb(image)
     painted = Image.new("L", image.size)
     for layer in canvas.get("layers") or []:
         alpha = layer.convert("RGBA").getchannel("A").resize(image.size)
@@ -370,7 +371,7 @@ def read_canvas(
     mask = fit(painted, side).point(lambda alpha: 255*(alpha > 127))
     if mask.getextrema()[1] == 0:
         raise T2IError("nothing is painted: cover what is to be drawn anew with the brush")
-    return fit(image.convert("RGB"), side), mask
+    return fit(image, side), mask
 
 # %% ../nbs/59_app.ipynb #19b18c7e
 WATCH_FILES = """

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['slug', 'unused_path', 'save_new_png', 'is_grid_path', 'check_writable', 'check_png', 'choose_output', 'fit_lines',
-           'captioned_grid', 'output_grid', 'save_images', 'Output', 'Frame', 'read_about']
+           'captioned_grid', 'output_grid', 'own_boxes', 'save_images', 'Output', 'Frame', 'read_about']
 
 # %% ../nbs/55_outputs.ipynb #068b30c7
 import itertools
@@ -17,6 +17,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from torch import Tensor
 
+from .control.boxes import is_box
 from .core import T2IError, image_grid, to_pil
 from .engine.files import check_place, save_png
 from .engine.unpickling import first_line
@@ -182,6 +183,14 @@ def output_grid(
     return captioned_grid(rows, prompts[::per_prompt], across)
 
 # %% ../nbs/55_outputs.ipynb #05209422
+def own_boxes(
+    boxes:list, # of all images, or a list per prompt; see lesson 43
+    number:int, # of the prompt
+)->list:        # what its files say
+    "The boxes of one prompt"
+    return boxes if all(is_box(box) for box in boxes) else boxes[number]
+
+
 def save_images(
     images:list[Image.Image], # prompt-major, of one size
     prompts:list[str],        # one per image
@@ -201,7 +210,10 @@ def save_images(
         save_png(sheet, path, prompt=every, **about)
         return [path]
     paths = []
+    boxes = about.pop("boxes", None)
     for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+        if boxes:
+            about["boxes"] = own_boxes(boxes, i//per_prompt)
         name = f"{i//per_prompt:03d}-{slug(prompt)}-{i % per_prompt}.png"
         paths.append(save_new_png(image, path/name, prompt=prompt, index=i % per_prompt, **about))
     return paths

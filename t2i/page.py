@@ -66,10 +66,15 @@ class Guard:
 # %% ../nbs/59_page.ipynb #c9a578c6
 class Visitor:
     "What belongs to one browser tab, or to one program that asks; gradio copies the first one"
-    def __init__(self,
-        desk:Path, # the folder of the page
-    ):
-        self.desk, self.drawing, self.model, self.chosen, self.refused = desk, None, "", 0, ""
+    def __init__(self, desk:Path): # the folder of the page
+        self.desk, self.refused = desk, ""
+        self.galleries, self.chosen = {}, None  # tab -> drawing, model; tab, number of an image
+
+    def look(self)->tuple: # drawing, model, number of the image
+        "What was drawn or clicked last"
+        if self.chosen is None:
+            raise ValueError("draw an image first, and click on it")
+        return *self.galleries[self.chosen[0]], self.chosen[1]
 
     @cached_property
     def folder(self)->Path: # made at the first drawing
@@ -109,10 +114,10 @@ class Answers:
         except Exception as e:
             yield [*[gr.skip()]*outputs, error_line(e)]
 
-    def finish(self, visitor:Visitor, drawing, model:str)->list:
+    def finish(self, visitor:Visitor, drawing, model:str, tab:str)->list:
         "Files for the gallery and for downloads, and a line about them"
         from t2i.app import shell_line
-        visitor.drawing, visitor.model, visitor.chosen = drawing, model, 0
+        visitor.galleries[tab], visitor.chosen = (drawing, model), (tab, 0)
         line = drawing.line
         if drawing.numbers is not None:
             line += f"\nThe same in a shell: {shell_line(drawing.output)}"
@@ -123,7 +128,7 @@ class Answers:
 class DrawingStudio(Answers):
     "Answers of the buttons that draw and edit; it knows the models and nothing of the layout"
     def draw(self, visitor, model, prompt, negative="", guidance=None, temperature=None, images=4,
-             candidates=0, seed="", **more): # more: of `t2i.app.draw`, beside words
+             candidates=0, seed="", tab="draw", **more): # more: of `t2i.app.draw`
         "Yields gallery, files, line"
         from t2i.app import Frame, draw, enlarge, read_seed
         pipe = self.models.get(model)
@@ -135,7 +140,7 @@ class DrawingStudio(Answers):
                 shown = [enlarge(image, 256) for image in part.images]
                 yield [shown, [], f"Step {part.step} of {part.steps} …"]
             else:
-                yield self.finish(visitor, part, model)
+                yield self.finish(visitor, part, model, tab)
 
     def place(self, visitor, model, text, prompt="", images=4, seed=""):
         "Yields gallery, files, line; shapes-var takes its branch shapes-boxes"
@@ -146,8 +151,8 @@ class DrawingStudio(Answers):
         model = "shapes-boxes" if model == "shapes-var" else model
         prompt = prompt or " and ".join(phrase for phrase, _ in boxes)
         for gallery, files, line in self.draw(visitor, model, prompt, "", None, None, images, 0,
-                                              seed, boxes=box_lines(text)):
-            drawn = visitor.drawing.output.images if files else gallery
+                                              seed, "place", boxes=box_lines(text)):
+            drawn = visitor.look()[0].output.images if files else gallery
             yield [[show_boxes(image, boxes, 256) for image in drawn], files, line]
 
     def edit(self, visitor, model, canvas, prompt, images=4, seed=""):
@@ -156,7 +161,7 @@ class DrawingStudio(Answers):
         yield [[], [], f"Editing with {model} …"]
         pipe, seed = self.models.get(model), read_seed(seed)
         drawing = edit(pipe, canvas, prompt, visitor.folder, images, seed, visitor.refused)
-        yield self.finish(visitor, drawing, model)
+        yield self.finish(visitor, drawing, model, "edit")
 
 # %% ../nbs/59_page.ipynb #06da357d
 class DreamingStudio(DrawingStudio):
@@ -181,19 +186,16 @@ class Studio(DreamingStudio):
     def scales(self, visitor):
         "Yields images, token maps, line"
         from t2i.app import labelled_scales
-        if visitor.drawing is None:
-            raise ValueError("draw an image first, and click on it")
-        pipe, i = self.models.get(visitor.model), visitor.chosen
-        images, tokens = labelled_scales(pipe, visitor.drawing, i)
-        line = f"Image {i+1} of {len(visitor.drawing.images)}: {visitor.drawing.output.prompts[i]}"
+        drawing, model, i = visitor.look()
+        images, tokens = labelled_scales(self.models.get(model), drawing, i)
+        line = f"Image {i+1} of {len(drawing.images)}: {drawing.output.prompts[i]}"
         yield [images, tokens, line]
 
     def paint(self, visitor):
         "Yields the chosen image for the editor, line"
         from t2i.app import enlarge
-        if visitor.drawing is None:
-            raise ValueError("draw an image first, and click on it")
-        image = enlarge(visitor.drawing.output.images[visitor.chosen])
+        drawing, _, i = visitor.look()
+        image = enlarge(drawing.output.images[i])
         yield [dict(background=image, layers=[], composite=image), "Paint over a part of it."]
 
     def opened(self, visitor, refused):
@@ -232,7 +234,7 @@ def connect(
     return event
 
 # %% ../nbs/59_page.ipynb #542535d5
-def result_column(visitor, label:str)->list: # gallery, files, line
+def result_column(visitor, tab:str, label:str)->list: # gallery, files, line
     "Where images appear; a click on one chooses it"
     import gradio as gr
     gallery = gr.Gallery(label=label, columns=4, height=330, object_fit="contain", format="png",
@@ -241,7 +243,7 @@ def result_column(visitor, label:str)->list: # gallery, files, line
     files = gr.Files(label="Downloads; each PNG carries prompt, seed and settings", height=140)
 
     def choose(visitor, event:gr.SelectData):
-        visitor.chosen = event.index
+        visitor.chosen = tab, event.index
     gallery.select(choose, [visitor], None, queue=False, api_visibility="private")
     return [gallery, files, line]
 
@@ -277,7 +279,7 @@ def draw_tab(studio:Studio, visitor, model):
             candidates = gr.Slider(0, 64, 0, step=1, label="Rerank: the best of so many; 0 is off")
             seed = seed_field()
         with gr.Column(scale=3):
-            shown = result_column(visitor, "Images")
+            shown = result_column(visitor, "draw", "Images")
     known = [e for e in EXAMPLES if e[0] in studio.models.names("generator")]
     gr.Examples(known, [model, prompt], label="Try one of these")
     settings = [prompt, negative, guidance, temperature, images, candidates, seed]
@@ -308,7 +310,7 @@ def boxes_tab(studio:Studio, visitor, model):
             images = gr.Slider(1, 16, 4, step=1, label="Images")
             seed = seed_field()
         with gr.Column(scale=3):
-            shown = result_column(visitor, "Images, with their boxes")
+            shown = result_column(visitor, "place", "Images, with their boxes")
 
     def redraw(text, change=str):
         return next(studio.guarded(map(sketch, [text], [change]), 2))
@@ -341,7 +343,7 @@ def edit_tab(studio:Studio, visitor, model):
             seed = seed_field()
             run, stop = run_buttons("Draw anew")
         with gr.Column(scale=3):
-            shown = result_column(visitor, "Edited images")
+            shown = result_column(visitor, "edit", "Edited images")
     watch = gr.HTML("", js_on_load=WATCH_FILES)
 
     def opened(visitor, event:gr.EventData):

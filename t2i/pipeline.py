@@ -117,7 +117,7 @@ def draw_output(
     if clip is not None:
         warn_of_prompts(clip.tokenize, call.prompts)
     images = draw_batches(pipe, call, batch_size, output_type)
-    found = judge_candidates(pipe, images, call.prompts, candidates, judge, clip)
+    found = judge_candidates(pipe, images, call.prompts, candidates, judge, clip, batch_size)
     best = best_of(found, candidates, keep)
     scores = [found[i:i+candidates] for i in range(0, len(found), candidates)]
     kept = images[best] if isinstance(images, Tensor) else [images[i] for i in best]
@@ -266,13 +266,13 @@ class TextVARPipeline(Pipeline):
         folder = Path(folder)
         if lora_names(self.lora_host):
             return self.save_lora(folder, dtype=dtype)
+        self.check_saved_whole()
         if folder.exists() and not (folder/"model_index.json").is_file():
             raise T2IError(f"{folder} exists and is not a saved pipeline; choose another folder")
-        parts = {name: name for name in self.saved}
-        parts["tokenizer"] = self.tokenizer_name or "tokenizer"
-        index = dict(
-            model_type=self.model_type, format=INDEX_FORMAT, parts=parts,
-            fingerprints=dict(tokenizer=self.tokenizer_fingerprint), defaults=self.defaults)
+        parts = {k: k for k in self.saved} | dict(tokenizer=self.tokenizer_name or "tokenizer")
+        marks = dict(tokenizer=self.tokenizer_fingerprint)
+        index = dict(model_type=self.model_type, format=INDEX_FORMAT, parts=parts,
+                     fingerprints=marks, defaults=self.defaults)
         with atomic_path(folder) as p:
             p.mkdir()
             for name in ("generator", "text_encoder", "tokenizer"):

@@ -261,7 +261,7 @@ def check_call(
     given = {k: v for k, v in settings.items() if v is not None}
     check_settings(num_images_per_prompt=num_images_per_prompt, **given)
     for name in given.keys() - parts.defaults.keys():
-        if given.pop(name) != DEFAULTS[name]:
+        if name not in DEFAULTS or given.pop(name) != DEFAULTS[name]:
             raise T2IError(f"this model has no setting {name}: leave it out")
     seed = choose_seed(seed, generator)
     generators = split_generator(seed, generator, len(prompts), num_images_per_prompt)

@@ -8,6 +8,7 @@ __all__ = ['top_k_filter', 'top_p_filter', 'sample_codes', 'classifier_free_guid
 
 # %% ../nbs/07_sampling.ipynb #f633a69c
 import math
+import secrets
 
 import torch
 from torch import Tensor
@@ -80,15 +81,17 @@ def cfg_schedule(
 
 
 def map_temperatures(
-    temperature:float,       # of the last map; 0 takes the likeliest codes
+    temperature:float,       # of the last map; 0 takes the likeliest codes, at every scale
     k:int,                   # scales
     schedule:str="constant", # the same at each scale; "ramp": from 1 to it; "first": 1, then it
 )->list[float]:              # one temperature per scale
     "How warm the sampling of each map is: the first maps decide what is where, the last the edges"
+    if schedule not in ("ramp", "first", "constant"):
+        raise ValueError(f"temperature_schedule is {schedule!r}: take ramp, first or constant")
+    if temperature == 0:
+        return [0.]*k
     if schedule == "first":
         return [1.] + [temperature]*(k-1)
-    if schedule not in ("ramp", "constant"):
-        raise ValueError(f"temperature_schedule is {schedule!r}: take ramp, first or constant")
     return cfg_schedule(temperature, k, schedule)
 
 # %% ../nbs/07_sampling.ipynb #4effe050
@@ -100,14 +103,14 @@ def split_generator(
 )->list[torch.Generator]:  # one per image, prompt-major
     "A generator per image: the random numbers of image j of any prompt depend on (seed, j) alone"
     n = prompts*per_prompt
-    if isinstance(generator, list):
+    if isinstance(generator, (list, tuple)):
         if len(generator) != n:
             raise ValueError(f"{len(generator)} generators for {n} images; give one per image")
         return generator
     if generator is not None:
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     if seed is None:
-        seed = torch.seed() >> 1
+        seed = secrets.randbits(62)  # torch's own random numbers stay as they are
     return [fold_in(seed, j) for _ in range(prompts) for j in range(per_prompt)]
 
 # %% ../nbs/07_sampling.ipynb #a68b6ae1
@@ -117,8 +120,8 @@ def draw_uniform(
     device:torch.device|str="cpu",     # of the result
 )->Tensor:                             # (b,l) in [0,1)
     "Uniform numbers, drawn on the generators' own device: the CPU's are the same everywhere"
-    rows = [torch.rand(l, generator=g, device=g.device).cpu() for g in generators]
-    return torch.stack(rows).to(device)
+    rows = [torch.rand(l, generator=g, device=g.device, dtype=torch.float32) for g in generators]
+    return torch.stack([row.cpu() for row in rows]).to(device)
 
 # %% ../nbs/07_sampling.ipynb #5eed0002
 def seeded_uniform(

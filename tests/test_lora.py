@@ -1,4 +1,5 @@
 "LoRA: one line for what is missing or wrong, and a run of the command line"
+import json
 import shutil
 import sys
 
@@ -73,3 +74,52 @@ def test_two_blend_and_off_is_the_base(tmp_path):
     assert pipe.loras == {"shapes-lora": 1.}
     pipe.set_lora({})
     assert np.array_equal(pipe(**asked).images[0], plain)
+
+
+def test_what_drew_an_image_is_told_after_merging_and_switching_off():
+    asked = dict(prompt="a large red circle", seed=0, num_steps=1)
+    pipe = load("shapes-var", "cpu")
+    pipe.load_lora("shapes-lora", .5)
+    pipe.merge_lora()
+    told = pipe(**asked).settings
+    assert (told["model"], told["merged_lora"]) == ("shapes-var", {"shapes-lora": .5})
+    styled = load("shapes-lora", "cpu")
+    assert styled(**asked).settings["model"] == "shapes-lora"
+    styled.unload_lora()
+    off = styled(**asked)
+    assert off.settings["model"] == "shapes-var" and "lora" not in off.settings
+    plain = load("shapes-var", "cpu")(**asked)
+    assert np.array_equal(off.images[0], plain.images[0])
+
+
+def test_a_lora_that_was_merged_into_a_base_that_is_not_saved_is_refused(tmp_path):
+    pipe = load("shapes-boxes", "cpu")
+    pipe.load_lora("shapes-lora")
+    pipe.merge_lora()
+    with pytest.raises(T2IError, match="shapes-lora was merged into weights that shapes-boxes"):
+        pipe.save_pretrained(tmp_path/"model")
+    assert not (tmp_path/"model").exists()
+
+
+@pytest.mark.parametrize("field, value", [
+    ("use_rslora", True), ("use_dora", True), ("alpha_pattern", {"fc1": 3}),
+    ("rank_pattern", {"fc1": 3}), ("modules_to_save", ["norm"]), ("target_modules", ".*fc1")])
+def test_loras_that_would_act_otherwise_in_peft_are_refused(tmp_path, field, value):
+    folder = shutil.copytree(bundled_folder("shapes-lora"), tmp_path/"style")
+    path = folder/"adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(T2IError, match=field):
+        load("shapes-var", "cpu").load_lora(folder)
+
+
+def test_a_lora_comes_before_bf16():
+    pipe = load("shapes-var", "cpu").to(torch.bfloat16)
+    with pytest.raises(T2IError, match="load the LoRA first"):
+        pipe.load_lora("shapes-lora")
+
+
+def test_a_saved_factor_is_warned_of(tmp_path, caplog):
+    pipe = load("shapes-var", "cpu")
+    pipe.load_lora("shapes-lora", .5)
+    pipe.save_pretrained(tmp_path/"half")
+    assert "shapes-lora acts with factor 0.5" in caplog.text and (tmp_path/"half").is_dir()

@@ -142,6 +142,48 @@ def test_output_types_and_number_types(digits):
     assert half("a handwritten one", seed=0).images[0].size == (32, 32)
 
 
+@pytest.mark.parametrize("name", [
+    "shapes-var", "shapes-boxes", "shapes-adapter", "shapes-clip-var", "emoji-var", "shapes-parti"])
+def test_bf16_draws(name):
+    "Frozen CLIP features are float32, and their layers bf16"
+    half = t2i.load(name, "cpu").to(torch.bfloat16)
+    boxes = dict(boxes=["red circle:0,0,.5,.5"]) if name == "shapes-boxes" else {}
+    steps = {} if name == "shapes-parti" else dict(num_steps=1)
+    prompt = "a mango" if name == "emoji-var" else "a circle"
+    image, = half(prompt, seed=0, **boxes, **steps).images
+    assert image.size == (64, 64) and len(image.getcolors(64*64)) > 1
+
+
+@pytest.mark.parametrize("name", ["shapes-var", "digits-var"])
+def test_bf16_edits(name):
+    half = t2i.load(name, "cpu").to(torch.bfloat16)
+    side = half.tokenizer.config.resolution
+    mask = np.zeros((side, side), bool)
+    mask[8:24, 8:24] = True
+    prompt = "a red circle" if name == "shapes-var" else "a handwritten one"
+    image, = half.edit(torch.zeros(3, side, side), mask, prompt, seed=0).images
+    assert (np.asarray(image)[~mask] == 128).all()
+
+
+def test_temperature_0_takes_the_likeliest_codes_whatever_the_seed(pipe):
+    assert pipe.defaults["temperature_schedule"] == "first"
+    first, second = [pipe("a red circle", 2, temperature=0, seed=seed) for seed in (0, 1)]
+    assert same(first.images, first.images[:1]*2) and same(first.images, second.images)
+
+
+@pytest.mark.parametrize("setting", [dict(batch_size=2), dict(rerank=2)])
+def test_what_a_stream_does_not_take_is_said(digits, setting):
+    name, = setting
+    with pytest.raises(t2i.core.T2IError, match=f"has no setting {name}"):
+        next(iter(digits.stream("a handwritten one", **setting)))
+
+
+def test_generators_may_be_a_tuple(digits):
+    first = digits("a handwritten one", 2, generator=(fold_in(7, 0), fold_in(7, 1))).images
+    second = digits("a handwritten one", 2, generator=[fold_in(7, 0), fold_in(7, 1)]).images
+    assert same(first, second)
+
+
 def test_batches(digits):
     images = digits("a handwritten one", 5, seed=0, batch_size=2, output_type="pt").images
     assert images.shape == (5, 3, 32, 32)

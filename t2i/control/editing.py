@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..core import T2IError, from_pil, to_rgb
+from ..core import T2IError, check_images, from_pil, to_rgb
 from ..engine.unpickling import first_line
 from ..generators.var import Condition, MapPredictor, NextScaleModel
 from ..sampling import cfg_schedule, draw_uniform, sample_codes
@@ -68,7 +68,7 @@ class Surroundings:
         known:Tensor, # (b,1,h,w), 1 where it is to be kept, else 0
     ):
         self.quantizer = tokenizer.quantizer
-        filled = fill_hole(image, known).to(tokenizer.codebook.device)
+        filled = fill_hole(image, known).to(tokenizer.codebook)
         f = tokenizer.downsample                                 # side of a finest cell, pixels
         share = F.avg_pool2d(known, f)                           # of each cell of the finest map
         self.known = (share > .5).to(filled)                     # (b,1,h/f,w/f)
@@ -173,7 +173,7 @@ def read_image(
     elif not isinstance(image, Tensor):
         raise T2IError(f"the image is a {type(image).__name__}; give a PIL image (PIL.Image.open "
                        "reads files, PIL.Image.fromarray arrays) or a tensor")
-    image = image.reshape(-1, *image.shape[-3:]).float()
+    image = check_images(image.reshape(-1, *image.shape[-3:])).float()
     if tuple(image.shape) != (1, 3, side, side):
         found = f"{image.shape[-1]}x{image.shape[-2]}"
         advice = "resize it, or draw with t2i generate -n 1 or -o FOLDER/, without --upscale"

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LoRAConfig', 'lora_layers', 'linear_names', 'match_targets', 'peft_config', 'add_lora', 'watch_gradients',
            'check_reached', 'lora_names', 'check_factors', 'set_lora', 'active_loras', 'remove_lora', 'lora_weights',
-           'save_lora', 'read_lora', 'load_lora', 'LoRATaskConfig', 'base_task', 'LoRATask', 'LoadsLoRA', 'LoRAParts']
+           'save_lora', 'check_plain', 'read_lora', 'load_lora', 'LoRATaskConfig', 'base_task', 'LoRATask', 'LoadsLoRA',
+           'warn_of_factors', 'LoRAParts']
 
 # %% ../../nbs/42_lora.ipynb #6342b7e7
 import json
@@ -20,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core import T2IError, import_extra
+from ..core import T2IError, import_extra, log
 from ..data.datasets import DataConfig
 from ..engine.checkpoints import initial_weights, load_state_dict_strict, misfits, read_weights
 from ..engine.files import bundled_folder, write_text
@@ -224,6 +225,17 @@ def save_lora(
     save_file(saved, Path(folder)/"adapter_model.safetensors",
               metadata=dict(format="pt", base_fingerprint=weights_fingerprint(model)))
 
+# %% ../../nbs/42_lora.ipynb #2c1f5638
+def check_plain(
+    values:dict, # of adapter_config.json
+):
+    "Refuse what would act otherwise in peft: a strength or a rank of its own, other methods"
+    for key in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save"):
+        if values.get(key):
+            raise ValueError(f"{key} is {values[key]}; only plain LoRAs are read")
+    if isinstance(values["target_modules"], str):
+        raise ValueError("target_modules is a pattern; a list of names is read")
+
 
 def read_lora(
     folder:Path,
@@ -236,6 +248,7 @@ def read_lora(
         raise T2IError(f"{folder} is no LoRA: it has no adapter_config.json, which peft writes")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        check_plain(values)
         config = LoRAConfig(values["r"], values["lora_alpha"], values["target_modules"])
         return config, values.get("base_model_name_or_path") or ""
     except (OSError, ValueError, KeyError, TypeError) as e:
@@ -254,6 +267,10 @@ def load_lora(
     weights = read_weights(path)
     with safe_open(path, "pt") as file:
         expected = (file.metadata() or {}).get("base_fingerprint")
+    dtype = next(model.parameters()).dtype
+    if expected and dtype not in (torch.float32, torch.float16):
+        raise T2IError(f"a LoRA is recognized by the weights that it was trained on, and {dtype} "
+                       "rounds them: load the LoRA first, then move the model to this type")
     if expected not in (None, weights_fingerprint(model)):
         raise T2IError(f"{folder} was trained on other weights than these: load {base or 'those'}")
     before = active_loras(model)
@@ -351,6 +368,7 @@ class LoRATask(Task):
 class LoadsLoRA:
     "A pipeline that switches LoRAs: `generator` has them, `name` is the model's"
     lora_base = None # the model that the LoRA belongs to; None: `name`
+    merged = {}      # what `merge_lora` added to the weights: name -> factor
 
     @property
     def lora_host(self)->nn.Module:
@@ -370,9 +388,7 @@ class LoadsLoRA:
         self.set_lora(before | {name: scale})
         return name
 
-    def set_lora(self,
-        scales:dict[str,float], # name -> factor; LoRAs that are not named are off
-    ):
+    def set_lora(self, scales:dict[str,float]): # name -> factor; LoRAs that are not named are off
         "Switch LoRAs on or off, or blend them"
         set_lora(self.lora_host, scales)
 
@@ -382,20 +398,38 @@ class LoadsLoRA:
         return active_loras(self.lora_host)
 
     @property
-    def about(self)->dict: # model, and lora if one acts
+    def about(self)->dict: # model, lora if one acts, and what was merged
         "What drew an image"
-        return dict(model=self.name) | (dict(lora=self.loras) if self.loras else {})
+        acting = dict(lora=self.loras, merged_lora=self.merged)
+        model = self.name if self.loras else self.lora_base or self.name
+        return dict(model=model) | {k: v for k, v in acting.items() if v}
+
+# %% ../../nbs/42_lora.ipynb #a038dd9e
+def warn_of_factors(scales:dict[str,float]):
+    "A saved LoRA has no factor: it acts with 1 when it is loaded"
+    for name, scale in scales.items():
+        if scale != 1:
+            log.warning("%s acts with factor %g, which its file does not say: load it by "
+                        "load_lora(folder, %g)", name, scale, scale)
 
 # %% ../../nbs/42_lora.ipynb #dd3b6c61
 class LoRAParts(LoadsLoRA):
     "What a pipeline does with LoRAs: switch, merge, forget, save"
     def merge_lora(self):
         "Add what acts to the weights, and forget the LoRAs"
+        self.merged = self.merged | self.loras
         remove_lora(self.lora_host, merge=True)
 
     def unload_lora(self):
         "Forget all LoRAs: the model is as it was"
         remove_lora(self.lora_host)
+
+    def check_saved_whole(self):
+        "Refuse to save a model without the weights that a LoRA was merged into"
+        base = getattr(self.generator, "base", getattr(self.generator.config, "base", None))
+        if self.merged and base is not None:
+            raise T2IError(f"{', '.join(self.merged)} was merged into weights that {self.name} "
+                           "stands beside and does not save: use load_lora without merging")
 
     def save_lora(self,
         folder:str|Path,
@@ -403,6 +437,7 @@ class LoRAParts(LoadsLoRA):
         dtype:torch.dtype=torch.float16, # of the weights on disk
     ):
         "Write a LoRA alone"
+        warn_of_factors(self.loras)
         known = lora_names(self.lora_host)
         if name is None and len(known) != 1:
             raise T2IError(f"the model has {len(known)} LoRAs: save_lora(folder, name) saves one")

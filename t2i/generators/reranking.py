@@ -86,7 +86,7 @@ def find_judge(
     if isinstance(clip, str):
         return load_clip(clip, str(pipe.device)), clip
     clip = clip or getattr(pipe.text_encoder, "clip", None)
-    if clip is None:
+    if not hasattr(clip, "encode_image"):  # none, or a T5, which sees no images
         raise T2IError('rerank needs a CLIP that judges, such as clip="shapes-clip"')
     return clip, None
 
