@@ -161,7 +161,7 @@ Beta = option(
     str, "beta", "Weight of an adapter's text, likewise.", default=cli_models.OWN, callback=per_map)
 Boxes = option(
     list[str], "boxes", "What goes where: PHRASE:LEFT,TOP,RIGHT,BOTTOM, from 0 to 1; may be "
-    "repeated. Without a prompt, the phrases are it. shapes-var takes its branch shapes-boxes.",
+    "repeated. Without a prompt, the phrases make one. With shapes-var, shapes-boxes draws.",
     "--box", default="none")
 MoreSmooth = option(
     bool, "more_smooth", "Mix codes instead of taking one, of a model of classes.",
@@ -207,11 +207,12 @@ def check_process(process:bool, **others):
             raise ValueError(f"--process shows every image as it is drawn: leave out --{name}")
 
 # %% ../nbs/53_cli.ipynb #3442ed39
-def announce(prompts:int, number:int, candidates:int):
+def announce(prompts:int, number:int, candidates:int, settings:dict):
     "Say how much is to be drawn, if that takes a while; refuse what nobody means"
     from t2i.core import log
-    from t2i.requests import check_settings
-    check_settings(num_images_per_prompt=number, rerank=candidates)
+    from t2i.requests import DEFAULTS, check_settings
+    given = {k: v for k, v in settings.items() if k in DEFAULTS and v is not None}
+    check_settings(num_images_per_prompt=number, rerank=candidates, **given)
     total = prompts*max(number, candidates)
     if total > 64:
         log.info("drawing %s images", f"{total:,}")
@@ -240,12 +241,12 @@ def generate(
         number = 1 if prompts_file and len(texts) > 1 else 4
     place = choose_output(output, "t2i", texts[0])
     check_process(process, rerank=rerank, upscale=upscale)
-    announce(len(texts), number, rerank or 1)
     settings = dict(
         guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
         top_p=top_p, temperature=temperature, temperature_schedule=temperature_schedule,
         num_steps=num_steps, more_smooth=more_smooth or None, alpha=alpha, beta=beta,
         boxes=box or None, negative_prompt=negative_prompt, seed=seed)
+    announce(len(texts), number, rerank or 1, settings)
     pipe = load_pipe(model, device)
     for text in lora or []:
         pipe.load_lora(*read_lora_option(text))

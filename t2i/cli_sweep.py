@@ -201,11 +201,11 @@ def find_measure(
     return partial(clip_fit, clip, true=true)
 
 # %% ../nbs/58_sweep.ipynb #56b06d49
-def report(output:Path, rows:list[dict], axes:dict[str,list], as_json:bool):
-    "Print the table, the best row and where the grid is"
+def report(output:Path, rows:list[dict], axes:dict[str,list], cell:list[str], as_json:bool):
+    "Print the table, the best row, which prompts a cell of the grid shows and where it is"
     best = max(rows, key=worth)  # of equal rows, the first
     if as_json:
-        return say(json.dumps(dict(grid=str(output), rows=rows, best=best)))
+        return say(json.dumps(dict(grid=str(output), cell=cell, rows=rows, best=best)))
     table = [map(short_number, row.values()) for row in rows]
     print_table(table, *rows[0])
     say("best: " + ", ".join(f"{name}={best[name]}" for name in axes))
@@ -214,6 +214,7 @@ def report(output:Path, rows:list[dict], axes:dict[str,list], as_json:bool):
         say(f"as good are {equal} more: draw more prompts to tell them apart")
     for name in at_border(best, axes):
         say(f"the best {name} lies at the border of its values: try more")
+    say(f"in each cell of the grid: {'; '.join(cell)}")
     say(output)
 
 # %% ../nbs/58_sweep.ipynb #70e32c77
@@ -252,5 +253,7 @@ def sweep_command(
     pipe = load_pipe(model, device)
     measure = find_measure(pipe, prompts, eval_clip, data, device)
     rows, drawn = sweep(pipe, chosen, texts, measure, seed)
-    save_png(sweep_grid(chosen, rows, drawn), place, model=model, seed=seed)
-    report(place, rows, chosen, as_json)
+    cell = texts[:4]
+    grid = sweep_grid(chosen, rows, drawn)
+    save_png(grid, place, prompt="\n".join(cell), model=model, seed=seed)
+    report(place, rows, chosen, cell, as_json)

@@ -121,6 +121,7 @@ def test_a_sweep_from_the_shell(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     found = json.loads(result.output.splitlines()[-1])
     assert len(found["rows"]) == 3 and found["best"] in found["rows"]
-    assert (tmp_path/"sweep.png").is_file()
+    grid = Image.open(tmp_path/"sweep.png")
+    assert grid.text["prompt"].splitlines() == found["cell"] and len(found["cell"]) == 4
     wrong = CliRunner().invoke(app, ["sweep", "shapes-adapter", "gamma=1"])
     assert "'gamma=1' is no axis" in str(wrong.exception)

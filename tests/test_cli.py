@@ -541,6 +541,16 @@ def test_mistakes_are_one_line(t2i, tmp_path, args, says, monkeypatch):
     assert os.listdir(tmp_path) == []   # nothing half-written
 
 
+@pytest.mark.parametrize("wrong", [
+    ("--temperature", "-1"), ("--top-p", "2"), ("--num-steps", "0"), ("-n", "0"),
+    ("--temperature-schedule", "warm"), ("--guidance-schedule", "flat"), ("--alpha", "-1")])
+def test_settings_are_checked_before_a_model_is_loaded(t2i, monkeypatch, wrong):
+    monkeypatch.setattr("t2i.cli.load_pipe", None)
+    code, out, err = t2i("generate", "a red ring", *wrong)
+    assert code in (1, 2) and "must be" in out+err, out+err
+    assert "NoneType" not in err
+
+
 def test_wrong_usage_is_2(t2i):
     assert t2i("generate", "x", "--no-such-option")[0] == 2
     assert t2i("no-such-command")[0] == 2

@@ -104,12 +104,15 @@ def read_yaml(path:Path)->dict: # with text or None for every scalar
     return values
 
 # %% ../../nbs/97_recipes.ipynb #c56e54c9
-PLAIN_WORDS = {  # what OmegaConf says, and what that means to who wrote a recipe
+PLAIN_WORDS = {  # what OmegaConf and YAML say, and what that means to who wrote a recipe
+    "'<stream end>'": "the end",
+    "'<block end>'": "another line",
     r"\. Did you mean.*": "",
     r"^Key '(.*)' not in '.*'$": r"there is no field \1",
     r"^Value (.*) of type 'str' could not be converted to (\w+)$": r"\1 is not of type \2",
     r"^Value '\$VALUE' of type '\$VALUE_TYPE' could not be converted to (\w+)$": r"not of type \1",
     r"^Invalid value assigned: .* is not a .*list.*$": "it takes a list, [1,2]",
+    r"^TupleConfig length (\d+) does not match .* (\d+)$": r"it takes \2 values, not \1",
     r"^Merge error: .* is not a subclass of .*": "it has fields of its own",
     r"^list (assignment )?index out of range$": "the list has no item of this number",
     r"^Index (.*) \(str\) is not an int$": r"\1 is no number of an item of the list",
@@ -119,7 +122,7 @@ PLAIN_WORDS = {  # what OmegaConf says, and what that means to who wrote a recip
 
 def plain_reason(error:Exception)->str:
     "The first line of an error, in the words of recipes"
-    text = first_line(error)
+    text = getattr(error, "problem", None) or first_line(error)  # the first: what YAML says
     for pattern, words in PLAIN_WORDS.items():
         text = re.sub(pattern, words, text)
     return text

@@ -6,7 +6,7 @@
 __all__ = ['OPTIMIZERS', 'STATE_FORMAT', 'random_state', 'set_random_state', 'keep_random_state', 'agree_random_state',
            'parameters_of', 'optimizer_states', 'fits', 'load_optimizer_states', 'check_settings', 'check_batch',
            'RunState', 'read_state', 'parameter_names', 'save_run', 'restore_run', 'size', 'begin', 'due',
-           'held_out_losses', 'on_record', 'aside', 'step_errors', 'is_stale', 'keep_best', 'check_finite']
+           'held_out_losses', 'best_step', 'on_record', 'aside', 'step_errors', 'is_stale', 'keep_best', 'check_finite']
 
 # %% ../../nbs/98_resume.ipynb #fa067cfd
 import contextlib
@@ -241,7 +241,8 @@ def save_run(
         for name in ("scaler", "discriminator"):
             if getattr(state, name) is not None:
                 values[name] = getattr(state, name).state_dict()
-        save_checkpoint(state.folder, state.step, model, ema, values, state.config.keep)
+        best = best_step(state) if state.config.stop_after else None
+        save_checkpoint(state.folder, state.step, model, ema, values, state.config.keep, best)
     state.saved = state.step
     if not alone:
         state.fabric.barrier()
@@ -307,6 +308,12 @@ def held_out_losses(
     lines = state.run_log.metrics.lines
     return {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
 
+def best_step(state:RunState)->int|None: # of the checkpoints that are there
+    "The step with the lowest held-out loss"
+    losses, folder = held_out_losses(state), state.folder/"checkpoints"
+    kept = [step for step in losses if (folder/f"step-{step}").exists()]
+    return min(kept, key=losses.get, default=None)
+
 def on_record(state:RunState)->bool: # the same on all processes
     "Has this step been validated already?"
     return state.fabric.broadcast(state.main and state.step in held_out_losses(state))
@@ -356,13 +363,11 @@ def keep_best(state:RunState):
     "Point `last` at the checkpoint with the lowest held-out loss"
     if not state.main:
         return
-    losses = {f"step-{n}": loss for n, loss in held_out_losses(state).items()}
-    kept = [name for name in losses if (state.folder/"checkpoints"/name).exists()]
-    if kept:
-        best = min(kept, key=losses.get)
-        write_text(state.folder/"last", best)
-        log.info("held-out loss no longer falls; the best checkpoint kept is %s, with %.4g",
-                 best, losses[best])
+    best = best_step(state)
+    if best is not None:
+        write_text(state.folder/"last", f"step-{best}")
+        log.info("held-out loss no longer falls; the best checkpoint kept is step-%s, with %.4g",
+                 best, held_out_losses(state)[best])
 
 # %% ../../nbs/98_resume.ipynb #b2879b10
 def check_finite(

@@ -42,6 +42,7 @@ def save_checkpoint(
     ema:nn.Module|dict,
     state:dict,  # tensors, numbers and containers of them: optimizers, random states
     keep:int,    # newest checkpoints kept
+    best:int|None=None,  # an older one that is kept, too: its step
 ):
     "Write checkpoints/step-N under a temporary name, sync, rename; then point `last` at it"
     target = folder/"checkpoints"/f"step-{step}"
@@ -57,7 +58,7 @@ def save_checkpoint(
         raise T2IError(f"could not save {target}: {first_line(e)}; {left}") from None
     found = [re.fullmatch(r"step-(\d+)", p.name) for p in target.parent.iterdir()]
     older = sorted(int(name[1]) for name in found if name and int(name[1]) <= step)
-    for number in older[:-keep]:
+    for number in set(older[:-keep]) - {best}:
         shutil.rmtree(target.parent/f"step-{number}", ignore_errors=True)
 
 # %% ../../nbs/91_runs.ipynb #fda2c728
