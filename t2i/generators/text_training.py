@@ -169,7 +169,7 @@ def find_part(
         if is_published(part, name):
             return Path(name)
         return bundled_folder(Path(name).name, True) if same else bundled_folder(name)
-    kind = PREFIX*name.startswith(PREFIX)
+    kind = PREFIX if name.startswith(PREFIX) else ""
     beside = Path(os.path.normpath(folder/known["path"]))
     places = [place for place in (beside, Path(name.removeprefix(kind))) if place.is_dir()]
     if not places:

@@ -185,8 +185,8 @@ def make_cutouts(
         image = F.interpolate(image, size, mode="bilinear", antialias=True)
     u = (torch.arange(side, device=image.device)*2 + 1)/side - 1                  # pixel centres
     points = F.pad(torch.cartesian_prod(u, u).flip(1), (0,1), value=1.)           # (s*s,3): u, v, 1
-    x, y, depth = (points @ cutouts.homography.mT).unbind(-1)                     # (n,s*s) each
-    grid = torch.stack([x/depth, y/depth], -1).unflatten(1, (side,side))
+    x, y, divisor = (points @ cutouts.homography.mT).unbind(-1)                     # (n,s*s) each
+    grid = torch.stack([x/divisor, y/divisor], -1).unflatten(1, (side,side))
     images = image.expand(len(grid), -1, -1, -1)
     seen = F.grid_sample(images, grid, align_corners=False)
     contrast, brightness = cutouts.color.unbind(1)                                # (n,3,1,1) each

@@ -135,7 +135,7 @@ class Encoder(nn.Module):
         channels:int,                # width of the first stage
         multipliers:tuple[int,...],  # width of each stage, in units of `channels`
         blocks:int,                  # residual blocks per stage
-        out_channels:int,            # d
+        out_channels:int,            # of the map that is returned
         attention_levels:tuple[int,...]=(),  # stages with attention
         patch:int=1,                 # side of the squares that are folded into channels, pixels
     ):
@@ -166,7 +166,7 @@ class Decoder(nn.Module):
         channels:int,                # as in `Encoder`
         multipliers:tuple[int,...],
         blocks:int,
-        in_channels:int,             # d
+        in_channels:int,             # of the map that is read
         attention_levels:tuple[int,...]=(),
         patch:int=1,
     ):
