@@ -41,7 +41,7 @@ def rank_images(
 
 # %% ../../nbs/37_reranking.ipynb #7dd83ebe
 def best_of(
-    scores:list[float], # prompt-major
+    scores:list[float], # those of the first prompt's candidates, then the second's, …
     candidates:int,     # per prompt
     keep:int=1,         # of them
 )->list[int]:           # numbers of images, `keep` per prompt
@@ -114,7 +114,7 @@ def image_likelihoods(
 
 # %% ../../nbs/37_reranking.ipynb #55a0f947
 def standardized(
-    scores:list[float], # prompt-major
+    scores:list[float], # see `best_of`
     candidates:int,     # per prompt
 )->list[float]:
     "Scores with mean 0 and standard deviation 1 among the candidates of each prompt"
