@@ -23,7 +23,7 @@ from .engine.caches import dataset_hash
 from .engine.checkpoints import PublishedFile, fetch
 from .engine.files import atomic_path, data_home, hash_of
 from .evaluation import frechet_distance
-from .guidance.clip import CLIP, load_clip
+from .guidance.clip import CLIP, has_quick_gelu, load_clip
 
 # %% ../nbs/50_fid.ipynb #8c4d77a4
 def kernel(
@@ -155,7 +155,10 @@ class CLIPNetwork(nn.Module):
     ):
         super().__init__()
         self.clip, self.name = clip, name
-        self.key = hash_of(name, *list(clip.parameters())[:4])
+        seeing = getattr(clip.model, "visual", clip.model)
+        weights = [w for _, w in sorted(seeing.state_dict().items())]
+        self.key = hash_of(name, clip.image_size, clip.mean, clip.std,
+                           has_quick_gelu(clip.model), *weights)
 
     def forward(self,
         images:Tensor,       # (b,3,h,w), [-1,1]

@@ -263,16 +263,16 @@ class TextVARPipeline(Pipeline):
         dtype:torch.dtype=torch.float16, # of the weights on disk
     ):
         "Write a folder that `load` reads; a bundled tokenizer is referred to by name"
-        folder = Path(folder)
+        folder, named = Path(folder), self.tokenizer_name
         if lora_names(self.lora_host):
             return self.save_lora(folder, dtype=dtype)
         self.check_saved_whole()
         if folder.exists() and not (folder/"model_index.json").is_file():
             raise T2IError(f"{folder} exists and is not a saved pipeline; choose another folder")
-        parts = {k: k for k in self.saved} | dict(tokenizer=self.tokenizer_name or "tokenizer")
-        marks = dict(tokenizer=self.tokenizer_fingerprint)
+        parts = {k: k for k in self.saved} | dict(tokenizer=named or "tokenizer")
+        mark = self.tokenizer_fingerprint if named else fingerprint(self.tokenizer, dtype)
         index = dict(model_type=self.model_type, format=INDEX_FORMAT, parts=parts,
-                     fingerprints=marks, defaults=self.defaults)
+                     fingerprints=dict(tokenizer=mark), defaults=self.defaults)
         with atomic_path(folder) as p:
             p.mkdir()
             for name in ("generator", "text_encoder", "tokenizer"):

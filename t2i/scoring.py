@@ -13,6 +13,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -178,7 +179,8 @@ def score_parti_prompts(subject:Subject, options:ScoreOptions)->dict:
                        "a CLIP that measures")
     prompts = spread_evenly(read_parti_prompts(options.data), options.count)
     clip = load_clip(options.eval_clip, options.device)
-    scores = parti_scores(lambda texts: draw_prompts(subject, texts, options), clip, prompts)
+    draw = partial(draw_prompts, subject, options=options, apart=True)
+    scores = parti_scores(draw, clip, prompts)
     return scores | drawing_settings(subject, options.settle(1))
 
 # %% ../nbs/57_scoring.ipynb #f7837af5
@@ -302,7 +304,7 @@ def score_captions(subject:Subject, options:ScoreOptions)->dict[str,float]:
         clip = load_clip(options.eval_clip, options.device)
         items = [dataset[i] for i in range(count)]
         captions = [item["caption"] for item in items]
-        drawn = draw_each(subject, captions, options)
+        drawn = draw_each(subject, captions, options, apart=True)
         scores |= drawing_settings(subject, options.settle(1))
         true = torch.stack([item["image"] for item in items])
         scores["clip_score"] = clip_score(clip, drawn, captions)
@@ -321,7 +323,11 @@ def caption_recall(
     for i in range(count):
         item = dataset[i]
         pairs.setdefault(item["caption"], item["image"])
-    similarity = clip.similarity(torch.stack(list(pairs.values())), list(pairs))  # (n,n)
+    captions, images = list(pairs), torch.stack(list(pairs.values()))
+    seen = torch.cat([clip.encode_image(part) for part in images.split(50)])
+    starts = range(0, len(captions), 50)
+    read = torch.cat([clip.encode_text(captions[i:i+50]) for i in starts])
+    similarity = seen @ read.T                                                     # (n,n)
     return dict(image_to_text=recall_at(similarity), text_to_image=recall_at(similarity.T),
                 pairs=len(pairs))
 
@@ -339,7 +345,7 @@ def score_fid(subject:Subject, options:ScoreOptions)->dict[str,float]:
         recon = (tokenizer.decode(tokenizer.encode(images)) for images in batches)
         return fid_scores(dataset, network, count, recon, options.seed, "r") | dict(data=data)
     captions = [dataset[i]["caption"] for i in range(count)]
-    drawn = draw_each(subject, captions, options)
+    drawn = draw_each(subject, captions, options, apart=True)
     batches = (from_pil(drawn[i:i+50]) for i in range(0, count, 50))
     scores = fid_scores(dataset, network, count, batches, options.seed)
     if options.eval_clip:

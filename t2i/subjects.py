@@ -16,11 +16,11 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from .catalog import local_path, model_kind
-from .core import T2IError
+from .core import T2IError, fold_in
 from .data.coco import folder_kind
 from .data.datasets import COMPUTED, DataConfig, FolderDataset, load_dataset
 from .data.mixtures import describe_sources
-from .engine.files import data_home
+from .engine.files import data_home, hash_of
 from .engine.recipes import load_recipe
 from .generators.reranking import check_judge
 from .guidance.clip import load_clip
@@ -154,12 +154,16 @@ def draw_prompts(
     subject:Subject,
     prompts:list[str],
     options:ScoreOptions,   # with rerank, each image is the best of its own so many candidates
+    apart:bool=False,       # a generator's random numbers depend on the prompt's text, too
 )->list[list[Image.Image]]: # num_images_per_prompt images for each prompt
     "Draw with a generator, or steer a VQGAN"
     n, each = options.num_images_per_prompt or 1, options.rerank or 1
     if subject.kind == "generator":
         chosen = dict(rerank=each, judge=options.judge, clip=options.clip) if each > 1 else {}
         generators = split_generator(options.seed, None, len(prompts), n*each)
+        if apart:
+            keys = [int(hash_of(prompt), 16) for prompt in prompts]
+            generators = [fold_in(options.seed, key, j) for key in keys for j in range(n*each)]
         texts = [prompt for prompt in prompts for _ in range(n)]
         images = subject.model(texts, generator=generators, **chosen, **options.settings).images
         return [images[i:i+n] for i in range(0, len(images), n)]
@@ -175,13 +179,14 @@ def draw_each(
     subject:Subject,
     prompts:list[str],
     options:ScoreOptions,
+    apart:bool=False,     # see `draw_prompts`
 )->list[Image.Image]: # one per prompt
     "One image per prompt; a prompt that comes again gets its next image, not the same one"
     numbers, drawn = Counter(prompts), {}
     for n in sorted(set(numbers.values())):
         same = [prompt for prompt in numbers if numbers[prompt] == n]
         many = replace(options, num_images_per_prompt=n)
-        drawn |= dict(zip(same, draw_prompts(subject, same, many)))
+        drawn |= dict(zip(same, draw_prompts(subject, same, many, apart)))
     return [drawn[prompt].pop(0) for prompt in prompts]
 
 # %% ../nbs/56_subjects.ipynb #5058cd64

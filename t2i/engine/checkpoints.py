@@ -320,12 +320,14 @@ def initial_weights(
 
 # %% ../../nbs/90_checkpoints.ipynb #1dc99a48
 def fingerprint(
-    tokenizer:nn.Module, # with a `quantizer`, in float32 or float16
+    tokenizer:nn.Module, # with a `quantizer`
+    dtype:torch.dtype=torch.float16, # in which it is going to be saved
 )->str:                  # 16 hexadecimal digits
     "A name for a tokenizer's codebook, and scales if there are any"
     quantizer = tokenizer.quantizer
     codebook = getattr(quantizer, "codebook", quantizer)
-    return hash_of(codebook.weight.half(), tuple(getattr(tokenizer, "scales", ())))
+    weight = codebook.weight.to(dtype).half()
+    return hash_of(weight, tuple(getattr(tokenizer, "scales", ())))
 
 # %% ../../nbs/90_checkpoints.ipynb #d765e05c
 def download(

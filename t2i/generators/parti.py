@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..attention import Attention, CrossAttention, FeedForward
 from ..core import T2IError
-from ..sampling import classifier_free_guidance, draw_uniform, sample_codes
+from ..sampling import check_logits, classifier_free_guidance, draw_uniform, sample_codes
 from ..text import TextEncoder, TextEncoderConfig, TextFeatures
 from ..tokenizers.vqgan import VQTokenizer
 
@@ -289,12 +289,10 @@ class Parti(PartiDecoder, PyTorchModelHubMixin):
         unconditional:TextFeatures, # of b empty (or negative) captions
         generators:list[torch.Generator], # one per image
         guidance_scale:float=1.,    # w
-        temperature:float=1.,
-        top_k:int=0,                # 0 is off
-        top_p:float=0.,             # 0 or 1 is off
+        temperature:float=1., top_k:int=0, top_p:float=0., # see `sample_codes`
     )->Iterator[Tensor]:            # after each row: all tokens so far, (b,rows*w)
         "Draw one image per caption, token after token"
-        guided = guidance_scale != 1
+        guided, finite = guidance_scale != 1, True
         tokens = [self.embed.start(features.mask)]                       # (b,1) each
         if guided:
             features = stack_rows(features, unconditional)               # of 2b captions
@@ -305,8 +303,10 @@ class Parti(PartiDecoder, PyTorchModelHubMixin):
                 logits = self.step(self, torch.cat([tokens[-1]]*(1+guided)), state)
                 if guided:
                     logits = classifier_free_guidance(*logits.chunk(2), guidance_scale)
+                finite = finite & logits.isfinite().all()
                 tokens.append(sample_codes(logits, u, temperature, top_k, top_p))
             yield torch.cat(tokens[1:], 1)
+        check_logits(finite)
 
     def generate(self, *inputs, **settings)->Tensor: # (b,l) int64
         "The last that `stream` yields"

@@ -155,7 +155,11 @@ class PartiTask(CaptionLookup):
     def token_maps(self, batch:dict)->list[Tensor]: # (b,w) int64 per row
         "The rows of each image; from a cache, or from its pixels"
         h, w = self.tokenizer.grid
-        ids = batch["tokens"] if "tokens" in batch else self.tokenizer.encode(batch["image"])
+        if "tokens" in batch:
+            ids = batch["tokens"]
+        else:
+            with torch.autocast(batch["image"].device.type, enabled=False):  # see `token_maps`
+                ids = self.tokenizer.encode(batch["image"])
         if ids.shape[1] != h*w:
             side = self.tokenizer.downsample
             raise T2IError(f"an image has {ids.shape[1]} tokens, but the model draws {h}x{w}: "

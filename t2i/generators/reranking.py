@@ -24,12 +24,13 @@ def rank_images(
     clip:CLIP,
     images:list[Image.Image]|Tensor, # of one size; or (n,3,h,w) in [-1,1]
     prompts:list[str],        # one per image
-    batch_size:int=64,        # images at a time
+    batch_size:int=64,        # images, or texts, at a time
 )->list[float]:               # cosines in [-1,1], one per image
     "How well each image fits its prompt, as a CLIP sees it"
-    texts = list(dict.fromkeys(prompts))
-    vectors = dict(zip(texts, clip.encode_text(texts)))
-    scores = []
+    texts, vectors, scores = list(dict.fromkeys(prompts)), {}, []
+    for start in range(0, len(texts), batch_size):
+        part = texts[start:start+batch_size]
+        vectors |= zip(part, clip.encode_text(part))
     starts = range(0, len(images), batch_size)
     for start in progress(starts, len(starts) > 1, desc="ranking", unit="batch"):
         part = slice(start, start+batch_size)

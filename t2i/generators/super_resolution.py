@@ -110,9 +110,10 @@ class SuperResolution(nn.Module, PyTorchModelHubMixin):
         batch_size:int=16, # images at a time
     )->Tensor:             # (b,3,h*s,w*s), [-1,1], where the images are
         "Enlarge many images"
-        device = self.tail.weight.device
-        parts = [self(part.to(device)).clamp(-1, 1) for part in images.split(batch_size)]
-        return torch.cat(parts).to(images.device)
+        device, parts = self.tail.weight.device, []
+        for part in images.split(batch_size):
+            parts.append(self(part.to(device)).clamp(-1, 1).to(images.device))
+        return torch.cat(parts)
 
 # %% ../../nbs/34_super_resolution.ipynb #f381190e
 class LargeShapes(ShapesDataset):

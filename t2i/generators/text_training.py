@@ -197,7 +197,8 @@ def token_maps(
     "The token maps of a batch"
     if "tokens" in batch:
         return list(batch["tokens"].split([p*p for p in tokenizer.scales], 1))
-    return tokenizer.encode(batch["image"])
+    with torch.autocast(batch["image"].device.type, enabled=False):  # a validation has it on
+        return tokenizer.encode(batch["image"])
 
 def cached_tokens(
     config:DataConfig,   # with `cache`
@@ -460,10 +461,11 @@ def soft_targets(
     if not temperature:
         maps = token_maps(batch, tokenizer)
         return maps, F.one_hot(torch.cat(maps, 1), tokenizer.codebook_size).float()
-    if "tokens" in batch:                                        # the encoder's output is gone
-        z = tokenizer.quantizer.sums(token_maps(batch, tokenizer))[-1]
-    else:
-        z = tokenizer.features(batch["image"])                   # (b,code_dim,h,w)
+    with torch.autocast(batch["u"].device.type, enabled=False):
+        if "tokens" in batch:                                    # the encoder's output is gone
+            z = tokenizer.quantizer.sums(token_maps(batch, tokenizer))[-1]
+        else:
+            z = tokenizer.features(batch["image"])               # (b,code_dim,h,w)
     uniform = seeded_uniform(batch["u"], sum(p*p for p in tokenizer.scales))
     return soft_encode(tokenizer.quantizer, z, temperature, uniform)
 

@@ -22,6 +22,7 @@ from .official import check_tokenizer_fits, read_var, stream_smooth
 from .parti import stack_rows
 from t2i.sampling import (
     cfg_schedule,
+    check_logits,
     classifier_free_guidance,
     draw_uniform,
     map_temperatures,
@@ -264,18 +265,18 @@ class MapPredictor:
         both = stack_rows(condition, unconditional) if guided else condition
         self.copies = 2 if guided else 1                         # rows per image
         self.settings = net.condition(both)
-        self.x = net.embed.start(both.vector)                    # (b or 2b,1,d), read by the map
-        c, like = net.config, dict(dtype=self.x.dtype, device=self.x.device)
-        shape = len(self.x), c.heads, sum(net.sizes), c.width//c.heads
-        self.caches = [KVCache(*shape, **like) for _ in net.blocks]
-        self.scale, self.total = 0, 0.
+        x = self.x = net.embed.start(both.vector)                # (b or 2b,1,d), read by the map
+        shape = len(x), net.config.heads, sum(net.sizes), net.config.width//net.config.heads
+        self.caches = [KVCache(*shape, dtype=x.dtype, device=x.device) for _ in net.blocks]
+        self.scale, self.total, self.finite = 0, 0., True
 
     def logits(self)->Tensor: # (b,p*p,v), guided
         "One pass for the map of the present scale"
         logits = self.net.forward_blocks(self.x, self.settings, caches=self.caches)
-        if self.copies == 1:
-            return logits
-        return classifier_free_guidance(*logits.chunk(2), self.weights[self.scale])
+        if self.copies == 2:
+            logits = classifier_free_guidance(*logits.chunk(2), self.weights[self.scale])
+        self.finite = self.finite & logits.isfinite().all()
+        return logits
 
     def add(self, vectors:Tensor): # (b,p*p,code_dim)
         "Add what this map became"
@@ -283,12 +284,12 @@ class MapPredictor:
 
     def go_on(self, total:Tensor): # (b,code_dim,h,w), the sum of the maps so far
         "Make the input of the next map"
-        self.total = total
-        self.scale += 1
-        if self.scale < len(self.net.sizes):
-            sums = self.quantizer.downscale(total, self.scale).flatten(2).transpose(1, 2)
-            x = self.net.embed(sums, sum(self.net.sizes[:self.scale]))
-            self.x = torch.cat([x]*self.copies)
+        self.total, self.scale = total, self.scale+1
+        if self.scale == len(self.net.sizes):
+            return check_logits(self.finite)
+        sums = self.quantizer.downscale(total, self.scale).flatten(2).transpose(1, 2)
+        x = self.net.embed(sums, sum(self.net.sizes[:self.scale]))
+        self.x = torch.cat([x]*self.copies)
 
 # %% ../../nbs/31_var.ipynb #e84f66eb
 @torch.no_grad()

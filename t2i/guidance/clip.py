@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..core import T2IError, best_device
+from ..core import T2IError, best_device, warn_once
 from ..data.datasets import DataConfig, InfiniteDataset, different_images, load_dataset
 from ..engine.caches import build_cache, dataset_hash
 from ..engine.distributed import world_size
@@ -103,11 +103,12 @@ class CLIP(nn.Module):
         return self.model.logit_scale.exp()
 
     def pixels(self, images:Tensor)->Tensor:  # (b,3,h,w), [-1,1] -> (b,3,image_size,image_size)
-        images = resized(images.to(self.mean.device), self.image_size)
-        return ((images+1)/2-self.mean)/self.std
+        images = resized(images.to(self.mean.device).float(), self.image_size)
+        return ((images+1)/2-self.mean.float())/self.std.float()
 
     def encode_image(self, images:Tensor)->Tensor:  # (b,3,h,w), [-1,1] -> (b,d), with gradients
-        return F.normalize(self.model.encode_image(self.pixels(images)).float(), dim=-1)
+        pixels = self.pixels(images).to(next(self.model.parameters()).dtype)
+        return F.normalize(self.model.encode_image(pixels).float(), dim=-1)
 
     def encode_text(self, texts:list[str])->Tensor:  # (b,d) float32 unit vectors
         ids, _ = self.tokenize(texts)
@@ -337,16 +338,20 @@ def named_clip(
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not Path(tag).is_file() and tag not in tags:
         raise T2IError(f"{name} needs weights, {name}/TAG or {name}/FILE; tags: {', '.join(tags)}")
+    about = {} if Path(tag).is_file() else open_clip.get_pretrained_cfg(name, tag)
+    quick = bool(about.get("quick_gelu"))  # without this open_clip only warns
+    twin = f"{name}-quickgelu"
+    if not about and twin in known:
+        warn_once(f"{tag} does not tell its activation; of OpenAI's weights, read {twin}/{tag}")
     try:
-        about = {} if Path(tag).is_file() else open_clip.get_pretrained_cfg(name, tag)
         if about:
             check_reachable(about.get("hf_hub", "").rstrip("/"))
-        quick = bool(about.get("quick_gelu"))  # without this open_clip only warns
         model = open_clip.create_model(
             name, pretrained=tag, require_pretrained=True, force_quick_gelu=quick)
         return model, OpenCLIPTokenizer(f"{name}/{tag}")
     except Exception as e:  # open_clip, torch, the hub raise errors of many kinds
-        hint = f"load it once with a network, or download the file and use {name}/FILE"
+        like = twin if quick and twin in known else name
+        hint = f"load it once with a network, or download the file and use {like}/FILE"
         raise T2IError(f"cannot load {tag!r} of {name} ({first_line(e)}): {hint}") from None
 
 # %% ../../nbs/20_clip.ipynb #82f2dc41

@@ -97,4 +97,6 @@ def load_text_model(
         return load_clip(name, device)
     tokenize = T5TextTokenizer(str(name))
     model = read_t5_part("T5EncoderModel", name)
+    if model.dtype == torch.float16:  # in which a T5 overflows
+        model = model.float()
     return FrozenT5(model, tokenize).eval().requires_grad_(False).to(best_device(device))

@@ -138,7 +138,8 @@ def sample_homographies(
     turn = [cos, -sin, zero, sin, cos, zero, zero, zero, one]
     tilt = [flip, zero, zero, zero, one, zero, near_x, near_y, one]
     place, turn, tilt = (torch.stack(m, 1).unflatten(1, (3,3)) for m in (place, turn, tilt))
-    return place @ turn @ tilt
+    with torch.autocast(place.device.type, enabled=False):   # bfloat16 is 3 pixels off at 512
+        return place @ turn @ tilt
 
 # %% ../../nbs/21_vqgan_clip.ipynb #692c73de
 @dataclass
@@ -185,7 +186,8 @@ def make_cutouts(
         image = F.interpolate(image, size, mode="bilinear", antialias=True)
     u = (torch.arange(side, device=image.device)*2 + 1)/side - 1                  # pixel centres
     points = F.pad(torch.cartesian_prod(u, u).flip(1), (0,1), value=1.)           # (s*s,3): u, v, 1
-    x, y, divisor = (points @ cutouts.homography.mT).unbind(-1)                     # (n,s*s) each
+    with torch.autocast(image.device.type, enabled=False):                        # see above
+        x, y, divisor = (points @ cutouts.homography.mT).unbind(-1)               # (n,s*s) each
     grid = torch.stack([x/divisor, y/divisor], -1).unflatten(1, (side,side))
     images = image.expand(len(grid), -1, -1, -1)
     seen = F.grid_sample(images, grid, align_corners=False)
@@ -250,7 +252,8 @@ def prompt_losses(
     targets:dict[str,tuple[Tensor,Tensor]], # see `embed_prompts`
 )->Tensor:                                  # (n,)
     "Per cutout, the weighted sum of its distances from all prompts"
-    return sum(spherical_distance(embeddings[:,None], v) @ w for v, w in targets.values())
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return sum(spherical_distance(embeddings[:,None], v) @ w for v, w in targets.values())
 
 # %% ../../nbs/21_vqgan_clip.ipynb #0fe41f31
 def image_gradient(
@@ -310,8 +313,9 @@ class LatentOptimizer(Latents):
             self.optimizer.param_groups[0]["lr"] = config.lr*factor
         image = self.decode(self.z)
         leaf = image.detach().requires_grad_()        # the gradients of all cutouts add up here
+        inputs = list(self.clip_inputs())
         with self.autocast():
-            each = [image_gradient(leaf, *i, config.cutout_batch_size) for i in self.clip_inputs()]
+            each = [image_gradient(leaf, *i, config.cutout_batch_size) for i in inputs]
         variation = image.diff(dim=2).square().mean() + image.diff(dim=3).square().mean()
         pull = (self.z-self.anchor).square().mean()
         penalty = config.tv*variation + config.init_weight*pull

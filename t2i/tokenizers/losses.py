@@ -137,8 +137,8 @@ def adaptive_weight(
     layer:Tensor,           # weights of the decoder's last layer
 )->Tensor:                  # scalar without a gradient, at most 10,000
     "Ratio of two gradient lengths over all processes (https://arxiv.org/abs/2012.09841, eq. 7)"
-    lengths = []
+    lengths, scale = [], 2.**12  # in float16 the gradients of a mean over all pixels are too small
     for loss in (reconstruction, adversarial):
-        gradient, = torch.autograd.grad(loss, layer, retain_graph=True)
-        lengths.append(sum_over_processes(gradient.float()/world_size()).norm())
+        gradient, = torch.autograd.grad(loss*scale, layer, retain_graph=True)
+        lengths.append(sum_over_processes(gradient.float()/scale/world_size()).norm())
     return (lengths[0]/(lengths[1]+1e-4)).clamp(max=1e4)

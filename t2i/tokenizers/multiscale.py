@@ -107,12 +107,13 @@ class MultiScaleQuantizer(TokenPyramid):
     )->tuple[list[Tensor],list[Tensor]]:  # ids (b,p*p) per scale; sums (b,d,h,w) after each
         rest, total = z.detach().float(), 0.
         vectors, ids, sums = [], [], []
-        for k in range(len(self.scales)):
-            vectors.append(self.downscale(rest, k).flatten(2).transpose(1, 2))    # (b,p*p,d)
-            ids.append((choose or self.codebook.encode)(vectors[-1]))             # (b,p*p)
-            add = self.contribution(ids[-1], k)
-            rest, total = rest-add.detach(), total+add
-            sums.append(total)
+        with torch.autocast(z.device.type, enabled=False):  # rounding would change the codes
+            for k in range(len(self.scales)):
+                vectors.append(self.downscale(rest, k).flatten(2).transpose(1, 2))  # (b,p*p,d)
+                ids.append((choose or self.codebook.encode)(vectors[-1]))           # (b,p*p)
+                add = self.contribution(ids[-1], k)
+                rest, total = rest-add.detach(), total+add
+                sums.append(total)
         if choose is None:
             self.codebook.collect(torch.cat(vectors, 1), torch.cat(ids, 1))
         return ids, sums

@@ -21,9 +21,10 @@ def nearest_code(
     codes:Tensor,  # codebook, (v,d)
 )->Tensor:         # index of the closest code for each vector, (...) int64
     "Index of the row of `codes` closest to each vector of `z`, computed in float32"
-    z, codes = z.float(), codes.float()
-    # |z-e|² = |z|² - 2z·e + |e|²; |z|² is the same for every code, so drop it
-    return (codes.pow(2).sum(1) - 2*z @ codes.T).argmin(-1)
+    with torch.autocast(z.device.type, enabled=False):
+        z, codes = z.float(), codes.float()
+        # |z-e|² = |z|² - 2z·e + |e|²; |z|² is the same for every code, so drop it
+        return (codes.pow(2).sum(1) - 2*z @ codes.T).argmin(-1)
 
 # %% ../../nbs/10_quantize.ipynb #8f1cd6e1
 def straight_through(

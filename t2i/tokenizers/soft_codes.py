@@ -44,12 +44,16 @@ class GumbelCodebook(Codebook):
         super().__init__(codebook_size, code_dim)
         self.proj, self.temperature = proj, temperature
 
+    def logits(self, z:Tensor)->Tensor:  # (...,d) -> (...,v)
+        with torch.autocast(z.device.type, enabled=False):
+            return self.proj(z.to(self.proj.weight.dtype)).float()
+
     def encode(self, z:Tensor)->Tensor:  # (...,d) -> the likeliest codes, (...) int64
-        return self.proj(z).argmax(-1)
+        return self.logits(z).argmax(-1)
 
     def forward(self, z:Tensor)->tuple[Tensor,Tensor,dict[str,Tensor]]:  # (...,d)
         "Quantised vectors, ids (...) and the loss `kl`; sampled in training, else the likeliest"
-        logits = self.proj(z).float()                                    # (...,v)
+        logits = self.logits(z)                                          # (...,v)
         p = logits.softmax(-1)
         kl = (p*(p*logits.shape[-1]+1e-10).log()).sum(-1).mean()
         if not self.training:
@@ -104,8 +108,9 @@ def code_logits(
     temperature:float,  # τ, in squared distance; towards 0 only the nearest code counts
 )->Tensor:              # (...,v); their softmax is a probability per code
     "-|z-e|²/τ, up to a constant per vector (https://arxiv.org/abs/2203.01941, section 3.2.3)"
-    z, codes = z.float(), codes.float()
-    return (2*z @ codes.T - codes.pow(2).sum(1))/temperature
+    with torch.autocast(z.device.type, enabled=False):
+        z, codes = z.float(), codes.float()
+        return (2*z @ codes.T - codes.pow(2).sum(1))/temperature
 
 # %% ../../nbs/16_soft_codes.ipynb #54c5ef9d
 @torch.no_grad()

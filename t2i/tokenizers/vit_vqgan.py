@@ -142,8 +142,8 @@ class ViTVQGAN(VQTokenizer, nn.Module, PyTorchModelHubMixin):
     def features(self, images:Tensor)->Tensor:  # (b,3,h,w), [-1,1] -> (b,code_dim,h/patch,w/patch)
         check_side(images, self.config.resolution)
         low, high = self.config.pixel_range
-        z = self.pre_quant(self.encoder(low + (images+1)/2*(high-low)))   # (b,l,code_dim)
-        return z.transpose(1, 2).unflatten(2, self.grid)
+        pixels = (low + (images+1)/2*(high-low)).to(self.pre_quant.weight.dtype)
+        return self.pre_quant(self.encoder(pixels)).transpose(1, 2).unflatten(2, self.grid)
 
     def decode_features(self, zq:Tensor, clamp:bool=False)->Tensor:  # (b,code_dim,h,w)
         "Decoder on a quantised map: (b,3,h*patch,w*patch); `clamp`: to [-1,1]"

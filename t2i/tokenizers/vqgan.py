@@ -245,7 +245,7 @@ class ConvAutoencoder(nn.Module):
         f, (h, w) = self.downsample, images.shape[-2:]
         if h%f or w%f:
             raise ValueError(f"{w}x{h} pixels are not a whole number of tokens of {f}x{f}")
-        return self.quant_conv(self.encoder(images))
+        return self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype)))
 
     def decode_features(self, zq:Tensor, clamp:bool=False)->Tensor:  # (b,d,h/f,w/f)
         "Decoder on a quantised map: (b,3,h,w); `clamp`: to [-1,1]"
