@@ -688,3 +688,5 @@ def test_prompts_that_are_not_utf8_name_the_remedy(t2i):
 def test_data_cache_recognises_coco(t2i):
     sample = Path(__file__).parents[1]/"data"/"sample"/"coco"
     assert t2i("data", "cache", "features", "--data", sample, "--count", 2)[0] == 0
+    code, _, err = t2i("data", "cache", "kept", "--recipe", "shapes-var", "--split", "val")
+    assert code == 1 and "--recipe reads none of --data" in err and not Path("kept").exists()
