@@ -322,6 +322,9 @@ def data_cache(
     "Keep what frozen models compute, for a recipe or of one CLIP. Interrupted, it goes on."
     if overrides and not recipe:
         raise ValueError(f"{overrides[0]!r} is a field of a recipe: name the recipe with --recipe")
+    own = data, coco, clip, split, count, workers
+    if recipe and own != ("shapes", False, "shapes-clip", "train", None, 0):
+        raise ValueError("--recipe reads none of --data --coco --clip --split --count --workers")
     try:
         if recipe:
             fill_recipe_cache(folder, recipe, overrides or [], device)

@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 import t2i
 from t2i.cli import app
+from t2i.control import adapter
 from t2i.core import T2IError, fold_in, image_grid
 from t2i.engine.checkpoints import initial_weights
 from t2i.engine.files import bundled_folder
+from t2i.engine.recipes import load_recipe
 from t2i.generators.var_training import attribute_scores, object_prompts
 from t2i.outputs import read_about
 from t2i.training import train
@@ -39,6 +41,16 @@ def test_what_a_run_logs_is_what_it_draws(run):
     images = t2i.load(run, "cpu")(captions, seed=0).images
     image = Image.open(logged).convert("RGB")
     assert np.array_equal(np.asarray(image), np.asarray(image_grid(images)))
+
+
+def test_known_labels_are_not_searched_for(run, monkeypatch):
+    recipe = load_recipe(run/"recipe.yaml")
+    task = recipe.task(recipe.config)
+    monkeypatch.setattr(adapter, "find_class", None)
+    text = task.read(["a red circle", "a star"], torch.tensor([5, 0]))
+    assert text.labels.tolist() == [5, 0] and len(text.features.pooled) == 2
+    with pytest.raises(TypeError):                               # without labels, it is
+        task.read(["a red circle"])
 
 
 def test_only_the_adapter_is_saved(run, tmp_path):

@@ -3,19 +3,26 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import ExifTags, Image, ImageDraw
 
+from t2i.control.boxes import MAX_BOXES
 from t2i.control.boxes_training import (
+    BoxedCoco,
     BoxedFolder,
+    BoxedShapes,
     box_scores,
     found_boxes,
     object_box,
+    pack_boxes,
     read_bbox_file,
 )
 from t2i.control.contours import object_parts
 from t2i.data.checker import find_objects, image_parts
-from t2i.data.datasets import CocoDataset, DataConfig
+from t2i.data.datasets import CocoDataset, DataConfig, load_dataset
+from t2i.data.mixtures import Mixture
 from t2i.data.shapes import render, sample_scene
+from t2i.generators.text_training import cached_tokens
 
 SCENES = [sample_scene(seed, "color_attribution") for seed in range(7, 11)]
 
@@ -95,3 +102,51 @@ def test_boxes_that_are_not_utf8_name_the_file_and_the_remedy(tmp_path):
     (tmp_path/"a.bbox").write_text(line, encoding="latin-1")
     with pytest.raises(ValueError, match="a.bbox is not text in UTF-8: save it as UTF-8"):
         read_bbox_file(tmp_path/"a.bbox")
+
+
+def test_boxed_images_are_chosen_as_others_are(tmp_path):
+    for folder, count in (("all", 8), ("held-out", 3)):
+        (tmp_path/folder).mkdir()
+        for i in range(count):
+            Image.new("RGB", (8, 8)).save(tmp_path/folder/f"{i}.png")
+            (tmp_path/folder/f"{i}.txt").write_text("a box")
+    about = dict(name="folder", path=str(tmp_path/"all"), val_path=str(tmp_path/"held-out"))
+    config = DataConfig(**about, resolution=8, fraction=.5, captions="one")
+    data, other = [BoxedFolder(config, split) for split in ("train", "val")]
+    assert data.items == load_dataset(config).items and len(data.items) == 4 and data.one
+    assert other.items == load_dataset(config, "val").items and len(other.items) == 3
+    item = data.augmented(0, torch.Generator())
+    assert item["caption"] == "a box" and item["edges"].shape == (MAX_BOXES, 4)
+
+
+def test_boxed_coco_is_chosen_and_its_boxes_are_read_at_once(tmp_path):
+    (tmp_path/"annotations").mkdir()
+    (tmp_path/"train2017").mkdir()
+    for i in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path/"train2017"/f"{i}.jpg")
+    images = [dict(id=i, file_name=f"{i}.jpg", width=8, height=8) for i in range(4)]
+    notes = [dict(image_id=i, category_id=1, bbox=[0, 0, 4, 4], caption="a box") for i in range(4)]
+    table = dict(images=images, annotations=notes, categories=[dict(id=1, name="box")])
+    for name in ("captions", "instances"):
+        (tmp_path/"annotations"/f"{name}_train2017.json").write_text(json.dumps(table))
+    data = BoxedCoco(DataConfig("coco", str(tmp_path), resolution=8, fraction=.5, captions="one"))
+    assert len(data.items) == 2 and data.one
+    (tmp_path/"annotations"/"instances_train2017.json").unlink()
+    assert data.boxes(0) == [("box", (0., 0., .5, .5))]
+
+
+class Brightness(torch.nn.Module):
+    def encode(self, images):
+        return images.mean((1, 2, 3)).mul(99).long()[:, None]
+
+
+def test_a_mixture_of_kept_images_has_boxes(tmp_path):
+    parts = {split: BoxedShapes(DataConfig(), split) for split in ("train", "val")}
+    kept = Mixture(parts, [1, 1]).encoded(
+        DataConfig(cache=4, cache_dir=str(tmp_path)),
+        lambda config, data: cached_tokens(config, Brightness(), torch.device("cpu"), data))
+    for position in range(4):
+        item = kept.drawn(position, 0)
+        source, stream, place = kept.find(position)
+        boxes = list(parts.values())[source].boxes(stream.index(place))
+        assert item["phrases"] == pack_boxes(boxes)["phrases"] and len(item["tokens"]) == 1

@@ -6,12 +6,21 @@ import signal
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 import t2i.engine.caches as caches
 from t2i import T2IError
-from t2i.engine.caches import CachedDataset, build_cache, build_token_cache, dataset_hash
+from t2i.data.datasets import ImageFiles
+from t2i.data.webdataset import ShardFiles, shard_items, write_shards
+from t2i.engine.caches import (
+    CachedDataset,
+    CachedWithSource,
+    build_cache,
+    build_token_cache,
+    dataset_hash,
+)
 from t2i.guidance.clip import load_clip
 from t2i.guidance.clip_cache import TextCache, build_text_cache
 
@@ -364,3 +373,34 @@ def test_a_text_cache_skips_overlapping_shards(tmp_path, clip):
     name = "000000004-000000008.safetensors"
     (other/name).rename(folder/name)
     check_texts(folder, clip)
+
+
+def write_damaged(folder):
+    "A shard of four images of one shade each, two captions each; the second image is damaged"
+    for i in range(4):
+        Image.new("RGB", (8, 8), (60*i,)*3).save(folder/f"{i}.png")
+        (folder/f"{i}.txt").write_text(f"shade {i}\n")
+    items = [(folder/f"{i}.png", [f"shade {i}", f"gray {i}"]) for i in range(4)]
+    (shard,) = write_shards(ImageFiles(items, 8), folder/"shards")
+    place, _ = shard_items(shard)[1]
+    data = bytearray(shard.read_bytes())
+    data[place.offset:place.offset+20] = bytes(20)
+    shard.write_bytes(data)
+    return shard
+
+
+def test_a_cache_filled_with_a_damaged_image_pairs_its_replacement(tmp_path):
+    shard = write_damaged(tmp_path)
+
+    def read():
+        return ShardFiles(shard_items(shard), 8)
+
+    folder = build_token_cache(read(), Tokenizer(), 8, CPU, folder=tmp_path/"cache")
+    for get in (lambda data, i: data[i], lambda data, i: data.augmented(i, torch.Generator())):
+        cached = CachedWithSource(folder, 8, read())              # as a later process opens it
+        for i in range(8):
+            item = get(cached, i)
+            shade = round((item["tokens"][0].item()/100+1)*127.5/60)
+            assert shade == (i%4 if i%4 != 1 else 2)              # the next one took its place
+            assert item["caption"] in (f"shade {shade}", f"gray {shade}")
+        assert cached.source.caption(1) == "shade 2"

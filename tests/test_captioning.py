@@ -10,10 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from t2i.control.captioning import ABOUT, PARTIAL, TABLE
+from t2i.control.captioning import (
+    ABOUT,
+    PARTIAL,
+    TABLE,
+    CaptionConfig,
+    TemplateCaptioner,
+    caption_folder,
+    images_to_caption,
+)
 from t2i.core import fold_in
 
-pytestmark = pytest.mark.slow  # four minutes of one core
 IMAGES = 10_000
 WORDS = "<pad> </s> <unk> <image> Question: Answer: what is this? a red blue circle star".split()
 
@@ -76,6 +83,7 @@ def kill_after(folder, model, count, batch_size):
     return (folder/PARTIAL).read_bytes().count(b"\n")
 
 
+@pytest.mark.slow  # four minutes of one core
 def test_ten_thousand_images_killed_twice(tmp_path):
     tiny_blip2(tmp_path/"blip2")
     for name in ("whole", "killed"):
@@ -91,3 +99,23 @@ def test_ten_thousand_images_killed_twice(tmp_path):
     rows = (tmp_path/"whole"/TABLE).read_text().splitlines()
     assert about["images"] == IMAGES == len(rows) + len(about["failed"])
     assert not (tmp_path/"killed"/PARTIAL).exists()
+
+
+def test_what_cannot_be_captioned_is_named_before_a_model_is_loaded(tmp_path, caplog):
+    for name in (b"a.png", b"caf\xe9.png"):
+        Image.new("RGB", (8, 8)).save(os.path.join(os.fsencode(tmp_path), name))
+    (tmp_path/"torn.png").write_bytes(b"no image")
+    assert [p.name for p in images_to_caption(tmp_path)] == ["a.png"]
+    unread, named = [r.getMessage() for r in caplog.records if r.getMessage()[:8] == "left out"]
+    assert unread.endswith("that cannot be read: 'torn.png'")
+    assert named.endswith("names that are not in UTF-8: 'caf\\udce9.png'")
+    assert caption_folder(tmp_path, TemplateCaptioner(), CaptionConfig(prompt="x")).is_file()
+
+
+def test_a_run_that_stopped_within_its_first_line_goes_on(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path/"a.png")
+    for torn in ("", '{"model": "tem'):
+        (tmp_path/PARTIAL).write_text(torn)
+        table = caption_folder(tmp_path, TemplateCaptioner(), CaptionConfig(prompt="a dot"))
+        assert json.loads(table.read_text()) == dict(file_name="a.png", text=["a dot"])
+        table.unlink()

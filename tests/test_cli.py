@@ -3,6 +3,7 @@ import json
 import mimetypes
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -651,7 +652,8 @@ def test_data_check_names_odd_sizes_and_captions(t2i, photos):
 def test_data_check_takes_fields_of_data_after_a_folder(t2i, photos):
     code, out, _ = t2i("data", "check", photos, "data.fraction=0.5", "--json")
     assert code == 0 and json.loads(out)["train"] == 10
-    code, out, _ = t2i("data", "check", photos, f"data.val_path={photos}", "--json")
+    other = shutil.copytree(photos, photos.with_name("other"))
+    code, out, _ = t2i("data", "check", photos, f"data.val_path={other}", "--json")
     assert code == 0 and (json.loads(out)["train"], json.loads(out)["val"]) == (20, 20)
     for field, says in {
         "nonsense=3": "nonsense=3: there is no field nonsense",
@@ -686,3 +688,5 @@ def test_prompts_that_are_not_utf8_name_the_remedy(t2i):
 def test_data_cache_recognises_coco(t2i):
     sample = Path(__file__).parents[1]/"data"/"sample"/"coco"
     assert t2i("data", "cache", "features", "--data", sample, "--count", 2)[0] == 0
+    code, _, err = t2i("data", "cache", "kept", "--recipe", "shapes-var", "--split", "val")
+    assert code == 1 and "--recipe reads none of --data" in err and not Path("kept").exists()

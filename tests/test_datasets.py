@@ -553,6 +553,9 @@ def test_a_path_is_never_ignored(tmp_path, messages):
         load_dataset(DataConfig(path=str(tmp_path/"nowhere")))
     with pytest.raises(ValueError, match="data.val_path needs data.path"):
         DataConfig(val_path="x")
+    for name in ("folder", "t2i.data.webdataset.ShardDataset"):
+        with pytest.raises(ValueError, match="is the folder of data.path: leave it out"):
+            DataConfig(name, path=str(tmp_path), val_path=f"{tmp_path}/./")
 
 
 @pytest.mark.parametrize("name", ["mnist", "", "Shapes", "..", "a b.c", "folder "])
@@ -741,11 +744,17 @@ def test_augmentation_that_cannot_be(config, says):
         DataConfig(**config)
 
 
-def test_an_image_that_breaks_later_is_named(tmp_path):
-    data = ImageFiles([(image(tmp_path/"a.png"), ["a"])], 8)
+def test_an_image_that_breaks_later_is_named(tmp_path, messages):
+    data = ImageFiles([(image(tmp_path/f"{name}.png"), [name]) for name in "abc"], 8)
     (tmp_path/"a.png").write_bytes(b"gone")
     with pytest.raises(ValueError, match="cannot read .*a.png"):
-        data[0]
+        data.read(0)
+    assert [item["caption"] for item in data] == ["b", "b", "c"]  # the next one takes its place
+    (line,) = [m for m in messages if "takes its place" in m]
+    assert "a.png: it is not an image" in line
+    (tmp_path/"c.png").unlink()
+    with pytest.raises(FileNotFoundError, match="c.png"):         # no damage
+        data[2]
 
 
 def test_items_end(tmp_path):
@@ -793,9 +802,9 @@ def test_what_is_no_text_is_refused(tokenizer, text):
 def test_cut_captions_are_counted_once(tmp_path, messages):
     for i, caption in enumerate(("a cat", "a cat and a dog and an owl", "a dog")):
         image(tmp_path/f"{i}.png", caption)
-    config = DataConfig(path=str(tmp_path), val_path=str(tmp_path))
+    config = DataConfig(path=str(tmp_path))
     for _ in range(2):
         prepare_text_tokenizer(tmp_path/"run", None, config, 100, 64, 5)
         prepare_text_tokenizer(None, None, config, 100, 64, 5)
     (line,) = [m for m in messages if "tokens" in m]
-    assert line.startswith("1 of 3 captions have more than 4 tokens")
+    assert line.startswith("1 of 2 captions have more than 4 tokens")

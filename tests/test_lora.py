@@ -1,4 +1,5 @@
 "LoRA: one line for what is missing or wrong, and a run of the command line"
+import errno
 import json
 import shutil
 import sys
@@ -9,7 +10,9 @@ import torch
 from typer.testing import CliRunner
 
 from t2i.cli import app
+from t2i.control import lora
 from t2i.control.contours import write_outlined
+from t2i.control.lora import LoRAConfig, add_lora, load_lora, lora_layers, read_lora, save_lora
 from t2i.core import T2IError
 from t2i.engine.files import bundled_folder
 from t2i.outputs import read_about
@@ -123,3 +126,29 @@ def test_a_saved_factor_is_warned_of(tmp_path, caplog):
     pipe.load_lora("shapes-lora", .5)
     pipe.save_pretrained(tmp_path/"half")
     assert "shapes-lora acts with factor 0.5" in caplog.text and (tmp_path/"half").is_dir()
+
+
+def test_a_lora_on_a_part_of_the_blocks_is_loaded_again(tmp_path, monkeypatch):
+    model = load("shapes-var", "cpu").lora_host
+    add_lora(model, LoRAConfig(2, targets=["blocks.0.attn.qkv"]))
+    (layer,) = lora_layers(model).values()
+    torch.nn.init.ones_(layer.lora_B["default"].weight)
+    save_lora(model, tmp_path/"lora", "shapes-var")
+    config, _ = read_lora(tmp_path/"lora")
+    (name,) = config.targets
+    assert name.endswith("blocks.0.attn.qkv")
+    weights = tmp_path/"lora"/"adapter_model.safetensors"
+    usual = tmp_path/"usual"
+    usual.touch()
+    assert weights.stat().st_mode == usual.stat().st_mode
+    other = load("shapes-var", "cpu").lora_host
+    load_lora(other, tmp_path/"lora")
+    assert [*lora_layers(other)] == [name]
+
+    def full(*args, **settings):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(lora, "save_file", full)
+    with pytest.raises(T2IError, match="the disk is full"):
+        save_lora(model, tmp_path/"second", "shapes-var")
+    assert not list((tmp_path/"second").iterdir())               # no config without weights

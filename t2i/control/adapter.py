@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['AdapterConfig', 'weight_list', 'check_weights', 'Adapter', 'scale_settings', 'ScalePredictor', 'chosen_weight',
-           'LabelledText', 'BesideFrozen', 'SteeredCondition', 'AdaptedVAR', 'check_fits', 'find_class',
-           'CaptionReader', 'CaptionEncoder', 'AdapterTaskConfig', 'AdapterParts', 'AdapterTask']
+           'LabelledText', 'BesideFrozen', 'SteeredCondition', 'AdaptedVAR', 'check_fits', 'class_pattern',
+           'find_class', 'CaptionReader', 'CaptionEncoder', 'AdapterTaskConfig', 'AdapterParts', 'AdapterTask']
 
 # %% ../../nbs/41_adapter.ipynb #e973ff5d
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -268,6 +268,14 @@ def check_fits(
                        f"{config.base_fingerprint}, not {found}): load {config.base}")
 
 # %% ../../nbs/41_adapter.ipynb #d5cad1b5
+@lru_cache(maxsize=None)
+def class_pattern(
+    name:str,
+)->re.Pattern: # of a caption between spaces
+    "What is searched for: the name of a class, also in the plural"
+    return re.compile(rf" {re.escape(same_name(name))}(s|es)? ")
+
+
 def find_class(
     text:str,
     names:list[str], # of the classes, by label
@@ -276,7 +284,7 @@ def find_class(
     letters = re.sub(r"[^\w\s-]", " ", text)
     plain = f" {same_name(letters)} "
     found = [(len(name), -i) for i, name in enumerate(names)
-             if re.search(rf" {re.escape(same_name(name))}(s|es)? ", plain)]
+             if class_pattern(name).search(plain)]
     return -max(found)[1] if found else len(names)
 
 # %% ../../nbs/41_adapter.ipynb #8a51dec9
@@ -365,8 +373,9 @@ class AdapterParts(ClassifiedParts):
     def read(self, captions:list[str], labels:Tensor|None=None)->LabelledText:
         "Features of captions, and their labels; None: those that the captions name"
         device = self.clip.mean.device
-        ids, mask, named = [t.to(device) for t in self.reader(captions)]
-        labels = named if labels is None else labels
+        known = labels is not None
+        found = (*self.reader.words(captions), labels) if known else self.reader(captions)
+        ids, mask, labels = [t.to(device) for t in found]
         return LabelledText(labels, clip_features(self.clip, ids, mask))
 
 # %% ../../nbs/41_adapter.ipynb #baa2a60f

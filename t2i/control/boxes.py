@@ -347,7 +347,8 @@ class PhraseReader:
         new = sorted(set(phrases) - self.known.keys())
         if new:
             self.known |= dict(zip(new, self.encode(new).pooled.float()))
-        return torch.stack([self.known[phrase] for phrase in phrases])
+        found = [self.known[phrase] for phrase in phrases]
+        return torch.stack([vector.to(found[0].device) for vector in found]) # a model may move
 
 # %% ../../nbs/43_boxes.ipynb #af8df491
 def boxed_text(

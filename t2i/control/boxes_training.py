@@ -37,7 +37,7 @@ from .lora import base_task
 from ..core import T2IError
 from ..data.checker import find_objects
 from ..data.coco import Box, stored_size
-from ..data.datasets import CocoDataset, DataConfig, FolderDataset, ShapesDataset
+from ..data.datasets import CocoDataset, DataConfig, FolderDataset, ShapesDataset, read_files
 from ..data.shapes import SIDE, SPLIT_SEEDS, Group, Obj, noun_phrase, sample_scene
 from ..engine.folders import read_text
 from ..generators.text_var import drop_captions
@@ -135,7 +135,7 @@ class BoxedFolder(WithBoxes, FolderDataset):
     "Captioned images with name.bbox beside name.png"
     def __init__(self, config:DataConfig, split:str="train"):
         refuse_augment(config)
-        super().__init__(config.path, config.resolution, split=split)
+        vars(self).update(vars(read_files(config, split)))       # the same items
         for path, _ in self.items:                               # a mistake shows before training
             read_bbox_file(path.with_suffix(".bbox"))
 
@@ -155,7 +155,8 @@ class BoxedCoco(WithBoxes, CocoDataset):
     "COCO 2017 with the boxes of its objects and their categories as phrases"
     def __init__(self, config:DataConfig, split:str="train"):
         refuse_augment(config)
-        super().__init__(config.path, split, config.resolution, missing=config.missing)
+        files = read_files(config, split, CocoDataset, missing=config.missing)
+        vars(self).update(vars(files), all_boxes=files.all_boxes) # read once, before loaders start
 
 # %% ../../nbs/43_boxes_training.ipynb #3de26b4e
 def drop_boxes(

@@ -6,7 +6,7 @@
 __all__ = ['BLIP2', 'QUESTION', 'PARTIAL', 'TABLE', 'ABOUT', 'RuleCaptioner', 'TemplateCaptioner', 'fill_class', 'clean_caption',
            'fault', 'CaptionConfig', 'without_prompt', 'load_blip2', 'BLIP2Captioner', 'retries', 'good_captions',
            'caption_batch', 'read_partial', 'append_lines', 'finish_captions', 'check_captions', 'load_captioner',
-           'images_to_caption', 'caption_folder']
+           'is_text', 'images_to_caption', 'caption_folder']
 
 # %% ../../nbs/40_captioning.ipynb #75d9bed3
 import json
@@ -20,12 +20,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core import T2IError, best_device, half_dtype, import_extra, log, progress
+from ..core import T2IError, best_device, half_dtype, import_extra, log, progress, warn_once
 from ..data.checker import find_objects
 from ..data.datasets import open_image
 from ..data.shapes import Group, noun_phrase
 from ..engine.files import fsync_path, write_text
-from ..engine.folders import IMAGE_SUFFIXES, TABLES, folder_captions, is_image, visible_files
+from t2i.engine.folders import (
+    IMAGE_SUFFIXES,
+    TABLES,
+    folder_captions,
+    unreadable_images,
+    visible_files,
+)
 from ..engine.unpickling import first_line
 
 # %% ../../nbs/40_captioning.ipynb #f95ccb76
@@ -245,8 +251,11 @@ def read_partial(
         return {}
     data = path.read_bytes()
     whole = data[:data.rfind(b"\n")+1]
+    if not whole:  # stopped within its first line
+        path.unlink()
+        return {}
     lines = [json.loads(line) for line in whole.splitlines()]
-    if lines and lines[0] != about:
+    if lines[0] != about:
         changed = [k for k in about if lines[0].get(k) != about[k]]
         raise T2IError(f"{path} was begun with another {' and '.join(changed)}: "
                        "use the same, or remove it")
@@ -315,6 +324,15 @@ def load_captioner(
     return BLIP2Captioner(model, revision, device)
 
 
+def is_text(name:str)->bool:
+    "Whether a file name can be written in UTF-8"
+    try:
+        name.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
+
+
 def images_to_caption(
     folder:Path, # of images, perhaps in subfolders
 )->list[Path]:
@@ -322,7 +340,13 @@ def images_to_caption(
     if not folder.is_dir():
         raise T2IError(f"{folder} is no folder; give one with images")
     named = [p for p in visible_files(folder) if p.suffix.lower() in IMAGE_SUFFIXES]
-    files = [p for p in named if is_image(p)]
+    broken = set(unreadable_images(named))
+    strange = {p for p in named if not is_text(p.relative_to(folder).as_posix())}
+    files = [p for p in named if p not in broken | strange]
+    for found, what in ((broken, "cannot be read"), (strange, "have names that are not in UTF-8")):
+        if found:
+            names = sorted(ascii(p.relative_to(folder).as_posix()) for p in found)
+            warn_once(f"left out {len(found)} images of {folder} that {what}", tuple(names))
     if not files:
         raise T2IError(f"no image in {folder}")
     if (folder/TABLE).exists():

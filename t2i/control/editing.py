@@ -150,6 +150,7 @@ def read_known(
     elif not isinstance(mask, (np.ndarray, Tensor)):
         raise T2IError(f"the mask is a {type(mask).__name__}; give a PIL image "
                        "(PIL.Image.open reads files), an array or a tensor")
+    mask = mask.detach().float().cpu() if isinstance(mask, Tensor) else mask
     pixels = np.asarray(mask).squeeze()
     if pixels.shape != (side, side):
         found = "x".join(map(str, pixels.shape[::-1]))
@@ -173,7 +174,7 @@ def read_image(
     elif not isinstance(image, Tensor):
         raise T2IError(f"the image is a {type(image).__name__}; give a PIL image (PIL.Image.open "
                        "reads files, PIL.Image.fromarray arrays) or a tensor")
-    image = check_images(image.reshape(-1, *image.shape[-3:])).float()
+    image = check_images(image.detach().cpu().reshape(-1, *image.shape[-3:])).float()
     if tuple(image.shape) != (1, 3, side, side):
         found = f"{image.shape[-1]}x{image.shape[-2]}"
         advice = "resize it, or draw with t2i generate -n 1 or -o FOLDER/, without --upscale"

@@ -24,7 +24,8 @@ from torch import Tensor
 from ..core import T2IError, import_extra, log
 from ..data.datasets import DataConfig
 from ..engine.checkpoints import initial_weights, load_state_dict_strict, misfits, read_weights
-from ..engine.files import bundled_folder, write_text
+from ..engine.downloads import explain_full_disk
+from ..engine.files import atomic_path, bundled_folder, write_text
 from ..engine.recipes import load_recipe
 from ..generators.var_with_clip import weights_fingerprint
 from ..training import Task, TrainConfig
@@ -217,13 +218,18 @@ def save_lora(
     layers = {k: layer for k, layer in lora_layers(model).items() if name in layer.lora_A}
     some = next(iter(layers.values()))
     ends = sorted({".".join(key.split(".")[-2:]) for key in layers})
+    if set(match_targets(model, ends)) > set(layers):            # a part of the blocks: whole names
+        ends = sorted(layers)
     config = LoRAConfig(some.r[name], some.lora_alpha[name], ends)
     values = peft_config(config, base).to_dict() | dict(target_modules=ends)
     text = json.dumps(values, indent=2, sort_keys=True, default=str)
-    write_text(Path(folder)/"adapter_config.json", text+"\n")
     saved = {key: w.detach().cpu().to(dtype).contiguous() for key, w in weights.items()}
-    save_file(saved, Path(folder)/"adapter_model.safetensors",
-              metadata=dict(format="pt", base_fingerprint=weights_fingerprint(model)))
+    about = dict(format="pt", base_fingerprint=weights_fingerprint(model))
+    path = Path(folder)/"adapter_model.safetensors"
+    with explain_full_disk(path, "make room and save it again"):
+        with atomic_path(path) as temporary:
+            save_file(saved, temporary, metadata=about)
+        write_text(Path(folder)/"adapter_config.json", text+"\n")
 
 # %% ../../nbs/42_lora.ipynb #2c1f5638
 def check_plain(

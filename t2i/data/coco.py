@@ -126,7 +126,13 @@ def folder_kind(
     "What a folder looks like: COCO, shards, or images"
     if any(path.glob("annotations/captions_*2017.json")):
         return "coco"
-    return "t2i.data.webdataset.ShardDataset" if any(path.glob("*.tar")) else "folder"
+    shards = sum(1 for _ in path.glob("*.tar"))
+    files = folders.visible_files(path) if shards else []
+    if any(file.suffix.lower() in folders.IMAGE_SUFFIXES for file in files):
+        warn_once(f"{path} holds images and {shards} tar files: the images are read; move the "
+                  "tar files into a folder of their own to read them")
+        return "folder"
+    return "t2i.data.webdataset.ShardDataset" if shards else "folder"
 
 
 def warn_of_coco(

@@ -35,7 +35,6 @@ from .shapes import SPLIT_SEEDS, Scene, render
 from ..engine import folders
 from ..engine.recipes import import_class
 from ..engine.runs import SIGNALS
-from ..engine.unpickling import first_line
 
 # %% ../../nbs/03_datasets.ipynb #492f0c91
 class SceneDataset(Dataset):
@@ -176,10 +175,7 @@ def open_image(
     "Read an image file; an error names it"
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no such file: {path}")
-    try:
-        return folders.decode(path, least)
-    except Exception as e:  # decoders raise errors of many kinds
-        raise ValueError(f"cannot read {path}: it is not an image ({first_line(e)})") from None
+    return folders.decode_named(path, f"cannot read {path}: it is not an image", least)
 
 # %% ../../nbs/03_datasets.ipynb #a7143a5b
 class CaptionedFiles(Dataset):
@@ -224,7 +220,7 @@ class CaptionedFiles(Dataset):
 # %% ../../nbs/03_datasets.ipynb #80ef6477
 AUGMENTATIONS = ("none", "flip", "crop")
 
-class ImageFiles(CaptionedFiles):
+class ImageFiles(folders.SkipsDamaged, CaptionedFiles):
     "Captioned image files, read as squares"
     def __init__(self,
         items:list[tuple[Path,list[str]]], # see `CaptionedFiles`
@@ -235,7 +231,8 @@ class ImageFiles(CaptionedFiles):
         super().__init__(items, one)
         self.resolution, self.augment = resolution, augment
 
-    def __getitem__(self, i:int, **square)->dict: # image (3,r,r) in [-1,1], caption, near_miss
+    def read(self, i:int, **square)->dict: # image (3,r,r) in [-1,1], caption, near_miss
+        "Item i, if its image is whole"
         i = range(len(self))[i]
         path, caption = self.locate(i)
         least = math.ceil(2*self.resolution/square.get("share", 1))  # resizing smooths the rest
@@ -346,8 +343,7 @@ class DataConfig:
         if self.sources and self.name not in ("shapes", "mixture"):
             raise ValueError(f"data.sources needs data.name=mixture, got {self.name}")
         self.name = "mixture" if self.sources else self.name
-        if self.val_path and not self.path:
-            raise ValueError("data.val_path needs data.path, the folder of training images")
+        folders.check_apart(self.path, self.val_path)
         if self.path and self.name in COMPUTED:
             self.name = coco.folder_kind(Path(self.path).expanduser())
             info_once(f"data.path={self.path} means data.name={self.name}")
@@ -405,7 +401,8 @@ def load_dataset(
     if name == "mixture":
         return import_class("t2i.data.mixtures.load_mixture")(config, split, captioned)
     if "." in name and all(part.isidentifier() for part in name.split(".")):
-        return import_class(name)(config, split)
+        kind = import_class(name)
+        return kind(config, split, *[captioned]*hasattr(kind, "captioned"))
     if name not in ("folder", "coco"):
         raise ValueError(f"unknown data.name {name!r}; known are {', '.join(COMPUTED)}, "
                          "folder, coco, mixture, and your own class as module.Class")

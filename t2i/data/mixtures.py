@@ -129,9 +129,9 @@ def with_texts(item:dict)->dict:
 def shared_names(
     parts:dict[str,Dataset], # by label
 )->list[str]:                # entries that all items have
-    "Compare the first items of several datasets; images of different sizes are refused"
-    items = {label: with_texts(part[0]) for label, part in parts.items()}
-    shared = set.intersection(*map(set, items.values()))
+    "Compare items of several datasets, as training reads them; they need images of one size"
+    items = {label: with_texts(InfiniteDataset(part)[0]) for label, part in parts.items()}
+    shared = set.intersection(*map(set, items.values())) - {"u"}
     for name in ("image", "tokens"):
         if name in shared:
             sizes = {label: list(item[name].shape) for label, item in items.items()}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'Place', 'split_name', 'read_index', 'sample_captions', 'shard_items', 'add_sample', 'write_shards',
-           'shard_split', 'split_shards', 'DamagedImage', 'ShardFiles', 'ShardDataset']
+           'shard_split', 'split_shards', 'ShardFiles', 'ShardDataset']
 
 # %% ../../nbs/03_webdataset.ipynb #c7d33b42
 import io
@@ -55,7 +55,7 @@ def read_index(
     path:Path, # an uncompressed tar file
 )->dict[str,dict[str,Place]]: # sample -> suffix -> file
     "What a shard holds; only the names are read"
-    samples = {}
+    samples, ended = {}, False
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -63,8 +63,13 @@ def read_index(
                     key, suffix = split_name(member.name)
                     place = Place(path, member.name, member.offset_data, member.size)
                     samples.setdefault(key, {})[suffix] = place
-    except (tarfile.TarError, OSError) as e:
-        raise T2IError(f"{path} is no uncompressed tar file ({first_line(e)})") from None
+            tar.fileobj.seek(tar.offset)
+            ended = tar.fileobj.read(512) == bytes(512)  # the mark of the end
+    except tarfile.TarError as e:
+        if not samples:
+            raise T2IError(f"{path} is no uncompressed tar file ({first_line(e)})") from None
+    if not ended:
+        raise T2IError(f"{path} ends too early: its copy or download was cut off; fetch it again")
     return samples
 
 # %% ../../nbs/03_webdataset.ipynb #b83cc5c7
@@ -89,15 +94,16 @@ def sample_captions(
 # %% ../../nbs/03_webdataset.ipynb #aaf49174
 def shard_items(
     path:Path, # a shard
-)->list[tuple[Place,list[str]]]: # image, captions
-    "The captioned images of a shard; what is left out is named"
+    captioned:bool=True, # False: images without a caption stay, with an empty one
+)->list[tuple[Place,list[str]]]: # image, captions; none of an image that is left out
+    "The images of a shard; what is left out is named"
     items, left_out = [], []
     for key, files in read_index(path).items():
         image = next((files[suffix] for suffix in IMAGES if suffix in files), None)
-        captions = sample_captions(files)
-        if image and captions:
+        captions = sample_captions(files) or [""]*(not captioned)
+        if image:
             items.append((image, captions))
-        else:
+        if not image or not captions:
             left_out.append(key)
     if left_out:
         warn_once(f"{path}: left out {len(left_out)} samples without an image or a caption",
@@ -170,42 +176,13 @@ def split_shards(
     wanted = {split} if divided else used
     return [path for path, kind in zip(paths, kinds) if kind in wanted], divided
 
-# %% ../../nbs/03_webdataset.ipynb #8775248d
-class DamagedImage(T2IError):
-    "An image in a shard that cannot be decoded"
-
 # %% ../../nbs/03_webdataset.ipynb #cc6ead7c
 class ShardFiles(ImageFiles):
     "Captioned images at places in tar files"
-    def __getitem__(self, i:int, **square)->dict: # image (3,r,r) in [-1,1], caption, near_miss
-        "Item i; a damaged image is named, and the next whole one takes its place for good"
-        try:
-            return super().__getitem__(i, **square)
-        except DamagedImage as error:
-            warn_once(f"{error}: the next whole image takes its place")
-        n = len(self.items)
-        k = range(len(self))[i]%n
-        later = (self.items[(k+step)%n] for step in range(1, n))
-        self.items[k] = next((item for item in later if self.is_whole(item[0])), None)
-        if self.items[k] is None:
-            raise T2IError("no image in these shards can be read")
-        return super().__getitem__(i, **square)
-
-    def is_whole(self, path:Place)->bool:
-        "Whether the image at a place can be decoded"
-        try:
-            self.open(path, least=1)  # a JPEG at an eighth of its size
-            return True
-        except DamagedImage:
-            return False
-
     def open(self, path:Place, least:int=0)->Image.Image: # RGB, see `decode`
         "The image at a place"
-        try:
-            return folders.decode(io.BytesIO(path.read()), least)
-        except Exception as e:  # decoders raise errors of many kinds
-            why = first_line(e)
-            raise DamagedImage(f"{path.name} in {path.shard} is no whole image ({why})") from None
+        fault = f"{path.name} in {path.shard} is no whole image"
+        return folders.decode_named(io.BytesIO(path.read()), fault, least)
 
     def cache_key(self)->tuple: # shards with sizes and times, places, captions
         "What the items depend on, for `t2i.engine.caches`"
@@ -218,20 +195,25 @@ class ShardFiles(ImageFiles):
 # %% ../../nbs/03_webdataset.ipynb #ddb2d50d
 class ShardDataset(ShardFiles):
     "Captioned images in a folder of tar files"
+    captioned = True  # `load_dataset` may ask for images without captions
+
     def __init__(self,
         config:DataConfig, # with `path`, a folder of shards
         split:str="train", # or "val"
+        captioned:bool=True, # see `shard_items`
     ):
         chosen = config.val_path if split == "val" and config.val_path else config.path
         paths = sorted(Path(chosen).expanduser().glob("*.tar"))
         if not paths:
             raise T2IError(f"no shards NAME.tar in {chosen}")
-        paths, divided = (paths, True) if config.val_path else split_shards(paths, split)
-        items = [item for path in paths for item in shard_items(path)]
+        paths, divided = split_shards(paths, split)
+        images = [item for path in paths for item in shard_items(path, captioned)]
+        items = [(place, captions) for place, captions in images if captions]
         if not items:
-            raise T2IError(f"no captioned image in the shards of {chosen}")
-        if not divided:
-            items = folders.split_items(items, split, Path(chosen), [place for place, _ in items])
+            raise T2IError(f"no {'captioned '*captioned}image in the shards of {chosen}")
+        if not divided and not config.val_path:
+            places = [place for place, _ in images]
+            items = folders.split_items(items, split, Path(chosen), places)
         if split == "train":
             items = choose_subset(items, config.fraction)
         augment = config.augment if split == "train" else "none"

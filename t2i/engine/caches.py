@@ -256,13 +256,21 @@ class CachedWithSource(CachedDataset):
         super().__init__(folder, count)
         self.source = source
 
+    def place(self, i)->int: # from 0
+        "Number of item i; an image that replaced a damaged one here does so in the source, too"
+        i = range(len(self))[i]
+        replace = getattr(self.source, "replace_damaged", None)
+        if replace and self.source.caption(i) != self.captions[i]:
+            replace(i)
+        return i
+
     def near_misses(self, i)->dict[str,list[str]]: # by what is false
         "Captions that are false of item i in one thing"
-        i = range(len(self))[i]
+        i = self.place(i)
         return self.source.near_misses(i) if hasattr(self.source, "near_misses") else {}
 
     def __getitem__(self, i)->dict:
-        i = range(len(self))[i]
+        i = self.place(i)
         item = super().__getitem__(i)
         if hasattr(self.source, "near_miss"):
             item["near_miss"] = self.source.near_miss(i)
@@ -272,4 +280,5 @@ class CachedWithSource(CachedDataset):
         "Item i with another of its captions, if the source can retell"
         if not hasattr(self.source, "retold"):
             return self[i]
-        return super().__getitem__(i) | self.source.retold(range(len(self))[i], generator)
+        i = self.place(i)
+        return super().__getitem__(i) | self.source.retold(i, generator)

@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -165,6 +166,6 @@ def unpack_zip(
                 if file_size(target) != member.file_size or not target.is_file():
                     write_member(archive, member, target)
                     written += 1
-    except (zipfile.BadZipFile, EOFError) as e:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as e:
         raise T2IError(f"{path} is damaged ({e}): remove it and fetch it again") from None
     return written

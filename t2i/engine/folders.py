@@ -7,7 +7,8 @@ __all__ = ['CLOSED_SUFFIXES', 'OPEN_SUFFIXES', 'IMAGE_SUFFIXES', 'SYSTEM_NAMES',
            'SPLIT_FOLDERS', 'read_text', 'list_visible', 'visible_files', 'spelling', 'relative_name', 'caption_list',
            'parse_row', 'table_rows', 'join_faults', 'table_captions', 'image_names', 'text_captions', 'folder_tables',
            'warn_of_shared', 'folder_captions', 'decode', 'can_decode', 'is_image', 'unreadable_images',
-           'usable_images', 'image_size', 'warn_of_sizes', 'split_images', 'split_items', 'drop_held_out']
+           'usable_images', 'DamagedImage', 'decode_named', 'SkipsDamaged', 'image_size', 'warn_of_sizes',
+           'split_images', 'split_items', 'check_apart', 'drop_held_out']
 
 # %% ../../nbs/95_folders.ipynb #e020e90a
 import csv
@@ -23,7 +24,8 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from ..core import progress, to_rgb, warn_once
+from ..core import T2IError, progress, to_rgb, warn_once
+from .unpickling import first_line
 
 # %% ../../nbs/95_folders.ipynb #cacaeff5
 def read_text(path:Path)->str: # its lines end with "\n"
@@ -323,6 +325,54 @@ def usable_images(
                   tuple(skipped))
     return items
 
+# %% ../../nbs/95_folders.ipynb #e8a359ee
+class DamagedImage(T2IError):
+    "An image that cannot be decoded"
+
+
+def decode_named(
+    file,        # see `decode`
+    fault:str,   # how the error begins: which image, and that it cannot be read
+    least:int=0, # see `decode`
+)->Image.Image:  # RGB, upright
+    "Read an image; a damaged one is told from an error of the disk"
+    try:
+        return decode(file, least)
+    except Exception as e:  # decoders raise errors of many kinds
+        if getattr(e, "errno", None):
+            raise
+        raise DamagedImage(f"{fault} ({first_line(e)})") from None
+
+# %% ../../nbs/95_folders.ipynb #307b1332
+class SkipsDamaged:
+    "Mixed into a dataset with `items`, `read` and `open`: damaged images are replaced"
+    def __getitem__(self, i:int, **square)->dict:
+        "Item i; a damaged image is named, and the next whole one takes its place for good"
+        try:
+            return self.read(i, **square)
+        except DamagedImage as error:
+            warn_once(f"{error}: the next whole image takes its place")
+        self.replace_damaged(i)
+        return self.read(i, **square)
+
+    def replace_damaged(self, i:int):
+        "Put the next whole image in the place of item i"
+        n = len(self.items)
+        k = range(len(self))[i]%n
+        later = (self.items[(k+step)%n] for step in range(1, n))
+        whole = next((item for item in later if self.is_whole(item[0])), None)
+        if whole is None:
+            raise T2IError("no image of these data can be read")
+        self.items[k] = whole
+
+    def is_whole(self, path)->bool:
+        "Whether an image can be decoded"
+        try:
+            self.open(path, least=1)  # a JPEG at an eighth of its size
+            return True
+        except DamagedImage:
+            return False
+
 # %% ../../nbs/95_folders.ipynb #1afd83b1
 LEAST_SIDE, LONGEST = 16, 8 # pixels; times as long as wide
 
@@ -397,6 +447,15 @@ def split_items(
     return [item for item in items if (item[0] in held_out) == (split == "val")]
 
 # %% ../../nbs/95_folders.ipynb #25361723
+def check_apart(path:str|None, val_path:str|None): # folders to train on, and to validate on
+    "Refuse one folder for both splits"
+    if val_path and not path:
+        raise ValueError("data.val_path needs data.path, the folder of training images")
+    if val_path and Path(val_path).expanduser().resolve() == Path(path).expanduser().resolve():
+        raise ValueError(f"data.val_path={val_path} is the folder of data.path: leave it out, and "
+                         "some images are held out")
+
+
 def drop_held_out(
     items:list[tuple], # of a split
     folder:str,        # of this split
