@@ -11,7 +11,7 @@ __all__ = ['TrainConfig', 'lr_factor', 'build_optimizers', 'ema_decay', 'ema_mod
 import contextlib
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -167,6 +167,11 @@ class Task:
     def dataset(self, split:str): # "train" or "val"
         "The images, as a map-style dataset of dicts"
 
+    @cached_property
+    def held_out(self): # a dataset
+        "The images that validate, read once"
+        return self.dataset("val")
+
     def training_step(self, batch:dict)->tuple[Tensor,dict[str,Tensor]]:
         "The loss of a micro-batch and scalars to log; `u` in it is a uniform number per image"
         raise NotImplementedError
@@ -244,7 +249,7 @@ class TrainingState(RunState):
         if self.discriminator is not None:
             self.optimizers.append(self.task.discriminator_optimizer())
             self.task.discriminator = fabric.setup_module(self.discriminator)
-        data = {split: self.task.dataset(split) for split in ("train", "val")}
+        data = dict(train=self.task.dataset("train"), val=self.task.held_out)
         self.streams = {split: InfiniteDataset(d, config.seed) for split, d in data.items()}
 
 # %% ../nbs/04_training.ipynb #ff5fb17e

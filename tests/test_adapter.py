@@ -137,3 +137,14 @@ def test_a_sweep_from_the_shell(tmp_path, monkeypatch):
     assert grid.text["prompt"].splitlines() == found["cell"] and len(found["cell"]) == 4
     wrong = CliRunner().invoke(app, ["sweep", "shapes-adapter", "gamma=1"])
     assert "'gamma=1' is no axis" in str(wrong.exception)
+
+
+def test_sheets_of_samples_read_the_held_out_images_once(run, monkeypatch):
+    recipe = load_recipe(run/"recipe.yaml")
+    task = recipe.task(recipe.config)
+    asked = []
+    images = task.images
+    monkeypatch.setattr(task, "images", lambda split: asked.append(split) or images(split))
+    first = task.sample_captions()
+    assert task.sample_captions() == first == [images("val").caption(i) for i in range(16)]
+    assert asked == ["val"]

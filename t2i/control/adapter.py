@@ -398,7 +398,7 @@ class AdapterTask(AdapterParts):
 
     def sample_captions(self)->list[str]:
         "Held-out captions, up to 16"
-        data = self.images("val")
+        data = self.held_out
         return [data[i]["caption"] for i in range(min(16, len(data)))]
 
     @torch.no_grad()

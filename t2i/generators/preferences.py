@@ -24,7 +24,6 @@ from torch.utils.data import Dataset, Subset
 
 from ..core import T2IError, fold_in, to_pil
 from ..data.checker import check
-from ..data.datasets import load_dataset
 from ..engine.caches import CachedDataset, build_cache, dataset_hash
 from ..engine.checkpoints import initial_weights, load_state_dict_strict
 from ..engine.distributed import choose_precision
@@ -319,7 +318,7 @@ class LearnsPreferences(DrawsPairs):
         scores = super().measure() or {}
         if not (c.captions and c.measured) or c.judge == "both":  # which ranks candidates alone
             return scores
-        data = load_dataset(self.config.data, "val")
+        data = self.held_out
         numbers = list(range(min(c.measured, len(data))))
         captions = [data[i]["caption"] for i in numbers]
         maps = draw_candidates(self, self.model, captions, numbers, 1)

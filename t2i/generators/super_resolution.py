@@ -216,7 +216,7 @@ class SuperResolutionTask(PairsTask):
 
     def sample(self)->Tensor: # (12,3,h*s,w*s), fewer where there are fewer images
         "Four held-out images, each once: bicubic, enlarged, and the true ones"
-        items = different_images(InfiniteDataset(self.dataset("val")), 4)
+        items = different_images(InfiniteDataset(self.held_out), 4)
         small, large = self.pair(default_collate(items))
         self.columns = len(small)
         smooth = enlarge_bicubic(small, self.config.model.scale)

@@ -355,15 +355,14 @@ def reading_scores(task:Task)->dict[str,float]: # of `reading_test`; {} if the r
     if not count:
         return {}
     if not hasattr(task, "reading"):
-        task.reading = reading_pairs(load_dataset(task.config.data, "val"), count)
+        task.reading = reading_pairs(task.held_out, count)
     return reading_test(partial(first_map_losses, task), task.reading)
 
 # %% ../../nbs/36_text_training.ipynb #a24ff017
 @torch.no_grad()
 def held_out_samples(task:Task, prompts:list[str]|None=None)->tuple[Tensor,list[str]]: # (n,3,h,w)
     "Images of prompts, or of 16 held-out captions, as a call draws them with the recipe's seed"
-    data = load_dataset(task.config.data, "val")
-    captions = prompts or [data[i]["caption"] for i in range(min(16, len(data)))]
+    captions = prompts or [task.held_out[i]["caption"] for i in range(min(16, len(task.held_out)))]
     both = task.model.text_encoder(*task.read(captions + [""]*len(captions)))
     features = [both.select(rows) for rows in torch.arange(2*len(captions)).chunk(2)]
     generators = split_generator(task.config.train.seed, None, len(captions), 1)

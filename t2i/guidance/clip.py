@@ -272,7 +272,7 @@ class CLIPTask(CLIPStep):
 
     @torch.no_grad()
     def sample(self)->Tensor:  # for each of 8 held-out captions, the 4 of 64 images that fit best
-        items = different_images(InfiniteDataset(load_dataset(self.config.data, "val")), 64)
+        items = different_images(InfiniteDataset(self.held_out), 64)
         images = torch.stack([item["image"] for item in items])
         clip = self.clip().to(self.model.logit_scale.device)
         table = clip.similarity(images, [item["caption"] for item in items[:8]])   # (64,8)

@@ -153,7 +153,7 @@ class TokenizerHooks(AdversarialTask):
 
     def sample(self)->Tensor:  # (16,3,h,w), fewer where there are fewer images
         "Eight held-out images, each once, and below them their reconstructions"
-        items = different_images(InfiniteDataset(self.dataset("val")), 8)
+        items = different_images(InfiniteDataset(self.held_out), 8)
         device = next(self.model.parameters()).device
         images = torch.stack([item["image"] for item in items]).to(device)
         self.columns = 4 if len(images) == 8 else len(images)
