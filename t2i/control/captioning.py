@@ -323,7 +323,7 @@ def load_captioner(
         raise T2IError(f"no captioner {model!r}: name {ways}")
     return BLIP2Captioner(model, revision, device)
 
-
+# %% ../../nbs/40_captioning.ipynb #5ec2e2fc
 def is_text(name:str)->bool:
     "Whether a file name can be written in UTF-8"
     try:
