@@ -272,6 +272,7 @@ def drawn_scales(
     output = drawing.output
     known = (*pipe.defaults, "negative_prompt")
     settings = {name: value for name, value in output.settings.items() if name in known}
+    settings.pop("expand", None)  # `texts` are what came of it
     if "boxes" in output.settings:
         settings["boxes"] = boxes_per_image(output.settings["boxes"], 1)
     if drawing.numbers is None:
@@ -279,7 +280,8 @@ def drawn_scales(
         steps = [maps[:k] for k in range(1, len(maps)+1)]
     else:
         generator = fold_in(output.seed, drawing.numbers[i])
-        steps = list(pipe.token_maps([output.prompts[i]], [generator], **settings))
+        text = (output.texts or output.prompts)[i]
+        steps = list(pipe.token_maps([text], [generator], **settings))
     last = steps[-1] if isinstance(steps[-1], list) else steps[-1:]  # a Parti has one map
     return [to_pil(pipe.decode(ids))[0] for ids in steps], [ids[0].cpu() for ids in last]
 

@@ -227,7 +227,7 @@ def generate(
     negative_prompt:Negative = "",
     top_k:cli_models.TopK = None, top_p:cli_models.TopP = None,
     temperature:cli_models.Temperature = None,
-    temperature_schedule:cli_models.Cooling = None,
+    temperature_schedule:cli_models.Cooling = None, expand:cli_models.Expand = None,
     num_steps:cli_models.Steps = None, more_smooth:MoreSmooth = False,
     alpha:Alpha = None, beta:Beta = None, lora:Lora = None, box:Boxes = None,
     rerank:cli_models.Rerank = None, judge:cli_models.JudgedBy = "clip", clip:Judge = None,
@@ -244,7 +244,7 @@ def generate(
     settings = dict(
         guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
         top_p=top_p, temperature=temperature, temperature_schedule=temperature_schedule,
-        num_steps=num_steps, more_smooth=more_smooth or None, alpha=alpha, beta=beta,
+        num_steps=num_steps, more_smooth=more_smooth or None, expand=expand, alpha=alpha, beta=beta,
         boxes=box or None, negative_prompt=negative_prompt, seed=seed)
     announce(len(texts), number, rerank or 1, settings)
     pipe = load_pipe(model, device)

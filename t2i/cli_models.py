@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['complete_run', 'OWN', 'Number', 'Guidance', 'Steps', 'Rerank', 'JudgedBy', 'Schedule', 'Temperature', 'Cooling',
-           'TopK', 'TopP', 'Json', 'ModelName', 'Benchmark', 'PerTask', 'Count', 'PerPrompt', 'EvalCLIP', 'Features',
-           'Samples', 'Markdown', 'SHOWN_NAMES', 'COMMANDS', 'KINDS', 'score_table', 'print_evaluation', 'evaluate',
-           'model_rows', 'leading_scores', 'section_rows', 'short_number', 'print_names', 'print_models', 'info',
-           'plot', 'leaderboard', 'convert', 'reconstruct', 'recipe_report', 'report_lines', 'folder_report',
+           'TopK', 'TopP', 'Expand', 'Json', 'ModelName', 'Benchmark', 'PerTask', 'Count', 'PerPrompt', 'EvalCLIP',
+           'Features', 'Samples', 'Markdown', 'SHOWN_NAMES', 'COMMANDS', 'KINDS', 'score_table', 'print_evaluation',
+           'evaluate', 'model_rows', 'leading_scores', 'section_rows', 'short_number', 'print_names', 'print_models',
+           'info', 'plot', 'leaderboard', 'convert', 'reconstruct', 'recipe_report', 'report_lines', 'folder_report',
            'data_check']
 
 # %% ../nbs/58_cli_models.ipynb #46e071a8
@@ -54,8 +54,11 @@ Cooling = option(
     default=OWN)
 TopK = option(int, "top_k", "Sample among the k most likely codes; 0 is off.", default=OWN)
 TopP = option(
-    float, "top_p",
-    "Sample among the likeliest codes that have this probability together; 0 is off.", default=OWN)
+    float, "top_p", "Sample among the likeliest codes of this probability together; 0 is off.",
+    default=OWN)
+Expand = option(
+    str, "expand", "shapes: say what a prompt of two objects leaves open; none: leave it so.",
+    default=OWN)
 Json = option(bool, "", "Print JSON, for programs.", "--json")
 
 # %% ../nbs/58_cli_models.ipynb #5714f8ce
@@ -121,10 +124,9 @@ def evaluate(
     temperature_schedule:Cooling = None,
     top_k:TopK = None,
     top_p:TopP = None,
-    num_steps:Steps = None,
+    num_steps:Steps = None, expand:Expand = None,
     rerank:Rerank = None, judge:JudgedBy = "clip",
-    per_task:PerTask = 100,
-    num_images_per_prompt:PerPrompt = None,
+    per_task:PerTask = 100, num_images_per_prompt:PerPrompt = None,
     count:Count = None,
     clip:option(
         str, "clip", "The CLIP that guides a VQGAN, or judges with --rerank.",
@@ -142,7 +144,7 @@ def evaluate(
     options = ScoreOptions(
         seed, count, per_task, num_images_per_prompt, guidance_scale, num_steps, data, clip,
         eval_clip, quality, device, rerank, guidance_schedule, temperature, top_k, top_p, features,
-        samples, temperature_schedule, judge)
+        samples, temperature_schedule, judge, expand)
     print_evaluation(evaluate_model(model, benchmark, options), as_json, markdown)
 
 # %% ../nbs/58_cli_models.ipynb #ddb37ad7
@@ -281,8 +283,7 @@ def leaderboard(
         default="standard output") = None,
     images:option(Path, "board_images(rows)", "A .png: a row of samples per model.") = None,
     brief:option(bool, "board_table(rows, brief)", "The means alone.", "--brief") = False,
-    as_json:Json = False,
-    device:Device = None,
+    as_json:Json = False, device:Device = None,
 ):
     "Compare models: scores, costs and commands. Scores have their noise beside them."
     from t2i import leaderboard as board
@@ -349,8 +350,7 @@ def reconstruct(
     image:Annotated[Path, typer.Argument(help="An image file.")],
     model:option(
         str, "t2i.load(name)", "A tokenizer, or a model that has one.", "--model", "-m",
-        autocompletion=complete_model,
-    ) = "shapes-vqgan",
+        autocompletion=complete_model) = "shapes-vqgan",
     output:option(
         str, "", "A .png.", "--output", "-o", default="IMAGE-MODEL.png", metavar="<path>") = None,
     device:Device = None,

@@ -197,23 +197,28 @@ def save_images(
     path:str|Path,            # a .png for a grid, or a folder for one file per image
     per_prompt:int=1,         # images per prompt
     replace:bool=True,        # False: a grid, too, replaces nothing
+    texts:list[str]|None=None, # what was read in the place of each prompt
     **about,                  # text for the files: model, seed, settings
 )->list[Path]:                # the files
     "Write images that carry how they were drawn; in a folder, nothing is replaced"
     into_grid, path = is_grid_path(path), Path(path)
     about = {key: value for key, value in about.items() if value not in (None, "")}
+    texts = texts or prompts
     if into_grid:
         every = " | ".join(dict.fromkeys(prompts))
+        if texts != prompts:
+            about["read_as"] = " | ".join(texts)
         sheet = output_grid(images, per_prompt, prompts)
         if not replace:
             return [save_new_png(sheet, path, prompt=every, **about)]
         save_png(sheet, path, prompt=every, **about)
         return [path]
-    paths = []
-    boxes = about.pop("boxes", None)
+    paths, boxes = [], about.pop("boxes", None)
     for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
         if boxes:
             about["boxes"] = own_boxes(boxes, i//per_prompt)
+        if texts != prompts:
+            about["read_as"] = texts[i]
         name = f"{i//per_prompt:03d}-{slug(prompt)}-{i % per_prompt}.png"
         paths.append(save_new_png(image, path/name, prompt=prompt, index=i % per_prompt, **about))
     return paths
@@ -227,6 +232,7 @@ class Output:
     seed:int|None                   # the seed that was used; None if generators were given
     settings:dict                   # model, guidance_scale and so on
     scores:list[list[float]]|None=None # with rerank: of all candidates of each prompt
+    texts:list[str]|None=None       # what was read in the place of each prompt; None: itself
 
     def save(self,
         path:str|Path,     # a .png for a grid, or a folder for one file per image
@@ -234,7 +240,7 @@ class Output:
     )->list[Path]:         # the files
         "Write PNGs with prompt, seed and settings in their metadata, see `save_images`"
         return save_images(self.pil, self.prompts, path, self.per_prompt, replace,
-                           seed=self.seed, **self.settings)
+                           texts=self.texts, seed=self.seed, **self.settings)
 
     def grid(self)->Image.Image:
         "All images in one, as `save` writes them into a .png"

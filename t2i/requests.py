@@ -34,17 +34,18 @@ from t2i.data.emoji_prompts import (
 from .data.shapes import BACKGROUNDS, COLORS, SHAPES
 from .engine.files import bundled_folders
 from .engine.folders import read_text
+from .generators.expansion import EXPANDERS, expand_prompts
 from .sampling import split_generator
 from .text import TextTokenizer
 
 # %% ../nbs/54_requests.ipynb #c4313113
 DEFAULTS = dict(
     guidance_scale=3.0, guidance_schedule="ramp", temperature=1.0, top_k=0, top_p=0.0, num_steps=1,
-    temperature_schedule="constant", more_smooth=False, alpha=None, beta=None,
+    temperature_schedule="constant", more_smooth=False, alpha=None, beta=None, expand="none",
 )  # of a model that has no settings of its own; None: it must have them, or lacks the setting
 CHOICES = dict(
     guidance_schedule=("ramp", "constant"), temperature_schedule=("ramp", "first", "constant"),
-    more_smooth=(False, True))
+    more_smooth=(False, True), expand=EXPANDERS)
 LIMITS = dict(
     num_images_per_prompt=(Integral, 1, 10_000, "a whole number from 1 to 10,000"),
     rerank=(Integral, 1, 10_000, "a whole number from 1 to 10,000"),
@@ -228,7 +229,8 @@ def read_prompt(
 @dataclass
 class Call:
     "A checked call: one prompt and one generator per image"
-    prompts:list[str]
+    prompts:list[str]    # as they were asked
+    texts:list[str]      # what the model reads: the prompts, or what they were expanded to
     generators:list[torch.Generator]
     seed:int|None        # None: generators were given
     settings:dict        # negative_prompt, and those of `DEFAULTS` that the model knows
@@ -239,7 +241,7 @@ class Call:
         "What `token_maps` of a pipeline reads, of some of the images"
         own = {} if self.boxes is None else dict(boxes=self.boxes[rows])
         return self.settings | own | dict(
-            prompts=self.prompts[rows], generators=self.generators[rows])
+            prompts=self.texts[rows], generators=self.generators[rows])
 
 # %% ../nbs/54_requests.ipynb #e28038ee
 def check_call(
@@ -265,19 +267,22 @@ def check_call(
             raise T2IError(f"this model has no setting {name}: leave it out")
     seed = choose_seed(seed, generator)
     generators = split_generator(seed, generator, len(prompts), num_images_per_prompt)
-    texts, given_boxes = prompts + [negative_prompt]*bool(negative_prompt), boxes
+    known, given_boxes = prompts + [negative_prompt]*bool(negative_prompt), boxes
     if boxes is not None:
         if not hasattr(parts, "phrases"):
             raise T2IError("this model takes no boxes: load shapes-boxes, or leave them out")
+        if given.get("expand", "none") != "none":
+            raise T2IError("boxes say where things are: leave expand out")
         boxes = boxes_per_image(boxes, len(prompts), num_images_per_prompt)
-        texts = [p for p in texts if p] + sorted({phrase for own in boxes for phrase, _ in own})
-    warn_of_prompts(parts.text_tokenizer, texts)
+        known = [p for p in known if p] + sorted({phrase for own in boxes for phrase, _ in own})
+    warn_of_prompts(parts.text_tokenizer, known)
     each = [p for p in prompts for _ in range(num_images_per_prompt)]
     warn_of_boxes(each, boxes or [])
     settings = dict(negative_prompt=negative_prompt) | parts.defaults | given
     about = parts.about | dict(num_images_per_prompt=num_images_per_prompt) | settings
     about |= dict(boxes=given_boxes) if given_boxes else {}
-    return Call(each, generators, seed, settings, about, boxes)
+    texts = expand_prompts(each, generators, settings.pop("expand", "none"))
+    return Call(each, texts, generators, seed, settings, about, boxes)
 
 # %% ../nbs/54_requests.ipynb #eee3607e
 def read_prompts(

@@ -132,7 +132,7 @@ def word_attention(
     "See which places of an image look at a word"
     call = check_call(pipe, prompt, seed=seed, **settings)
     *_, ids = pipe.token_maps(**call.part())
-    words, shares = attend_words(pipe, call.prompts[0], ids)
+    words, shares = attend_words(pipe, call.texts[0], ids)
     image = to_pil(pipe.decode(ids))[0]
     levels = len(ids) if isinstance(ids, list) else 1
     options = [(f"{i+1}. {word}", i) for i, word in enumerate(words)]

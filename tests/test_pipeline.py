@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import t2i
 from t2i.core import fold_in
@@ -63,6 +64,51 @@ def test_arguments_are_visible(pipe):
             "output_type"} <= set(names)
     with pytest.raises(TypeError, match="'n'"):
         pipe("a red circle", n=3)
+
+
+# ---- Prompts that leave something open
+
+
+OPEN = "a heart and a circle"
+
+
+def test_what_a_prompt_leaves_open_is_chosen_in_words(pipe, tmp_path):
+    out = pipe([OPEN, "a red star"], 3, num_steps=1, seed=0)
+    assert out.prompts == [OPEN]*3 + ["a red star"]*3
+    assert out.texts[3:] == ["a red star"]*3 and len(set(out.texts[:3])) == 3
+    paths = out.save(tmp_path/"images")
+    with Image.open(paths[1]) as image:
+        assert (image.text["prompt"], image.text["read_as"]) == (OPEN, out.texts[1])
+    written = pipe(out.texts[1], num_steps=1, generator=[fold_in(0, 1)], expand="none")
+    assert alike(written.images, out.images[1:2])
+    plain = pipe(OPEN, num_steps=1, seed=0, expand="none")
+    assert plain.texts == [OPEN] and plain.settings["expand"] == "none"
+    with Image.open(plain.save(tmp_path/"plain")[0]) as image:
+        assert "read_as" not in image.text
+    *_, last = pipe.stream(OPEN, num_steps=1, seed=0)
+    assert last.output.texts == out.texts[:1] and alike(last.images, out.images[:1])
+
+
+def test_the_best_of_n_keep_their_texts(pipe):
+    out = pipe(OPEN, 2, rerank=4, num_steps=1, seed=0)
+    texts = pipe(OPEN, 4, num_steps=1, seed=0).texts
+    order = sorted(range(4), key=lambda j: -out.scores[0][j])
+    assert out.texts == [texts[j] for j in order[:2]] and out.prompts == [OPEN]*2
+
+
+def test_what_is_not_expanded(pipe):
+    image = Image.new("RGB", (64, 64), "gray")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (32, 0, 64, 64))
+    with pytest.raises(t2i.T2IError, match="edit does not read expand"):
+        pipe.edit(image, mask, OPEN, expand="shapes")
+    with pytest.raises(t2i.T2IError, match="expand is 'more'; it must be none or shapes"):
+        pipe(OPEN, expand="more")
+    boxes = t2i.load("shapes-boxes", "cpu")
+    with pytest.raises(t2i.T2IError, match="boxes say where things are: leave expand out"):
+        boxes(OPEN, boxes=["heart:0,0,.5,.5"], expand="shapes")
+    digits = t2i.load("digits-var", "cpu")
+    assert digits.defaults["expand"] == "none"
 
 
 # ---- Random numbers
