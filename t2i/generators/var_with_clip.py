@@ -161,7 +161,9 @@ class CaptionLookup(TextVARTask):
         about, chosen = hash_of(text_contents(texts, self.clip)), self.config.data.cache_dir
         folder = Path(chosen)/"text" if chosen else data_home()/"cache"/f"text-{about}"
         self.text_cache = TextCache(build_text_cache(texts, self.clip, folder))
-        self.clip.to("cpu")  # this makes room; `read` needs it for other captions alone
+        contrast = self.config.contrast
+        if not (contrast.weight or contrast.strong_until):  # which reads near misses in every step
+            self.clip.to("cpu")  # this makes room; `read` needs it for other captions alone
 
     def read(self, captions:list[str])->tuple: # what `FrozenCLIPEncoder` takes
         "Features of captions, on the model's device"
