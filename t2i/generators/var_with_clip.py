@@ -41,10 +41,7 @@ from ..tokenizers.multiscale import MultiScaleVQVAE
 from ..training import load_task
 
 # %% ../../nbs/36_var_with_clip.ipynb #a73e2f50
-def check_same_tokens(
-    folder:Path, # of a VAR: a run or a saved pipeline
-    tokenizer:MultiScaleVQVAE|None,
-):
+def check_same_tokens(folder:Path, tokenizer:MultiScaleVQVAE|None): # of a VAR: a run or a pipeline
     "Refuse another tokenizer than a VAR was trained with, where that is known"
     expected = read_part("tokenizer", folder).get("fingerprint")
     index = folder/"model_index.json"
@@ -52,8 +49,8 @@ def check_same_tokens(
         about = json.loads(index.read_text(encoding="utf-8"))
         expected = about.get("fingerprints", {}).get("tokenizer")
     if tokenizer and expected not in (None, fingerprint(tokenizer)):
-        raise T2IError(f"{folder} was trained with another tokenizer than this: give tokenizer=NAME"
-                       " of its own")
+        way = "give tokenizer=NAME, the one that it was trained with"
+        raise T2IError(f"{folder} draws with the codes of another tokenizer than this: {way}")
 
 
 def class_conditional(
