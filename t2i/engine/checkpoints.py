@@ -303,7 +303,8 @@ def initial_weights(
     model:nn.Module|None=None,  # what will be filled with them
 )->dict[str,Tensor]:
     "The weights that training can start from; of one part (shapes-var/generator), the rest anew"
-    path = Path(source) if Path(source).exists() else bundled_folder(source)
+    path = Path(os.path.expanduser(source))
+    path = path if path.exists() else bundled_folder(source)
     if (path.parent/"model_index.json").is_file() and hasattr(model, path.name):
         part = part_weights(path/"model.safetensors", getattr(model, path.name))
         log.info(f"the {path.name} starts from {source}, the rest anew")
