@@ -109,7 +109,7 @@ def build_optimizers(
             continue
         if config.optimizer == "muon" and p.ndim == 2 and "blocks." in name:
             muon.append(p)
-        elif p.ndim > 1 and "embed" not in name:
+        elif p.ndim > 1 and len(p) > 1 and "embed" not in name:  # (1,…): vectors, one per head, …
             decayed.append(p)
         else:
             plain.append(p)

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import threading
+import time
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import t2i
 from t2i import T2IError
+from t2i.engine import checkpoints
 from t2i.engine.checkpoints import (
     REGISTRY,
     CheckpointError,
@@ -590,6 +592,19 @@ def test_a_whole_file_is_fetched_once(home, kind, promise):
             assert fetch(server.file()).read_bytes() == data
         assert server.asked == 1
     assert files(home) == ["x.ckpt"] and sorted(read_checkpoint(home/"x.ckpt")) == ["b", "w"]
+
+
+def test_one_fetches_a_file_that_several_need(home, monkeypatch):
+    download = checkpoints.download_file
+    monkeypatch.setattr(checkpoints, "download_file", lambda *a: download(*a) or time.sleep(.2))
+    with Server(content()) as server:
+        waiting = [threading.Thread(target=fetch, args=[server.file()]) for _ in range(3)]
+        for thread in waiting:
+            thread.start()
+        for thread in waiting:
+            thread.join()
+        assert server.asked == 1
+    assert files(home) == ["x.ckpt"]
 
 
 @pytest.mark.parametrize("data, promised, says", [

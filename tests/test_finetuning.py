@@ -66,6 +66,29 @@ def test_a_class_run_keeps_its_names_and_draws_without_its_images(tmp_path, fold
     assert t2i.load(run, "cpu").text_tokenizer.names == ["circle", "red_fox"]
 
 
+def test_runs_that_stand_on_others_load_from_any_folder(tmp_path, folders, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = (*SHORT, "train.val_batches=1")
+    shutil.copytree(root/"t2i"/"pretrained"/"shapes-msvq", tmp_path/"tokens")
+    small = ("model.depth=1", "model.width=32", "model.heads=2", "train.optimizer=adamw")
+    images, base = ("data.name=folder", folders, "data.cache=0", *short), "base=runs/start"
+    trained = dict(
+        start=("shapes-class-var", *small, "start=null", *images),
+        lora=("lora-folder", base, *images),
+        word=("new-class", base, "name=vixen", *images),
+        added=("shapes-clip-var", f"model.{base}", *small, "read_ahead=false", *short),
+        large=("shapes-sr4", "tokenizer=tokens", "model.blocks=1", *short))
+    for name, (recipe, *fields) in trained.items():
+        train(recipe, f"runs/{name}", (*fields, "train.compile=false"))
+    (tmp_path/"elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path/"elsewhere")
+    for name in trained:
+        t2i.load(tmp_path/"runs"/name, "cpu")
+    (tmp_path/"runs"/"start").rename("start")
+    with pytest.raises(T2IError, match="the base model of .*lora is gone from .*start: put it"):
+        t2i.load(tmp_path/"runs"/"lora", "cpu")
+
+
 @pytest.mark.parametrize("name, task", [
     ("shapes-lora", "LoRATask"), ("shapes-adapter", "AdapterTask"), ("shapes-boxes", "BoxTask"),
     ("shapes-parti", "PartiTask"), ("shapes-clip", "CLIPTask"), ("shapes-msvq", "TokenizerTask"),

@@ -19,8 +19,9 @@ from t2i.generators.masked_var import (
     stream_masked,
 )
 from t2i.generators.text_training import TextVARTask
-from t2i.generators.text_var import TextVAR, TextVARConfig
+from t2i.generators.text_var import PooledTextVAR, PooledTextVARConfig, TextVAR, TextVARConfig
 from t2i.generators.var import VARConfig, generate_naive
+from t2i.guidance.clip_cache import FrozenCLIPConfig, FrozenCLIPEncoder
 from t2i.sampling import (
     cfg_schedule,
     classifier_free_guidance,
@@ -29,6 +30,7 @@ from t2i.sampling import (
     split_generator,
     unmasking_schedule,
 )
+from t2i.text import TextFeatures
 from t2i.training import train
 
 PROMPTS = ["a large red circle on a gray background", "two small green hearts"]
@@ -255,6 +257,18 @@ def test_training_starts_from_bundled_weights(tmp_path):
 
 
 # ---- Cross-attention beside a frozen VAR
+
+
+def test_a_pooled_model_has_gradients_for_all_its_weights():
+    sizes = dict(depth=1, width=8, heads=2, num_classes=None)
+    config = PooledTextVARConfig((1, 2), 5, 3, text_width=6, **sizes)
+    encoder = FrozenCLIPEncoder(FrozenCLIPConfig(clip_width=4, clip_embed_dim=3, width=6))
+    generator = PooledTextVAR(config)
+    model = torch.nn.ModuleDict(dict(proj=generator.cond_proj, encoder=encoder))
+    model.null_embed = generator.null_embed
+    given = TextFeatures(torch.randn(2, 3, 4), torch.ones(2, 3).bool(), torch.randn(2, 3))
+    generator.condition(encoder(None, None, given)).vector.sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []  # as DDP needs it
 
 
 def test_what_is_added_is_saved_without_its_base(tmp_path):

@@ -394,7 +394,8 @@ class NoHeldOut(TinyTask):
 class BadFirstStep(TinyTask):
     def __init__(self, config, folder=None):
         super().__init__(config, folder)
-        (folder/"tokenizer.json").write_text("{}")
+        (folder/"text_tokenizer").mkdir(exist_ok=True)
+        (folder/"text_tokenizer"/"tokenizer.json").write_text("{}")
 
     def training_step(self, batch):
         raise ValueError("captions of another kind")

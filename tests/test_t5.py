@@ -14,6 +14,7 @@ from t2i.data.shapes import render, sample_scene
 from t2i.engine.recipes import load_recipe
 from t2i.engine.runs import read_metrics
 from t2i.guidance.clip_cache import FrozenCLIPEncoder
+from t2i.guidance.t5 import FrozenT5
 from t2i.training import train
 
 pytest.importorskip("transformers")
@@ -65,6 +66,15 @@ def settings(desk, steps, *more):
 TEXT_VAR = "text-var", "tokenizer=shapes-msvq"
 WAYS = {"parti": ("shapes-parti",), "text-var": TEXT_VAR,
         "clip-var": ("shapes-clip-var-full", "start=null")}
+
+
+@pytest.mark.parametrize("weight, away", [(.3, False), (0, True)])
+def test_a_t5_that_reads_near_misses_stays_on_the_device(desk, tmp_path, monkeypatch, weight, away):
+    places, move = [], FrozenT5.to
+    monkeypatch.setattr(FrozenT5, "to", lambda t5, place: places.append(place) or move(t5, place))
+    fields = f"contrast.weight={weight}", "train.val_every=0"
+    train("shapes-parti", tmp_path/"run", settings(desk, 2, *fields))
+    assert ("cpu" in places) == away
 
 
 @pytest.mark.parametrize("way", WAYS)

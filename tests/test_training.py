@@ -308,6 +308,16 @@ def start_one(rank, world, folder):
     torch.distributed.destroy_process_group()
 
 
+def test_a_tokenizer_loads_without_the_network_of_its_loss(recipe, tmp_path, monkeypatch):
+    distance = torch.nn.PairwiseDistance()
+    monkeypatch.setattr("t2i.tokenizers.training.lpips_network", lambda: distance)
+    run = train(recipe, tmp_path/"run", ("train.steps=1", "perceptual=1"))
+    plain = train(recipe, tmp_path/"plain", ("train.steps=1",))
+    assert read_metrics(run)[0]["loss"] > read_metrics(plain)[0]["loss"]
+    monkeypatch.setattr("t2i.tokenizers.training.lpips_network", None)  # it is not there
+    assert t2i.load(run, "cpu").codebook_size == 32
+
+
 def test_gumbel_codes_start_alike_on_two_processes(tmp_path):
     for world in (1, 2):
         start = torch.multiprocessing.start_processes

@@ -27,6 +27,7 @@ from ..engine.checkpoints import initial_weights, load_state_dict_strict, misfit
 from ..engine.downloads import explain_full_disk
 from ..engine.files import atomic_path, bundled_folder, write_text
 from ..engine.recipes import load_recipe
+from ..generators.text_training import find_part
 from ..generators.var_with_clip import weights_fingerprint
 from ..training import Task, TrainConfig
 
@@ -310,7 +311,7 @@ def base_task(
     folder:Path|None=None, # the run
 )->Task:                   # of the base model, with its weights, frozen
     "The task that a base model was trained by, for other data"
-    source = bundled_folder(config.base)
+    source = find_part("base model", config.base, folder)
     known = (source/"recipe.yaml").is_file() and load_recipe(source/"recipe.yaml")
     if not known or not hasattr(known.config, "condition_dropout"):
         raise T2IError(f"{config.base} is no generator with a recipe.yaml, by which to train")
@@ -327,6 +328,7 @@ def base_task(
     task = known.task(inner, folder)
     load_state_dict_strict(task.model, initial_weights(source, task.model), source)
     task.model.requires_grad_(False)
+    getattr(task, "parts", {})["base model"] = config.base, source, "" # for parts.json
     return task
 
 # %% ../../nbs/42_lora.ipynb #ed896dae

@@ -19,7 +19,7 @@ from ..core import T2IError
 from ..data.datasets import DataConfig, FolderDataset, read_files
 from ..generators.finetuning import known_names, start_tokenizer
 from ..generators.official import ClassNames, default_names, same_name
-from ..generators.text_training import MapsConfig, bundled_name
+from ..generators.text_training import MapsConfig, bundled_name, find_part
 from ..generators.var import VAR, ClassConditionalVAR, Condition, NextScaleModel
 from ..generators.var_training import NextScaleStep
 from ..generators.var_with_clip import class_conditional, weights_fingerprint
@@ -107,7 +107,8 @@ class NewClassTask(NextScaleStep):
     def __init__(self, config:NewClassTaskConfig, folder:Path|None=None):
         if not config.data.path:
             raise T2IError("give data.path, the folder of images of the new class")
-        config.tokenizer = config.tokenizer or start_tokenizer(config.base)
+        base = find_part("base", config.base, folder)
+        config.tokenizer = config.tokenizer or start_tokenizer(str(base))
         super().__init__(config, folder)
         read = partial(class_conditional, tokenizer=self.tokenizer)
         base = self.frozen("base", config.base, read, weights_fingerprint)

@@ -7,7 +7,7 @@ __all__ = ['WRAPPERS', 'FORMATS', 'TAMING', 'VAR_FILES', 'VQ_F8', 'VGG16', 'ENHA
            'unwrap_names', 'read_checkpoint', 'detect_format', 'rename_weights', 'misfits', 'load_state_dict_strict',
            'plain_state', 'last_checkpoint', 'last_step', 'weights_file', 'read_weights', 'save_part', 'read_config',
            'upgrade_saved', 'load_model', 'load_part', 'part_weights', 'initial_weights', 'fingerprint', 'download',
-           'PublishedFile', 'download_file', 'place_of', 'fetch']
+           'PublishedFile', 'download_file', 'place_of', 'is_there', 'fill_place', 'fetch']
 
 # %% ../../nbs/90_checkpoints.ipynb #b4d05b28
 import json
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..core import log
 from .distributed_checkpoints import is_distributed, read_distributed
-from .downloads import download_part, file_size, write_member
+from .downloads import download_part, file_size, one_at_a_time, write_member
 from .files import atomic_path, bundled_folder, config_from_dict, data_home, hash_of
 from .unpickling import CheckpointError, check_archive, file_format, first_line, read_any
 
@@ -303,7 +303,8 @@ def initial_weights(
     model:nn.Module|None=None,  # what will be filled with them
 )->dict[str,Tensor]:
     "The weights that training can start from; of one part (shapes-var/generator), the rest anew"
-    path = Path(source) if Path(source).exists() else bundled_folder(source)
+    path = Path(os.path.expanduser(source))
+    path = path if path.exists() else bundled_folder(source)
     if (path.parent/"model_index.json").is_file() and hasattr(model, path.name):
         part = part_weights(path/"model.safetensors", getattr(model, path.name))
         log.info(f"the {path.name} starts from {source}, the rest anew")
@@ -405,26 +406,29 @@ def place_of(
     return data_home()/"checkpoints"/published.file
 
 
-def fetch(published:PublishedFile)->Path: # see `place_of`
-    "A published file, downloaded once, whole or not at all"
+def is_there(published:PublishedFile)->bool:
+    "Is the file at its place? A broken one that can be fetched again is removed"
     path = place_of(published)
-    put = f"put {published.archive_member or 'it'} at {path}"
-    if path.is_file():
-        try:
-            file_format(path)
-            return path
-        except CheckpointError as e:
-            if published.manual:
-                raise
-            log.warning("%s", e)
-            path.unlink()
-    if published.manual:
-        page = f"{published.file} can only be had by hand: find its link at {published.source}"
-        raise CheckpointError(f"{page} and {put}")
-    log.warning("fetching %s from %s", published.file, published.source)
-    temporary = path
+    if not path.is_file():
+        return False
     try:
-        with atomic_path(path) as temporary:
+        file_format(path)
+        return True
+    except CheckpointError as e:
+        if published.manual:
+            raise
+        log.warning("%s", e)
+        path.unlink()
+        return False
+
+
+def fill_place(
+    published:PublishedFile,
+    path:Path, # see `place_of`
+):
+    "Download a published file, whole or not at all"
+    with atomic_path(path) as temporary:
+        try:
             download_file(published.source, temporary, published.sha256)
             if published.archive_member:
                 with zipfile.ZipFile(temporary) as archive:
@@ -432,8 +436,26 @@ def fetch(published:PublishedFile)->Path: # see `place_of`
                     write_member(archive, member, temporary)  # in the archive's place
             if file_format(temporary) == "zip":
                 check_archive(temporary)
+        except Exception as e:
+            raise CheckpointError(first_line(e).replace(str(temporary), published.file)) from None
+
+# %% ../../nbs/90_checkpoints.ipynb #648b8c74
+def fetch(published:PublishedFile)->Path: # see `place_of`
+    "A published file, downloaded once by one of several processes, whole or not at all"
+    path = place_of(published)
+    if is_there(published):
+        return path
+    put = f"put {published.archive_member or 'it'} at {path}"
+    if published.manual:
+        page = f"{published.file} can only be had by hand: find its link at {published.source}"
+        raise CheckpointError(f"{page} and {put}")
+    try:
+        with one_at_a_time(path):
+            if not is_there(published):  # while we waited, another may have fetched it
+                log.warning("fetching %s from %s", published.file, published.source)
+                fill_place(published, path)
     except Exception as e:
-        why = first_line(e).replace(str(temporary), published.file)
         by_hand = f"download it by hand and {put}"
+        why = first_line(e)
         raise CheckpointError(f"cannot fetch {published.source} ({why}): {by_hand}") from None
     return path

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FULL', 'STALE', 'file_size', 'download_part', 'is_disk_full', 'explain_full_disk', 'check_room', 'try_download',
-           'fetch_file', 'member_path', 'write_member', 'unpack_zip']
+           'fetch_file', 'one_at_a_time', 'member_path', 'write_member', 'unpack_zip']
 
 # %% ../../nbs/99_downloads.ipynb #aec1b039
 import errno
@@ -13,11 +13,13 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
+
+from filelock import FileLock
 
 from ..core import T2IError, log, progress
 
@@ -125,6 +127,23 @@ def fetch_file(
         log.warning("%s: %s after %s bytes; going on", url, why, f"{file_size(part):,}")
     os.replace(part, path)
     return path
+
+# %% ../../nbs/99_downloads.ipynb #a3d5410d
+@contextmanager
+def one_at_a_time(
+    path:Path, # a file that several processes may want to write
+)->Iterator[None]:
+    "Inside, no other process that asks writes this file; where no lock can be had, all go on"
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with suppress(NotImplementedError, OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 # %% ../../nbs/99_downloads.ipynb #065514e5
 def member_path(

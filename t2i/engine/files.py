@@ -241,18 +241,18 @@ def bundled_folders()->list[Path]: # sorted
 
 
 def bundled_folder(
-    name:str|Path,           # an existing folder, or the name of a bundled model
+    name:str|Path,           # an existing folder, perhaps from ~, or the name of a bundled model
     only_bundled:bool=False, # the bundled model, even where a folder of that name exists
 )->Path:
     "The folder of a model"
     pretrained = Path(str(files("t2i")))/"pretrained"
     known = [p.name for p in bundled_folders()]
-    parts = Path(name).parts
-    if not only_bundled and str(name) and os.path.isdir(name):
-        return Path(name)
+    parts, place = Path(name).parts, os.path.expanduser(name)
+    if not only_bundled and str(name) and os.path.isdir(place):
+        return Path(place)
     if parts and parts[0] in known and ".." not in parts and (pretrained/name).is_dir():
         return pretrained/name
-    if os.path.isfile(name) and not only_bundled:
+    if os.path.isfile(place) and not only_bundled:
         raise T2IError(f"{name} is a file, not a folder: t2i convert {name} FOLDER makes one")
     kind = "bundled model" if only_bundled else "model"
     recipe = str(Path(name).relative_to("runs")) if parts[:1] == ("runs",) else str(name)

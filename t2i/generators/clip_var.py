@@ -7,12 +7,14 @@ __all__ = ['spread_scores', 'SpreadVARTask', 'fix_weights', 'AddedTextVARConfig'
            'AddedVARTask']
 
 # %% ../../nbs/37_clip_var.ipynb #f1ac07b4
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch.nn as nn
 
 from ..attention import CrossAttention
 from ..core import T2IError
+from .text_training import bundled_name, find_part
 from .text_var import TextVAR, TextVARConfig, ignore_text, transfer_weights
 from t2i.generators.var_with_clip import (
     ClipVARTask,
@@ -21,6 +23,7 @@ from t2i.generators.var_with_clip import (
     class_conditional,
     weights_fingerprint,
 )
+from ..guidance.clip_cache import FrozenCLIPEncoder
 from ..tokenizers.multiscale import MultiScaleVQVAE
 
 # %% ../../nbs/37_clip_var.ipynb #091e9fae
@@ -99,3 +102,11 @@ class AddedVARTask(ClipVARTask):
     "`ClipVARTask` of an `AddedTextVAR`"
     Config = AddedVARTaskConfig
     Generator = AddedTextVAR
+
+    def build_model(self, encoder:FrozenCLIPEncoder)->nn.Module:
+        c = self.config.model
+        if c.base and not Path(c.base).is_file():              # wherever the run is read from
+            place = find_part("base", c.base, self.folder)
+            self.parts["base"] = c.base, place, ""
+            self.config.model = replace(c, base=bundled_name(place) or str(place))
+        return super().build_model(encoder)

@@ -111,7 +111,8 @@ class FinetuningParts(NextScaleStep):
     def __init__(self, config:FinetuningConfig, folder:Path|None=None):
         if config.data.sources:
             raise T2IError("fine-tuning reads the classes of one folder, not data.sources")
-        config.tokenizer = config.tokenizer or start_tokenizer(config.finetune)
+        known = read_part("tokenizer", folder).get("name")       # of a run that goes on
+        config.tokenizer = config.tokenizer or known or start_tokenizer(config.finetune)
         super().__init__(config, folder)
         if folder and (folder/"last").is_file():                 # it has the weights
             about = json.loads((folder/"generator.json").read_text())

@@ -8,6 +8,7 @@ __all__ = ['shrink', 'enlarge_bicubic', 'WideBlock', 'SuperResolutionConfig', 'S
            'find_upscaler']
 
 # %% ../../nbs/34_super_resolution.ipynb #eecdb358
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,8 +30,8 @@ from t2i.data.datasets import (
 )
 from ..data.shapes import SIDE, Scene, render
 from ..engine.checkpoints import load_model, read_config
-from ..engine.files import bundled_folder
-from .text_training import load_frozen_tokenizer
+from ..engine.files import bundled_folder, write_text
+from .text_training import find_part, load_frozen_tokenizer, part_entry
 from ..tokenizers.losses import psnr
 from ..training import Task, TrainConfig, load_task
 
@@ -173,12 +174,16 @@ class PairsTask(Task):
         self.model = SuperResolution(config.model)
         self.tokenizer = None
         if config.tokenizer:
-            source = bundled_folder(config.tokenizer)
-            self.tokenizer = load_frozen_tokenizer(source, nn.Module, "any tokenizer will do")
+            self.source = find_part("tokenizer", config.tokenizer, folder)
+            need = "any tokenizer will do"
+            self.tokenizer = load_frozen_tokenizer(self.source, nn.Module, need)
 
     def prepare(self, device:torch.device):
         if self.tokenizer:
             self.tokenizer.to(device)
+        if self.tokenizer and self.folder:
+            about = part_entry(self.config.tokenizer, self.source, "", self.folder)
+            write_text(self.folder/"parts.json", json.dumps(dict(tokenizer=about))+"\n")
 
     def dataset(self, split:str)->Dataset:
         data = load_dataset(self.config.data, split, captioned=False)

@@ -150,8 +150,10 @@ class PooledTextVAR(TextVAR):
         features:TextFeatures|Tensor, # of b captions; or their pooled vectors, (b,text_width)
     )->Condition:
         "What the transformer reads of the captions"
-        pooled = features if isinstance(features, Tensor) else features.pooled
-        return Condition(self.cond_proj(pooled))
+        unused, pooled = 0*self.null_embed.sum(), features       # DDP needs all in the loss
+        if not isinstance(features, Tensor):
+            unused, pooled = unused + 0*features.tokens.sum(), features.pooled
+        return Condition(self.cond_proj(pooled) + unused)
 
     def generate(self,
         features:TextFeatures|Tensor, # see `condition`

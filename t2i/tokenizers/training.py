@@ -132,8 +132,8 @@ class TokenizerHooks(AdversarialTask):
             self.model.decoder.compile()
 
     def prepare(self, device:torch.device):
-        if self.lpips:
-            self.lpips.to(device)
+        if self.config.perceptual:  # only now: to load a run needs none
+            self.lpips = lpips_network().to(device)
 
     def discriminator_optimizer(self)->torch.optim.Optimizer:
         lr = self.config.discriminator.lr
@@ -167,7 +167,6 @@ class TokenizerTask(TokenizerHooks):
     def __init__(self, config:TokenizerTaskConfig, folder:Path|None=None):
         super().__init__(config, folder)
         self.model = self.Model(config.model)
-        self.lpips = lpips_network() if config.perceptual else None
         if config.adversarial or config.feature_matching:
             d = config.discriminator
             self.discriminator = PatchDiscriminator(d.channels, d.layers)
