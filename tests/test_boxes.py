@@ -19,6 +19,7 @@ from t2i.control.boxes_training import (
 )
 from t2i.control.contours import object_parts
 from t2i.data.checker import find_objects, image_parts
+from t2i.data.coco import check_coco
 from t2i.data.datasets import CocoDataset, DataConfig, load_dataset
 from t2i.data.mixtures import Mixture
 from t2i.data.shapes import render, sample_scene
@@ -121,16 +122,17 @@ def test_boxed_images_are_chosen_as_others_are(tmp_path):
 
 def test_boxed_coco_is_chosen_and_its_boxes_are_read_at_once(tmp_path):
     (tmp_path/"annotations").mkdir()
-    (tmp_path/"train2017").mkdir()
+    (tmp_path/"train2017"/"part").mkdir(parents=True)
     for i in range(4):
-        Image.new("RGB", (8, 8)).save(tmp_path/"train2017"/f"{i}.jpg")
-    images = [dict(id=i, file_name=f"{i}.jpg", width=8, height=8) for i in range(4)]
+        Image.new("RGB", (8, 8)).save(tmp_path/"train2017"/"part"/f"{i}.jpg")
+    images = [dict(id=i, file_name=f"part/{i}.jpg", width=8, height=8) for i in range(4)]
     notes = [dict(image_id=i, category_id=1, bbox=[0, 0, 4, 4], caption="a box") for i in range(4)]
     table = dict(images=images, annotations=notes, categories=[dict(id=1, name="box")])
     for name in ("captions", "instances"):
         (tmp_path/"annotations"/f"{name}_train2017.json").write_text(json.dumps(table))
     data = BoxedCoco(DataConfig("coco", str(tmp_path), resolution=8, fraction=.5, captions="one"))
     assert len(data.items) == 2 and data.one
+    assert check_coco(tmp_path, "train")["not_listed"] == []     # part/ has what is listed
     (tmp_path/"annotations"/"instances_train2017.json").unlink()
     assert data.boxes(0) == [("box", (0., 0., .5, .5))]
 
