@@ -209,12 +209,12 @@ def save_images(
             return [save_new_png(sheet, path, prompt=every, **about)]
         save_png(sheet, path, prompt=every, **about)
         return [path]
-    paths = []
-    boxes = about.pop("boxes", None)
+    paths, boxes = [], about.pop("boxes", None)
+    wide, narrow = max(3, len(str((len(images)-1)//per_prompt))), len(str(per_prompt-1))
     for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
         if boxes:
             about["boxes"] = own_boxes(boxes, i//per_prompt)
-        name = f"{i//per_prompt:03d}-{slug(prompt)}-{i % per_prompt}.png"
+        name = f"{i//per_prompt:0{wide}d}-{slug(prompt)}-{i % per_prompt:0{narrow}d}.png"
         paths.append(save_new_png(image, path/name, prompt=prompt, index=i % per_prompt, **about))
     return paths
 
