@@ -301,6 +301,7 @@ def fill_recipe_cache(
 # %% ../nbs/58_cli_data.ipynb #a0aed08b
 @data_app.command("cache")
 def data_cache(
+    context:typer.Context,
     folder:Annotated[Path, typer.Argument(help="A new folder, or one to go on with.")],
     overrides:Annotated[list[str], typer.Argument(
         help="With --recipe: its fields, data.path=photos ...")] = None,
@@ -322,9 +323,10 @@ def data_cache(
     "Keep what frozen models compute, for a recipe or of one CLIP. Interrupted, it goes on."
     if overrides and not recipe:
         raise ValueError(f"{overrides[0]!r} is a field of a recipe: name the recipe with --recipe")
-    own = data, coco, clip, split, count, workers
-    if recipe and own != ("shapes", False, "shapes-clip", "train", None, 0):
-        raise ValueError("--recipe reads none of --data --coco --clip --split --count --workers")
+    own = "data", "coco", "clip", "split", "count", "workers"
+    given = [f"--{name}" for name in own if context.get_parameter_source(name).name != "DEFAULT"]
+    if recipe and given:
+        raise ValueError(f"--recipe reads no {' '.join(given)}: leave it out")
     try:
         if recipe:
             fill_recipe_cache(folder, recipe, overrides or [], device)
