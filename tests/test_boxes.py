@@ -51,7 +51,7 @@ def test_contours_and_the_checker_see_the_same_parts(scene):
 
 
 def save_turned(path, turn, box=(50, 10, 70, 20)):
-    "A JPEG of 90x60 pixels with a red box, before it is turned"
+    "An image of 90x60 pixels with a red box, before it is turned"
     image = Image.new("RGB", (90, 60), "white")
     ImageDraw.Draw(image).rectangle((box[0], box[1], box[2]-1, box[3]-1), fill="red")
     exif = Image.Exif()
@@ -65,12 +65,13 @@ def red_box(image):
     return tuple(edge/60 for edge in Image.fromarray(red).getbbox())
 
 
+@pytest.mark.parametrize("name", ("a.jpg", "a.tif"))
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_boxes_of_coco_turn_with_their_image(tmp_path, turn):
+def test_boxes_of_coco_turn_with_their_image(tmp_path, turn, name):
     (tmp_path/"annotations").mkdir()
     (tmp_path/"train2017").mkdir()
-    save_turned(tmp_path/"train2017"/"a.jpg", turn)
-    images = [dict(id=1, file_name="a.jpg", width=90, height=60)]
+    save_turned(tmp_path/"train2017"/name, turn)
+    images = [dict(id=1, file_name=name, width=90, height=60)]
     tables = dict(
         captions=[dict(image_id=1, caption="a box")],
         instances=[dict(image_id=1, category_id=1, bbox=[50, 10, 20, 10])])  # width and height

@@ -192,7 +192,9 @@ def stored_size(
         turn = 1
         with suppress(Exception):  # EXIF data that cannot be read turns nothing
             turn = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return image.size, turn
+        tags = getattr(image, "tag_v2", {})  # PIL tells the size of a turned TIFF as it is seen
+        width, height = ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength
+        return (tags.get(width, image.width), tags.get(height, image.height)), turn
 
 
 def turn_box(
