@@ -183,7 +183,9 @@ class PairsTask(Task):
     def dataset(self, split:str)->Dataset:
         data = load_dataset(self.config.data, split, captioned=False)
         if isinstance(data, ShapesDataset):
-            return LargeShapes(data.start, data.size, self.config.model.scale)
+            large = LargeShapes(data.start, data.size, self.config.model.scale)
+            large.scene = data.scene  # of hard-shapes, too
+            return large
         return data
 
     @torch.no_grad()
