@@ -295,13 +295,9 @@ def leaderboard(
         raise ValueError("nothing to compare: name files of scores or models, or --measure FOLDER")
     rows = board.leaderboard(names)
     table = board.board_table(rows, brief)
-    if as_json:
-        say(json.dumps(rows))
-    elif output is None:
-        say(table.rstrip())
-    else:
+    if output:
         board.write_board(table, output)
-        say(output)
+    say(json.dumps(rows) if as_json else output or table.rstrip())
     if images:
         save_png(board.board_images(rows), images)
 

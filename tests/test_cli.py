@@ -597,6 +597,13 @@ def test_another_tokenizer_under_the_same_name(t2i):
     assert code == 1 and "another tokenizer" in err and not Path("c.png").exists()
 
 
+def test_a_leaderboard_is_written_and_printed(t2i):
+    code, out, _ = t2i("leaderboard", "shapes-var", "--json", "-o", "board.md")
+    assert code == 0 and [row["model"] for row in json.loads(out)] == ["shapes-var"]
+    assert "t2i evaluate shapes-var" in Path("board.md").read_text()
+    assert t2i("leaderboard", "shapes-var", "-o", "board.md")[1] == "board.md\n"
+
+
 def test_data_check_recognises_what_recipes_do(t2i, monkeypatch):
     sample = Path(__file__).parents[1]/"data"/"sample"
     monkeypatch.setenv("HOME", str(sample))
