@@ -450,6 +450,8 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
     (["generate", "x", "--upscale", "no-such-network"], "no-such-network"),
     (["generate", "x", "--upscale", "shapes-vqgan"], "shapes-vqgan does not enlarge"),
     (["generate", "x", "--upscale", "shapes-vqgan", "--process"], "leave out --upscale"),
+    (["generate", "x", "--clip", "shapes-clip", "--process"], "leave out --clip"),
+    (["generate", "x", "--judge", "both", "--process"], "leave out --judge"),
     (["edit", "a.png", "b.png", "x"], "no such file: a.png"),
     (["data", "caption", IMAGES, "-m", "no/blip"], "image processor for 'no/blip'): is it"),
     (["info", "parti-4b"], "no published size of Parti; these are"),
@@ -595,6 +597,13 @@ def test_another_tokenizer_under_the_same_name(t2i):
     Path("copy/model_index.json").write_text(json.dumps(index))
     code, _, err = t2i("generate", "a handwritten two", "-m", "copy", "-n", 1, "-o", "c.png")
     assert code == 1 and "another tokenizer" in err and not Path("c.png").exists()
+
+
+def test_a_grid_that_nothing_opens_is_warned_of(caplog):
+    for place, count in ((Path("all.png"), 1001), (Path("all"), 1001), (Path("all.png"), 1000)):
+        caplog.clear()
+        cli.announce(count, 1, 1, {}, place)
+        assert ("-o FOLDER" in caplog.text) == (place.suffix == ".png" and count > 1000)
 
 
 def test_a_leaderboard_is_written_and_printed(t2i):
