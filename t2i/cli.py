@@ -150,7 +150,8 @@ def read_request(
 # %% ../nbs/53_cli.ipynb #c9880776
 PromptWords = Annotated[list[str], typer.Argument(help="What to draw; each prompt in quotes.")]
 PromptFile = option(
-    Path, "", "A file with one prompt per line; - reads standard input.", "--prompts")
+    Path, "", "A file with one prompt per line, or a comment after #; - reads standard input.",
+    "--prompts")
 Negative = option(
     str, "negative_prompt",
     "What to avoid. Under the schedule ramp it cannot change background and layout.")
