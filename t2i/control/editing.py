@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..core import T2IError, check_images, from_pil, to_rgb
+from ..core import T2IError, check_images, from_pil, log, to_rgb
 from ..engine.unpickling import first_line
 from ..generators.var import Condition, MapPredictor, NextScaleModel
 from ..sampling import cfg_schedule, draw_uniform, sample_codes
@@ -230,6 +230,9 @@ def edit_images(
     "Redraw a part of each image"
     tok, read = model.tokenizer, near_mask(known, context)
     kept = Surroundings(tok, fill_hole(image, read), known)
+    if kept.known.all():
+        log.warning("the mask covers less than half of each patch of %dx%d pixels: it gets the "
+                    "colours around it, and nothing is drawn", *[tok.downsample]*2)
     *_, total = stream_edit(model, condition, unconditional, kept, generators, **settings)
     drawn = tok.decode_features(total, clamp=True).to(image)
     radius = max(1, 3*image.shape[-1]//64)
