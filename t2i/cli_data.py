@@ -272,6 +272,8 @@ def cache_features(
     from t2i.guidance.clip import build_feature_cache, load_clip
     if count is not None and count < 1:
         raise ValueError(f"--count is {count}; it must be at least 1")
+    if coco and data in COMPUTED:
+        raise ValueError("--coco needs --data FOLDER, that of COCO 2017")
     model = load_clip(clip, device)
     config = DataConfig(data, resolution=model.image_size)
     if data not in COMPUTED:
