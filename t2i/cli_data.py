@@ -270,15 +270,12 @@ def cache_features(
     "Keep a CLIP's features of images and captions"
     from t2i.data.datasets import COMPUTED, DataConfig, load_dataset
     from t2i.guidance.clip import build_feature_cache, load_clip
-    if count is not None and count < 1:
-        raise ValueError(f"--count is {count}; it must be at least 1")
     if coco and data in COMPUTED:
         raise ValueError("--coco needs --data FOLDER, that of COCO 2017")
     model = load_clip(clip, device)
-    config = DataConfig(data, resolution=model.image_size)
-    if data not in COMPUTED:
-        config = DataConfig(path=data, resolution=model.image_size)  # finds out what it holds
-        config.name = "coco" if coco else config.name
+    given = dict(name=data) if data in COMPUTED else dict(path=data)
+    config = DataConfig(**given, resolution=model.image_size)  # of a path, finds out what it holds
+    config.name = "coco" if coco else config.name
     dataset = load_dataset(config, split)
     usual = 100_000 if getattr(dataset, "endless", False) else len(dataset)
     count = min(count or usual, len(dataset))
@@ -308,8 +305,7 @@ def data_cache(
     overrides:Annotated[list[str], typer.Argument(
         help="With --recipe: its fields, data.path=photos ...")] = None,
     recipe:option(
-        str, "data.cache_dir",
-        "Keep what this recipe reads; train it with data.cache_dir=FOLDER.",
+        str, "data.cache_dir", "Keep what this recipe reads; train it with data.cache_dir=FOLDER.",
         autocompletion=complete_recipe) = None,
     data:option(str, "", "shapes, digits, emoji, or a folder of captioned images.") = "shapes",
     coco:option(bool, "", "--data is the folder of COCO 2017.", "--coco") = False,
@@ -318,7 +314,7 @@ def data_cache(
         "A CLIP: a bundled name, a folder, or MODEL/TAG of OpenCLIP.") = "shapes-clip",
     split:Split = "train",
     count:option(
-        int, "count", "The first so many images.", default="all, or 100,000 scenes") = None,
+        int, "count", "The first so many images.", default="all, or 100,000 scenes", min=1) = None,
     workers:option(int, "workers", "Processes that read images.") = 0,
     device:Device = None,
 ):

@@ -113,8 +113,9 @@ def plot_runs(
         raise T2IError(f"there is nothing to draw: no run has logged anything in {folders[0]}")
     if empty:
         log.warning("left out, since no run has logged anything there: %s", ", ".join(empty))
-    names = [run.name for run in runs]  # of two alike, the whole paths
-    runs = {run.name if names.count(run.name) == 1 else str(run): runs[run] for run in runs}
+    names = [run.name for run in runs]
+    labels = [(str(run), run.name)[names.count(run.name) == 1] for run in runs] # a path if alike
+    runs = dict(zip(labels, runs.values()))
     scales = {run: scale_curves(curves) for run, curves in runs.items()}
     panels = [run for run, curves in scales.items() if curves]
     figure = Figure(figsize=(5*(1+len(panels)), 3.6), dpi=150, layout="constrained")

@@ -187,17 +187,12 @@ class CaptionedFiles(Dataset):
         self.items, self.one = items, one
         self.rounds = max(len(captions) for _, captions in items)
 
-    @property
-    def pairs(self)->int:
-        "Captions with their files, however many items there are"
-        return len(self.items)*self.rounds
-
     def __len__(self):
-        return len(self.items) if self.one else self.pairs
+        return len(self.items)*(1 if self.one else self.rounds)
 
     def locate(self, i:int)->tuple[Path,str]:
         "The path and the caption of item i"
-        number, index = divmod(range(self.pairs)[i], len(self.items))
+        number, index = divmod(range(self.rounds*len(self.items))[i], len(self.items))
         path, captions = self.items[index]
         return path, captions[number%len(captions)]
 
@@ -211,8 +206,9 @@ class CaptionedFiles(Dataset):
 
     def near_miss(self, i:int)->str:
         "One of them, else the caption of another file; empty where that is the same"
-        rng = random.Random(f"near miss {i%self.pairs}")
-        other = self.caption((i + rng.randrange(len(self.items)))%self.pairs)
+        pairs = self.rounds*len(self.items)
+        rng = random.Random(f"near miss {i%pairs}")
+        other = self.caption((i + rng.randrange(len(self.items)))%pairs)
         return choose_near_miss(self.near_misses(i), rng) or other*(other != self.caption(i))
 
     def retold(self, i:int, generator:torch.Generator)->dict: # caption, near_miss
