@@ -270,10 +270,10 @@ def cache_features(
     "Keep a CLIP's features of images and captions"
     from t2i.data.datasets import COMPUTED, DataConfig, load_dataset
     from t2i.guidance.clip import build_feature_cache, load_clip
-    if coco and data in COMPUTED:
-        raise ValueError("--coco needs --data FOLDER, that of COCO 2017")
+    if count is not None and count < 1:
+        raise ValueError(f"--count is {count}; it must be at least 1")
     model = load_clip(clip, device)
-    given = dict(name=data) if data in COMPUTED else dict(path=data)
+    given = dict(name=data) if data in COMPUTED and not coco else dict(path=data)
     config = DataConfig(**given, resolution=model.image_size)  # of a path, finds out what it holds
     config.name = "coco" if coco else config.name
     dataset = load_dataset(config, split)
@@ -314,7 +314,7 @@ def data_cache(
         "A CLIP: a bundled name, a folder, or MODEL/TAG of OpenCLIP.") = "shapes-clip",
     split:Split = "train",
     count:option(
-        int, "count", "The first so many images.", default="all, or 100,000 scenes", min=1) = None,
+        int, "count", "The first so many images.", default="all, or 100,000 scenes") = None,
     workers:option(int, "workers", "Processes that read images.") = 0,
     device:Device = None,
 ):

@@ -428,7 +428,7 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
 @pytest.mark.parametrize("args, says", [
     (["data", "caption", "nowhere"], "nowhere is no folder"),  # no model is loaded before
     (["data", "coco", "--root", __file__, "--check"], "is a file"),
-    (["data", "cache", "kept", "--coco"], "--coco needs --data FOLDER"),
+    (["data", "cache", "kept", "--coco"], "no shapes/annotations/captions_train2017"),
     (["generate"], "no prompt"),
     (["generate", "x", "-m", "no-such-model"], "model 'no-such-model'"),
     (["generate", "x", "-m", "no/such-model"], "cannot fetch 'no/such-model'"),
