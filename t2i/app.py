@@ -245,7 +245,7 @@ def shell_line(
     output:Output, # of `draw`
 )->str:
     "The command that draws the same"
-    words = ["t2i", "generate", output.prompts[0]]
+    prompt, words = output.prompts[0], []
     names = dict(model="-m", num_images_per_prompt="-n", seed="--seed")
     given = output.settings | dict(seed=output.seed)
     for box in given.pop("boxes", []):
@@ -259,7 +259,8 @@ def shell_line(
             words.append(",".join(map(str, value)))
         elif value is not True:               # an option without a value
             words.append(str(value))
-    return shlex.join(words)
+    dashed = prompt.startswith("-")           # else it would be read as an option
+    return shlex.join(["t2i", "generate", *[prompt]*(not dashed), *words, *["--", prompt]*dashed])
 
 # %% ../nbs/59_app.ipynb #0e9d3547
 @torch.no_grad()

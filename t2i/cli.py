@@ -150,7 +150,8 @@ def read_request(
 # %% ../nbs/53_cli.ipynb #c9880776
 PromptWords = Annotated[list[str], typer.Argument(help="What to draw; each prompt in quotes.")]
 PromptFile = option(
-    Path, "", "A file with one prompt per line; - reads standard input.", "--prompts")
+    Path, "", "A file with one prompt per line, or a comment after #; - reads standard input.",
+    "--prompts")
 Negative = option(
     str, "negative_prompt",
     "What to avoid. Under the schedule ramp it cannot change background and layout.")
@@ -207,7 +208,7 @@ def check_process(process:bool, **others):
             raise ValueError(f"--process shows every image as it is drawn: leave out --{name}")
 
 # %% ../nbs/53_cli.ipynb #3442ed39
-def announce(prompts:int, number:int, candidates:int, settings:dict):
+def announce(prompts:int, number:int, candidates:int, settings:dict, place:Path):
     "Say how much is to be drawn, if that takes a while; refuse what nobody means"
     from t2i.core import log
     from t2i.requests import DEFAULTS, check_settings
@@ -216,6 +217,8 @@ def announce(prompts:int, number:int, candidates:int, settings:dict):
     total = prompts*max(number, candidates)
     if total > 64:
         log.info("drawing %s images", f"{total:,}")
+    if prompts*number > 1000 and place.suffix.lower() == ".png":
+        log.warning("few programs open a grid of so many images; -o FOLDER writes a file for each")
 
 # %% ../nbs/53_cli.ipynb #5343a0e6
 @app.command()
@@ -240,13 +243,13 @@ def generate(
     if number is None:  # a file of several prompts is a gallery
         number = 1 if prompts_file and len(texts) > 1 else 4
     place = choose_output(output, "t2i", texts[0])
-    check_process(process, rerank=rerank, upscale=upscale)
+    check_process(process, rerank=rerank, upscale=upscale, clip=clip, judge=judge != "clip")
     settings = dict(
         guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, top_k=top_k,
         top_p=top_p, temperature=temperature, temperature_schedule=temperature_schedule,
         num_steps=num_steps, more_smooth=more_smooth or None, expand=expand, alpha=alpha, beta=beta,
         boxes=box or None, negative_prompt=negative_prompt, seed=seed)
-    announce(len(texts), number, rerank or 1, settings)
+    announce(len(texts), number, rerank or 1, settings, place)
     pipe = load_pipe(model, device)
     for text in lora or []:
         pipe.load_lora(*read_lora_option(text))

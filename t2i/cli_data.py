@@ -273,10 +273,9 @@ def cache_features(
     if count is not None and count < 1:
         raise ValueError(f"--count is {count}; it must be at least 1")
     model = load_clip(clip, device)
-    config = DataConfig(data, resolution=model.image_size)
-    if data not in COMPUTED:
-        config = DataConfig(path=data, resolution=model.image_size)  # finds out what it holds
-        config.name = "coco" if coco else config.name
+    given = dict(name=data) if data in COMPUTED and not coco else dict(path=data)
+    config = DataConfig(**given, resolution=model.image_size)  # of a path, finds out what it holds
+    config.name = "coco" if coco else config.name
     dataset = load_dataset(config, split)
     usual = 100_000 if getattr(dataset, "endless", False) else len(dataset)
     count = min(count or usual, len(dataset))
@@ -301,12 +300,12 @@ def fill_recipe_cache(
 # %% ../nbs/58_cli_data.ipynb #a0aed08b
 @data_app.command("cache")
 def data_cache(
+    context:typer.Context,
     folder:Annotated[Path, typer.Argument(help="A new folder, or one to go on with.")],
     overrides:Annotated[list[str], typer.Argument(
         help="With --recipe: its fields, data.path=photos ...")] = None,
     recipe:option(
-        str, "data.cache_dir",
-        "Keep what this recipe reads; train it with data.cache_dir=FOLDER.",
+        str, "data.cache_dir", "Keep what this recipe reads; train it with data.cache_dir=FOLDER.",
         autocompletion=complete_recipe) = None,
     data:option(str, "", "shapes, digits, emoji, or a folder of captioned images.") = "shapes",
     coco:option(bool, "", "--data is the folder of COCO 2017.", "--coco") = False,
@@ -322,9 +321,10 @@ def data_cache(
     "Keep what frozen models compute, for a recipe or of one CLIP. Interrupted, it goes on."
     if overrides and not recipe:
         raise ValueError(f"{overrides[0]!r} is a field of a recipe: name the recipe with --recipe")
-    own = data, coco, clip, split, count, workers
-    if recipe and own != ("shapes", False, "shapes-clip", "train", None, 0):
-        raise ValueError("--recipe reads none of --data --coco --clip --split --count --workers")
+    own = "data", "coco", "clip", "split", "count", "workers"
+    given = [f"--{name}" for name in own if context.get_parameter_source(name).name != "DEFAULT"]
+    if recipe and given:
+        raise ValueError(f"--recipe reads no {' '.join(given)}: leave it out")
     try:
         if recipe:
             fill_recipe_cache(folder, recipe, overrides or [], device)

@@ -42,6 +42,7 @@ def parse_size(
 def dream_config(
     quality:str,
     overrides:list[str], # name=value
+    story:Path|None=None, # whose scenes have their own steps
     **given,             # fields from options; None: by the quality
 ):                       # a `VQGANCLIPConfig`
     "The settings of a dream, from the command line's words"
@@ -54,6 +55,8 @@ def dream_config(
             raise ValueError(
                 f"{word!r} is no setting, as lr=0.05 is; a prompt comes after --include")
     given = {name: value for name, value in given.items() if value is not None}
+    if story and "steps" in (*given, *[word.partition("=")[0] for word in overrides]):
+        raise ValueError("each scene of a story has its own steps: leave steps out")
     usual = OmegaConf.structured(make_config(quality, **given))
     for word in overrides:
         usual = merge_fields(usual, read_override(usual, word), word, "t2i dream")
@@ -192,7 +195,7 @@ def dream(
         about = resumed_dream(output, [story, overrides, model, quality, steps, size, init, clip,
                                        seed, *prompts.values()])
     else:
-        settings = dream_config(quality or "normal", overrides or [], steps=steps, init=init)
+        settings = dream_config(quality or "normal", overrides or [], story, steps=steps, init=init)
         if show:
             return print_yaml(asdict(settings), settings)
         about = new_dream(prompts, story, seed)

@@ -296,13 +296,9 @@ def leaderboard(
         raise ValueError("nothing to compare: name files of scores or models, or --measure FOLDER")
     rows = board.leaderboard(names)
     table = board.board_table(rows, brief)
-    if as_json:
-        say(json.dumps(rows))
-    elif output is None:
-        say(table.rstrip())
-    else:
+    if output:
         board.write_board(table, output)
-        say(output)
+    say(json.dumps(rows) if as_json else output or table.rstrip())
     if images:
         save_png(board.board_images(rows), images)
 
@@ -450,13 +446,14 @@ def data_check(
     as_json:Json = False,
 ):
     "Report what a training would read, and what it would skip. Of a folder, or by a recipe."
-    if not Path(folder).expanduser().is_dir():
+    path = Path(folder).expanduser()
+    if not path.is_dir():
         rows = recipe_report(folder, tuple(overrides or ()))
         if as_json:
             return print_scores(dict(sources=rows), True)
         names = "source", "share", "images", "held out", "visits per image"
         return print_table(report_lines(rows), *names)
-    report = folder_report(Path(folder), tuple(overrides or ()))
+    report = folder_report(path, tuple(overrides or ()))
     if not as_json:
         report.pop("notes")
     print_scores(report, as_json)

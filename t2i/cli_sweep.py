@@ -171,7 +171,7 @@ def true_vectors(
     from t2i.data.datasets import FolderDataset
     from t2i.fid import image_batches
     data = FolderDataset(folder, resolution, captioned=False)
-    batches = image_batches(data, min(1000, len(data)))
+    batches = image_batches(data, min(1000, len(data.items)))  # however many captions they have
     return torch.cat([clip.encode_image(images) for images in batches])
 
 # %% ../nbs/58_sweep.ipynb #93e9869c

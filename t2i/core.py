@@ -158,12 +158,12 @@ def to_8_bits(
     image:Image.Image,  # of one channel: integers of 16 or 32 bits, or floats
 )->Image.Image:         # gray
     "Integers of 16 bits, and floats between 0 and 1, scaled to 0 to 255; others are cut off"
-    pixels = np.asarray(image)
+    pixels = np.nan_to_num(np.asarray(image))
     if image.mode == "F" and pixels.max() <= 1:
         pixels = (255*pixels).round()
     elif image.mode != "F" and (image.mode != "I" or pixels.max() > 255):
         pixels = pixels >> 8
-    return Image.fromarray(np.nan_to_num(pixels).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def to_rgb(

@@ -307,6 +307,8 @@ def recipe_costs(
     memory:float=80.,            # of one device, GiB
 )->dict[str,dict]:               # sections model, step, memory per device, training, fit
     "What a recipe costs"
+    if not min(tflops, memory) > 0:
+        raise T2IError(f"tflops is {tflops:g} and memory {memory:g}: both must be above 0")
     config = load_recipe(name, overrides).config
     count = parti_recipe_costs if isinstance(config, PartiTaskConfig) else var_recipe_costs
     about, flops = count(config)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .core import T2IError, fold_in, import_extra, log, progress, to_unit
+from .data.mixtures import image_count
 from .engine.caches import dataset_hash
 from .engine.checkpoints import PublishedFile, fetch
 from .engine.files import atomic_path, data_home, hash_of
@@ -182,7 +183,8 @@ def image_batches(
     count:int,        # the first so many
     batch_size:int=50,
 )->Iterator[Tensor]:  # (b,3,h,w)
-    "The images of a dataset, batch by batch"
+    "The images of a dataset, batch by batch; each once, however many captions it has"
+    count = min(count, image_count(dataset) or count)
     for start in range(0, count, batch_size):
         indices = range(start, min(count, start+batch_size))
         yield torch.stack([dataset[i]["image"] for i in indices])
@@ -215,7 +217,7 @@ def load_reference(
     folder:Path|None=None,   # None: under `T2I_HOME`
 )->Tensor:                 # (n,d)
     "Features of real images, computed once"
-    path = None
+    path, count = None, min(count, image_count(dataset) or count)
     if callable(getattr(dataset, "cache_key", None)):
         name = hash_of(dataset_hash(dataset), network.name, network.key, count)
         path = Path(folder or data_home()/"cache"/"fid")/f"{name}.safetensors"

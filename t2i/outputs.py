@@ -182,7 +182,7 @@ def output_grid(
             for i in range(0, len(images), per_prompt)]
     return captioned_grid(rows, prompts[::per_prompt], across)
 
-# %% ../nbs/55_outputs.ipynb #05209422
+# %% ../nbs/55_outputs.ipynb #27d70a52
 def own_boxes(
     boxes:list, # of all images, or a list per prompt; see lesson 43
     number:int, # of the prompt
@@ -190,7 +190,7 @@ def own_boxes(
     "The boxes of one prompt"
     return boxes if all(is_box(box) for box in boxes) else boxes[number]
 
-
+# %% ../nbs/55_outputs.ipynb #05209422
 def save_images(
     images:list[Image.Image], # prompt-major, of one size
     prompts:list[str],        # one per image
@@ -214,12 +214,13 @@ def save_images(
         save_png(sheet, path, prompt=every, **about)
         return [path]
     paths, boxes = [], about.pop("boxes", None)
+    wide, narrow = max(3, len(str((len(images)-1)//per_prompt))), len(str(per_prompt-1))
     for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
         if boxes:
             about["boxes"] = own_boxes(boxes, i//per_prompt)
         if texts != prompts:
             about["read_as"] = texts[i]
-        name = f"{i//per_prompt:03d}-{slug(prompt)}-{i % per_prompt}.png"
+        name = f"{i//per_prompt:0{wide}d}-{slug(prompt)}-{i % per_prompt:0{narrow}d}.png"
         paths.append(save_new_png(image, path/name, prompt=prompt, index=i % per_prompt, **about))
     return paths
 

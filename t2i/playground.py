@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .app import check_text, code_colors, enlarge, error_line, fit, notes
 from .control.adapter import weight_list
-from .core import T2IError, fold_in, from_pil, image_grid, to_pil
+from .core import T2IError, fold_in, from_pil, image_grid, to_pil, to_rgb
 from .outputs import captioned_grid
 from .pipeline import Pipeline
 from .requests import Call, check_call
@@ -88,7 +88,7 @@ def encode_maps(
     image:Image.Image, # of any size; its middle square is taken
 )->list[Tensor]:       # (1,p*p) per map; most tokenizers have one
     "The token maps of an image"
-    ids = tokenizer.encode(from_pil(fit(image, tokenizer.config.resolution)))
+    ids = tokenizer.encode(from_pil(fit(to_rgb(image), tokenizer.config.resolution)))
     return ids if isinstance(ids, list) else [ids]
 
 

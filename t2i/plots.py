@@ -106,13 +106,16 @@ def plot_runs(
     given = [folder for folder in folders if not Path(folder).is_file()]  # of RUNS/*
     runs, empty = {}, []
     for folder in given or folders:
-        logged = {run.resolve().name: read_curves(run) for run in find_runs(folder)}
+        logged = {run.resolve(): read_curves(run) for run in find_runs(folder)}
         runs |= {run: curves for run, curves in logged.items() if curves}
         empty += [str(folder)]*(not any(logged.values()))
     if not runs:
         raise T2IError(f"there is nothing to draw: no run has logged anything in {folders[0]}")
     if empty:
         log.warning("left out, since no run has logged anything there: %s", ", ".join(empty))
+    names = [run.name for run in runs]
+    labels = [(str(run), run.name)[names.count(run.name) == 1] for run in runs] # a path if alike
+    runs = dict(zip(labels, runs.values()))
     scales = {run: scale_curves(curves) for run, curves in runs.items()}
     panels = [run for run, curves in scales.items() if curves]
     figure = Figure(figsize=(5*(1+len(panels)), 3.6), dpi=150, layout="constrained")

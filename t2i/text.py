@@ -145,7 +145,8 @@ def _first_captions(dataset, count):
         shares = [math.ceil(count*share) for share in dataset.shares.values()]
         pairs = zip(dataset.parts.values(), shares)
         return [caption for part in pairs for caption in _first_captions(*part)]
-    rows = range(min(count, len(dataset)))
+    pairs = len(dataset.items)*dataset.rounds if hasattr(dataset, "rounds") else len(dataset)
+    rows = range(min(count, pairs))
     if hasattr(dataset, "caption"):
         return [dataset.caption(i) for i in rows]
     return [dataset[i]["caption"] for i in rows]

@@ -19,6 +19,7 @@ from t2i.control.boxes_training import (
 )
 from t2i.control.contours import object_parts
 from t2i.data.checker import find_objects, image_parts
+from t2i.data.coco import check_coco
 from t2i.data.datasets import CocoDataset, DataConfig, load_dataset
 from t2i.data.mixtures import Mixture
 from t2i.data.shapes import render, sample_scene
@@ -50,7 +51,7 @@ def test_contours_and_the_checker_see_the_same_parts(scene):
 
 
 def save_turned(path, turn, box=(50, 10, 70, 20)):
-    "A JPEG of 90x60 pixels with a red box, before it is turned"
+    "An image of 90x60 pixels with a red box, before it is turned"
     image = Image.new("RGB", (90, 60), "white")
     ImageDraw.Draw(image).rectangle((box[0], box[1], box[2]-1, box[3]-1), fill="red")
     exif = Image.Exif()
@@ -64,12 +65,13 @@ def red_box(image):
     return tuple(edge/60 for edge in Image.fromarray(red).getbbox())
 
 
+@pytest.mark.parametrize("name", ("a.jpg", "a.tif"))
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_boxes_of_coco_turn_with_their_image(tmp_path, turn):
+def test_boxes_of_coco_turn_with_their_image(tmp_path, turn, name):
     (tmp_path/"annotations").mkdir()
     (tmp_path/"train2017").mkdir()
-    save_turned(tmp_path/"train2017"/"a.jpg", turn)
-    images = [dict(id=1, file_name="a.jpg", width=90, height=60)]
+    save_turned(tmp_path/"train2017"/name, turn)
+    images = [dict(id=1, file_name=name, width=90, height=60)]
     tables = dict(
         captions=[dict(image_id=1, caption="a box")],
         instances=[dict(image_id=1, category_id=1, bbox=[50, 10, 20, 10])])  # width and height
@@ -121,16 +123,17 @@ def test_boxed_images_are_chosen_as_others_are(tmp_path):
 
 def test_boxed_coco_is_chosen_and_its_boxes_are_read_at_once(tmp_path):
     (tmp_path/"annotations").mkdir()
-    (tmp_path/"train2017").mkdir()
+    (tmp_path/"train2017"/"part").mkdir(parents=True)
     for i in range(4):
-        Image.new("RGB", (8, 8)).save(tmp_path/"train2017"/f"{i}.jpg")
-    images = [dict(id=i, file_name=f"{i}.jpg", width=8, height=8) for i in range(4)]
+        Image.new("RGB", (8, 8)).save(tmp_path/"train2017"/"part"/f"{i}.jpg")
+    images = [dict(id=i, file_name=f"part/{i}.jpg", width=8, height=8) for i in range(4)]
     notes = [dict(image_id=i, category_id=1, bbox=[0, 0, 4, 4], caption="a box") for i in range(4)]
     table = dict(images=images, annotations=notes, categories=[dict(id=1, name="box")])
     for name in ("captions", "instances"):
         (tmp_path/"annotations"/f"{name}_train2017.json").write_text(json.dumps(table))
     data = BoxedCoco(DataConfig("coco", str(tmp_path), resolution=8, fraction=.5, captions="one"))
     assert len(data.items) == 2 and data.one
+    assert check_coco(tmp_path, "train")["not_listed"] == []     # part/ has what is listed
     (tmp_path/"annotations"/"instances_train2017.json").unlink()
     assert data.boxes(0) == [("box", (0., 0., .5, .5))]
 

@@ -19,7 +19,7 @@ from t2i.control.captioning import (
     caption_folder,
     images_to_caption,
 )
-from t2i.core import fold_in
+from t2i.core import T2IError, fold_in
 
 IMAGES = 10_000
 WORDS = "<pad> </s> <unk> <image> Question: Answer: what is this? a red blue circle star".split()
@@ -119,3 +119,13 @@ def test_a_run_that_stopped_within_its_first_line_goes_on(tmp_path):
         table = caption_folder(tmp_path, TemplateCaptioner(), CaptionConfig(prompt="a dot"))
         assert json.loads(table.read_text()) == dict(file_name="a.png", text=["a dot"])
         table.unlink()
+
+
+def test_an_image_without_a_class_is_named_before_any_is_captioned(tmp_path):
+    (tmp_path/"cat").mkdir()
+    for path in (tmp_path/"cat"/"a.png", tmp_path/"stray.png"):
+        Image.new("RGB", (8, 8)).save(path)
+    config = CaptionConfig(prompt="a photo of a {class}")
+    with pytest.raises(T2IError, match="stray.png lies in no subfolder that names its class"):
+        caption_folder(tmp_path, TemplateCaptioner(), config, batch_size=1)
+    assert not (tmp_path/PARTIAL).exists()

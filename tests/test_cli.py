@@ -428,6 +428,7 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
 @pytest.mark.parametrize("args, says", [
     (["data", "caption", "nowhere"], "nowhere is no folder"),  # no model is loaded before
     (["data", "coco", "--root", __file__, "--check"], "is a file"),
+    (["data", "cache", "kept", "--coco"], "no shapes/annotations/captions_train2017"),
     (["generate"], "no prompt"),
     (["generate", "x", "-m", "no-such-model"], "model 'no-such-model'"),
     (["generate", "x", "-m", "no/such-model"], "cannot fetch 'no/such-model'"),
@@ -450,6 +451,8 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
     (["generate", "x", "--upscale", "no-such-network"], "no-such-network"),
     (["generate", "x", "--upscale", "shapes-vqgan"], "shapes-vqgan does not enlarge"),
     (["generate", "x", "--upscale", "shapes-vqgan", "--process"], "leave out --upscale"),
+    (["generate", "x", "--clip", "shapes-clip", "--process"], "leave out --clip"),
+    (["generate", "x", "--judge", "both", "--process"], "leave out --judge"),
     (["edit", "a.png", "b.png", "x"], "no such file: a.png"),
     (["data", "caption", IMAGES, "-m", "no/blip"], "image processor for 'no/blip'): is it"),
     (["info", "parti-4b"], "no published size of Parti; these are"),
@@ -597,9 +600,24 @@ def test_another_tokenizer_under_the_same_name(t2i):
     assert code == 1 and "another tokenizer" in err and not Path("c.png").exists()
 
 
-def test_data_check_recognises_what_recipes_do(t2i):
+def test_a_grid_that_nothing_opens_is_warned_of(caplog):
+    for place, count in ((Path("all.png"), 1001), (Path("all"), 1001), (Path("all.png"), 1000)):
+        caplog.clear()
+        cli.announce(count, 1, 1, {}, place)
+        assert ("-o FOLDER" in caplog.text) == (place.suffix == ".png" and count > 1000)
+
+
+def test_a_leaderboard_is_written_and_printed(t2i):
+    code, out, _ = t2i("leaderboard", "shapes-var", "--json", "-o", "board.md")
+    assert code == 0 and [row["model"] for row in json.loads(out)] == ["shapes-var"]
+    assert "t2i evaluate shapes-var" in Path("board.md").read_text()
+    assert t2i("leaderboard", "shapes-var", "-o", "board.md")[1] == "board.md\n"
+
+
+def test_data_check_recognises_what_recipes_do(t2i, monkeypatch):
     sample = Path(__file__).parents[1]/"data"/"sample"
-    code, out, err = t2i("data", "check", sample/"coco", "--json")
+    monkeypatch.setenv("HOME", str(sample))
+    code, out, err = t2i("data", "check", "~/coco", "--json")
     assert code == 0
     assert json.loads(out) == dict(kind="coco", train=8, val=4, captions=60, notes=[])
     assert t2i("data", "shards", "packed", "--data", sample/"coco", "--per-shard", 4)[0] == 0
@@ -688,5 +706,7 @@ def test_prompts_that_are_not_utf8_name_the_remedy(t2i):
 def test_data_cache_recognises_coco(t2i):
     sample = Path(__file__).parents[1]/"data"/"sample"/"coco"
     assert t2i("data", "cache", "features", "--data", sample, "--count", 2)[0] == 0
-    code, _, err = t2i("data", "cache", "kept", "--recipe", "shapes-var", "--split", "val")
-    assert code == 1 and "--recipe reads none of --data" in err and not Path("kept").exists()
+    given = "--split", "train", "--count", 2                     # the first is what is usual
+    code, _, err = t2i("data", "cache", "kept", "--recipe", "shapes-var", *given)
+    assert code == 1 and "--recipe reads no --split --count: leave" in err
+    assert not Path("kept").exists()

@@ -183,3 +183,14 @@ def test_from_the_shell(tmp_path, monkeypatch, capsys):
         words = "edit", tmp_path/name, tmp_path/"mask.png", caption
         code, _, err = typed(monkeypatch, capsys, *words)
         assert code == 1 and says in err.splitlines()[-1]
+
+
+def test_a_mask_too_thin_for_any_patch_is_told(pipe, caplog):
+    image, mask = Image.new("RGB", (64, 64), "gray"), np.zeros((64, 64), bool)
+    mask[20:23, 10:40] = True
+    pipe.edit(image, mask, "a red circle", seed=0)
+    assert "less than half of each patch of 8x8 pixels" in caplog.text
+    caplog.clear()
+    mask[16:24, 8:40] = True
+    pipe.edit(image, mask, "a red circle", seed=0)
+    assert "patch" not in caplog.text

@@ -37,7 +37,7 @@ from .lora import base_task
 from ..core import T2IError
 from ..data.checker import find_objects
 from ..data.coco import Box, stored_size
-from ..data.datasets import CocoDataset, DataConfig, FolderDataset, ShapesDataset, read_files
+from ..data.datasets import CocoDataset, DataConfig, ImageFiles, ShapesDataset, read_files
 from ..data.shapes import SIDE, SPLIT_SEEDS, Group, Obj, noun_phrase, sample_scene
 from ..engine.folders import read_text
 from ..generators.text_var import drop_captions
@@ -131,11 +131,12 @@ def refuse_augment(config:DataConfig):
                        "set it to none")
 
 
-class BoxedFolder(WithBoxes, FolderDataset):
+class BoxedFolder(WithBoxes, ImageFiles):
     "Captioned images with name.bbox beside name.png"
     def __init__(self, config:DataConfig, split:str="train"):
         refuse_augment(config)
-        vars(self).update(vars(read_files(config, split)))       # the same items
+        items = read_files(config, split).items
+        super().__init__(items, config.resolution, one=config.captions == "one")
         for path, _ in self.items:                               # a mistake shows before training
             read_bbox_file(path.with_suffix(".bbox"))
 
@@ -151,12 +152,15 @@ class BoxedFolder(WithBoxes, FolderDataset):
         return found
 
 # %% ../../nbs/43_boxes_training.ipynb #31790ea2
-class BoxedCoco(WithBoxes, CocoDataset):
+class BoxedCoco(WithBoxes, ImageFiles):
     "COCO 2017 with the boxes of its objects and their categories as phrases"
+    boxes = CocoDataset.boxes
+
     def __init__(self, config:DataConfig, split:str="train"):
         refuse_augment(config)
         files = read_files(config, split, CocoDataset, missing=config.missing)
-        vars(self).update(vars(files), all_boxes=files.all_boxes) # read once, before loaders start
+        super().__init__(files.items, config.resolution, one=config.captions == "one")
+        self.all_boxes = files.all_boxes                         # read once, before loaders start
 
 # %% ../../nbs/43_boxes_training.ipynb #3de26b4e
 def drop_boxes(

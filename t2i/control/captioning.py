@@ -363,6 +363,7 @@ def caption_folder(
     "Caption all images of a folder; a stopped run goes on"
     folder, config = Path(folder), config or CaptionConfig()
     files = {p.relative_to(folder).as_posix(): p for p in images_to_caption(folder)}
+    asked = {name: fill_class(config.prompt, path, folder) for name, path in files.items()}
     check_captions(folder)
     about = captioner.about | asdict(config)
     done = read_partial(folder/PARTIAL, about)
@@ -371,10 +372,9 @@ def caption_folder(
     left = [name for name in files if name not in done]
     for start in progress(range(0, len(left), batch_size), desc="captions", unit="batch"):
         part = left[start:start+batch_size]
-        prompts = [fill_class(config.prompt, files[name], folder) for name in part]
         try:
             images = [open_image(files[name]) for name in part]
-            found = caption_batch(captioner, images, prompts, config)
+            found = caption_batch(captioner, images, [asked[name] for name in part], config)
         except KeyboardInterrupt:
             log.warning("stopped after %d of %d images: the same command goes on from there",
                         len(done), len(files))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..core import T2IError, check_images, from_pil, to_rgb
+from ..core import T2IError, check_images, from_pil, log, to_rgb
 from ..engine.unpickling import first_line
 from ..generators.var import Condition, MapPredictor, NextScaleModel
 from ..sampling import cfg_schedule, draw_uniform, sample_codes
@@ -26,12 +26,13 @@ def soften(
     x:Tensor,   # (b,c,h,w)
     radius:int, # pixels
 )->Tensor:      # same shape
-    "Three box averages, nearly a Gaussian blur"
-    size = 2*radius + 1
-    for _ in range(3):
-        padded = F.pad(x, [radius]*4, mode="replicate")
-        x = F.avg_pool2d(F.avg_pool2d(padded, (size, 1), stride=1), (1, size), stride=1)
-    return x
+    "Three box averages, nearly a Gaussian blur; beyond the border the image goes on"
+    blurs, steps = [], torch.arange(-radius, radius+1, device=x.device)
+    for n in x.shape[-2:]:
+        near = (torch.arange(n, device=x.device)[:,None] + steps).clamp(0, n-1) # (n,2r+1)
+        counts = x.new_zeros(n, n).scatter_add_(1, near, x.new_ones(near.shape))
+        blurs.append((counts/len(steps)).matrix_power(3))
+    return blurs[0] @ x @ blurs[1].mT
 
 
 def around(
@@ -207,7 +208,9 @@ def near_mask(
         return known
     if context < 1:
         raise T2IError(f"context is {context}; it must be at least 1 pixel, or None for all")
-    reach = F.max_pool2d(1-known, 2*context+1, stride=1, padding=context)
+    context = min(context, max(known.shape[-2:]))
+    reach = F.max_pool2d(1-known, (2*context+1, 1), stride=1, padding=(context, 0))
+    reach = F.max_pool2d(reach, (1, 2*context+1), stride=1, padding=(0, context))
     return known*reach
 
 # %% ../../nbs/44_editing.ipynb #5b3bb28e
@@ -227,6 +230,9 @@ def edit_images(
     "Redraw a part of each image"
     tok, read = model.tokenizer, near_mask(known, context)
     kept = Surroundings(tok, fill_hole(image, read), known)
+    if kept.known.all():
+        log.warning("the mask covers less than half of each patch of %dx%d pixels: it gets the "
+                    "colours around it, and nothing is drawn", *[tok.downsample]*2)
     *_, total = stream_edit(model, condition, unconditional, kept, generators, **settings)
     drawn = tok.decode_features(total, clamp=True).to(image)
     radius = max(1, 3*image.shape[-1]//64)

@@ -198,7 +198,7 @@ def whole_words(
 )->re.Pattern:        # of two that fit, the longer is found
     "A pattern that finds words, in upper or lower case, but no parts of words"
     options = "|".join(sorted(words, key=len, reverse=True))
-    return re.compile(rf"(?<![\w'’-])(?:{options})(?![\w'’-])", re.IGNORECASE)
+    return re.compile(rf"(?<![\w'’-])(?ai:{options})(?![\w'’-])")  # i is not the dotless ı
 
 
 def replace_word(

@@ -192,7 +192,9 @@ def stored_size(
         turn = 1
         with suppress(Exception):  # EXIF data that cannot be read turns nothing
             turn = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return image.size, turn
+        tags = getattr(image, "tag_v2", {})  # PIL tells the size of a turned TIFF as it is seen
+        width, height = ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength
+        return (tags.get(width, image.width), tags.get(height, image.height)), turn
 
 
 def turn_box(
@@ -246,7 +248,7 @@ def check_coco(
     decode:bool=False, # read every image to its end
 )->dict:               # counts, and lists of names
     "What a copy of COCO has, and what it lacks"
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     found = read_split(folder, split)
     names = list(found.names.values())
     lost = set(lost_images(names, found.images))
@@ -257,7 +259,7 @@ def check_coco(
     return dict(
         images=len(names), published=COCO_IMAGES[split], present=len(there),
         captions=sum(map(len, found.captions.values())), boxes=sum(map(len, boxes.values())),
-        missing=sorted(lost), not_listed=sorted(set(files) - set(names)),
+        missing=sorted(lost), not_listed=sorted(set(files) - {n.split("/")[0] for n in names}),
         without_caption=found.mute(), blank_captions=found.blank,
         without_box_area=odd_boxes(boxes),
         unreadable=[p.name for p in folders.unreadable_images(there)] if decode else [])

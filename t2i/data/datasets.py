@@ -311,14 +311,16 @@ class CocoDataset(ImageFiles):
         super().__init__(items, resolution, augment, one)
 
     @cached_property
-    def all_boxes(self)->dict[str,list[coco.Box]]: # by file name
+    def all_boxes(self)->dict[Path,list[coco.Box]]: # by file
         "The objects of all images, in pixels"
-        return coco.read_boxes(*self.source)
+        folder, split = self.source
+        found = coco.read_boxes(folder, split)
+        return {folder/f"{split}2017"/name: boxes for name, boxes in found.items()}
 
     def boxes(self, i:int)->list[tuple[str,tuple[float,...]]]: # category; left, top, right, bottom
         "The objects in the square of item i, with edges in [0,1]"
         path, _ = self.locate(i)
-        return coco.boxes_in_square(path, self.all_boxes.get(path.name, []))
+        return coco.boxes_in_square(path, self.all_boxes.get(path, []))
 
 # %% ../../nbs/03_datasets.ipynb #385eb26a
 COMPUTED = (*SCENES, "digits", "emoji", "emoji-large", "emoji-portraits")

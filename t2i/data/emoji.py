@@ -127,11 +127,12 @@ def nearest_names(
     "The names that are most like a text"
     typed = bare_words(text)
     matcher = SequenceMatcher(b=" ".join(typed), autojunk=False)
-    likeness = {}
+    bounds, likeness = (matcher.real_quick_ratio, matcher.quick_ratio), {}  # never too small
     for words, number in names_by_words().items():
         matcher.set_seq1(" ".join(words))
         common = len(set(typed) & set(words))/len(set(typed) | set(words))
-        likeness[number] = max(likeness.get(number, 0), common + matcher.ratio())
+        ratio = matcher.ratio() if all(common + bound() >= least for bound in bounds) else 0
+        likeness[number] = max(likeness.get(number, 0), common + ratio)
     likely = [number for number in likeness if likeness[number] >= least]
     best = sorted(likely, key=likeness.get, reverse=True)[:count]
     return [emoji_names()[number].phrase() for number in best]

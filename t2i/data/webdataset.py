@@ -35,7 +35,7 @@ class Place:
     offset:int # first byte
     size:int   # bytes
 
-    def read(self)->bytes:
+    def read_bytes(self)->bytes:
         "Its content"
         with open(self.shard, "rb") as file:
             file.seek(self.offset)
@@ -83,12 +83,12 @@ def sample_captions(
     found = []
     with suppress(ValueError, AttributeError):
         if "json" in files:
-            about = json.loads(files["json"].read())
+            about = json.loads(files["json"].read_bytes())
             for key in ("captions", "caption", "text"):
                 found = found or folders.caption_list(about.get(key) or "")
     with suppress(ValueError):
         if "txt" in files:
-            found = found or folders.caption_list(files["txt"].read().decode("utf-8"))
+            found = found or folders.caption_list(folders.read_text(files["txt"]))
     return found
 
 # %% ../../nbs/03_webdataset.ipynb #aaf49174
@@ -118,10 +118,9 @@ def add_sample(
     captions:list[str],
 ):
     "Append image, captions and first caption, as files without time and owner"
-    pixels = image.read() if isinstance(image, Place) else image.read_bytes()
     about = json.dumps(dict(captions=captions)).encode()
     suffix = Path(image.name).suffix.lower()
-    contents = {suffix: pixels, ".json": about, ".txt": captions[0].encode()}
+    contents = {suffix: image.read_bytes(), ".json": about, ".txt": captions[0].encode()}
     for suffix, content in contents.items():
         member = tarfile.TarInfo(key + suffix)
         member.size = len(content)
@@ -182,7 +181,7 @@ class ShardFiles(ImageFiles):
     def open(self, path:Place, least:int=0)->Image.Image: # RGB, see `decode`
         "The image at a place"
         fault = f"{path.name} in {path.shard} is no whole image"
-        return folders.decode_named(io.BytesIO(path.read()), fault, least)
+        return folders.decode_named(io.BytesIO(path.read_bytes()), fault, least)
 
     def cache_key(self)->tuple: # shards with sizes and times, places, captions
         "What the items depend on, for `t2i.engine.caches`"
