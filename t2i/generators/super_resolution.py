@@ -175,8 +175,7 @@ class PairsTask(Task):
         self.tokenizer = None
         if config.tokenizer:
             self.source = find_part("tokenizer", config.tokenizer, folder)
-            need = "any tokenizer will do"
-            self.tokenizer = load_frozen_tokenizer(self.source, nn.Module, need)
+            self.tokenizer = load_frozen_tokenizer(self.source, nn.Module, "any tokenizer will do")
 
     def prepare(self, device:torch.device):
         if self.tokenizer:
