@@ -218,7 +218,8 @@ def save_images(
     for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
         if boxes:
             about["boxes"] = own_boxes(boxes, i//per_prompt)
-        if texts != prompts:
+        about.pop("read_as", None)
+        if texts[i] != prompt:
             about["read_as"] = texts[i]
         name = f"{i//per_prompt:0{wide}d}-{slug(prompt)}-{i % per_prompt:0{narrow}d}.png"
         paths.append(save_new_png(image, path/name, prompt=prompt, index=i % per_prompt, **about))

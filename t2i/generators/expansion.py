@@ -7,6 +7,7 @@ __all__ = ['EXPANDERS', 'choose_color', 'expand_shapes', 'keep_prompt', 'expand_
 
 # %% ../../nbs/37_expansion.ipynb #255286ef
 import random
+import re
 from dataclasses import replace
 
 import torch
@@ -30,23 +31,23 @@ def choose_color(
 def expand_shapes(
     prompt:str,
     rng:random.Random,
-)->str: # the prompt itself, if it is not of two objects, or leaves neither open
-    "Say which colors two objects have and where one is from the other, where a prompt does not"
+)->str: # unchanged, if it is not of two single objects, or leaves neither color nor direction open
+    "Add the colors and the direction that a prompt of two objects leaves out"
     try:
         spec = parse_caption(prompt)
-    except ValueError:  # it has words of another world
+    except ValueError:  # not a caption of the shapes world
         return prompt
-    if [group.count for group in spec.groups] != [1, 1]:
+    words = re.findall(r"\w+", prompt.lower())
+    single = [group.count == 1 and group.shape in words for group in spec.groups]
+    if single != [True, True] or any(group.place for group in spec.groups):
         return prompt
     first = choose_color(*spec.groups, rng)
     groups = first, choose_color(spec.groups[1], first, rng)
-    relation = spec.relation
-    if not relation and not any(group.place for group in groups):
-        relation = rng.choice(list(OPPOSITE))
+    sides = ("left", "right") if "beside" in words else tuple(OPPOSITE)
+    relation = spec.relation or rng.choice(sides)
     if (groups, relation) == (spec.groups, spec.relation):
         return prompt
-    task = "position" if relation else "two_objects"
-    return caption(Spec(groups, relation, spec.background), task, rng)
+    return caption(Spec(groups, relation, spec.background), "position", rng)
 
 # %% ../../nbs/37_expansion.ipynb #898e66c5
 def keep_prompt(prompt:str, rng:random.Random)->str:
