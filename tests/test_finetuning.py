@@ -68,10 +68,10 @@ def test_a_class_run_keeps_its_names_and_draws_without_its_images(tmp_path, fold
 
 def test_runs_that_stand_on_others_load_from_any_folder(tmp_path, folders, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    short = (*SHORT, "train.val_batches=1")
+    short = (*SHORT, "train.val_batches=1", "data.cache=0")
     shutil.copytree(root/"t2i"/"pretrained"/"shapes-msvq", tmp_path/"tokens")
     small = ("model.depth=1", "model.width=32", "model.heads=2", "train.optimizer=adamw")
-    images, base = ("data.name=folder", folders, "data.cache=0", *short), "base=runs/start"
+    images, base = ("data.name=folder", folders, *short), "base=runs/start"
     trained = dict(
         start=("shapes-class-var", *small, "start=null", *images),
         lora=("lora-folder", base, *images),

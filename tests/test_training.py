@@ -183,7 +183,7 @@ PARTI = """
 DRAWN = """
     preference.captions=12 preference.candidates=3 preference.judge=clip preference.measured=0
     sample_num_steps=1 reading_pairs=0 vocabulary_captions=500 train.lr=3e-5 train.val_every=0
-    train.save_every=0
+    train.save_every=0 train.batch_size=4
 """.split()
 ENLARGE = """
     train.steps=12 train.batch_size=8 train.warmup=3 train.precision=32-true train.log_every=1
