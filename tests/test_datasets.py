@@ -29,6 +29,7 @@ from t2i.data.datasets import (
     stream_loader,
 )
 from t2i.data.mixtures import load_mixture
+from t2i.engine import caches, folders
 from t2i.engine.folders import IMAGE_SUFFIXES, is_image, visible_files
 from t2i.generators.var_training import classified
 from t2i.text import TextTokenizer, prepare_text_tokenizer
@@ -629,6 +630,31 @@ def test_a_small_folder_trains_no_tokenizer_on_what_a_generator_holds_out(tmp_pa
             FolderDataset(tmp_path, 8, split="train")
     else:
         assert not trains & set(held_out(tmp_path, True)[0])
+
+
+def test_a_later_start_decodes_what_is_new_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("T2I_HOME", str(tmp_path/"home"))
+    monkeypatch.setattr(caches, "REMEMBERED", 6)
+    decode, read = folders.decode, []
+    monkeypatch.setattr(folders, "decode", lambda p, least: read.append(p.name) or decode(p))
+    for i in range(6):
+        image(tmp_path/"own"/f"{i}.png", str(i))
+    whole = (tmp_path/"own"/"0.png").read_bytes()
+    (tmp_path/"own"/"3.png").write_bytes(whole[:60])  # its head can be read
+
+    def start():  # in a new process
+        folders.can_decode.cache_clear()
+        read.clear()
+        return len(FolderDataset(tmp_path/"own", 8)), sorted(read)
+
+    assert start() == (5, [f"{i}.png" for i in range(6)])
+    assert start() == (5, ["3.png"])
+    (tmp_path/"own"/"3.png").write_bytes(whole)
+    (tmp_path/"own"/"5.png").write_bytes(whole[:70])
+    assert start() == (5, ["3.png", "5.png"])
+    for record in (tmp_path/"home"/"cache").glob("*.json"):
+        record.write_text("torn")
+    assert start() == (5, [f"{i}.png" for i in range(6)])
 
 
 def test_classes_and_mixtures_hold_out_the_same_images(tmp_path):
