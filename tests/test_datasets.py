@@ -31,6 +31,7 @@ from t2i.data.datasets import (
 from t2i.data.mixtures import load_mixture
 from t2i.engine import caches, folders
 from t2i.engine.folders import IMAGE_SUFFIXES, is_image, visible_files
+from t2i.generators.finetuning import own_images
 from t2i.generators.var_training import classified
 from t2i.text import TextTokenizer, prepare_text_tokenizer
 
@@ -666,6 +667,27 @@ def test_classes_and_mixtures_hold_out_the_same_images(tmp_path):
     parts = [load_mixture(mixture, "val", c).parts[tmp_path.name] for c in (True, False)]
     for data in (classified(config, "val"), load_dataset(config, "val"), *parts):
         assert [path.name for path, _ in data.items] == ["19.png"]
+
+
+def test_the_only_image_of_a_class_trains(tmp_path):
+    for i in range(40):
+        image(tmp_path/("cat" if i < 19 else "dog" if i == 19 else "owl")/f"{i:02}.png")
+    config = DataConfig(path=str(tmp_path), resolution=8)
+    for read in (classified, own_images):
+        val, train = [[path.name for path, _ in read(config, s).items] for s in ("val", "train")]
+        assert (val, len(train)) == (["39.png"], 39) and "19.png" in train
+    for name in ("cat", "owl"):
+        for path in sorted((tmp_path/name).iterdir())[1:]:
+            path.unlink()
+    for read in (classified, own_images):
+        with pytest.raises(ValueError, match="each class in .* has one image.*data.val_path"):
+            read(config)
+    image(tmp_path/"cat"/"more.png")
+    assert [path.name for path, _ in classified(config, "val").items] == ["more.png"]
+    assert len(load_dataset(config, captioned=False)) == 3  # without classes, any image may be held out
+    (tmp_path/"cat"/"deeper").mkdir()
+    (tmp_path/"cat"/"more.png").rename(tmp_path/"cat"/"deeper"/"more.png")
+    assert [path.name for path, _ in classified(config, "val").items] == ["more.png"]
 
 
 def test_both_splits_have_an_image_where_all_usable_ones_would_validate(tmp_path):
