@@ -684,7 +684,7 @@ def test_the_only_image_of_a_class_trains(tmp_path):
             read(config)
     image(tmp_path/"cat"/"more.png")
     assert [path.name for path, _ in classified(config, "val").items] == ["more.png"]
-    assert len(load_dataset(config, captioned=False)) == 3  # without classes, any image may be held out
+    assert len(load_dataset(config, captioned=False)) == 3  # without classes: any one
     (tmp_path/"cat"/"deeper").mkdir()
     (tmp_path/"cat"/"more.png").rename(tmp_path/"cat"/"deeper"/"more.png")
     assert [path.name for path, _ in classified(config, "val").items] == ["more.png"]

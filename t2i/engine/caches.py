@@ -322,4 +322,3 @@ def bad_files(
             with suppress(OSError):  # no room, or no right to write
                 write_text(record, json.dumps(known | good))
     return bad
-

@@ -109,7 +109,6 @@ def split_by_class(
         held_out = {others[-1]}
     return [item for item in items if (item[0] in held_out) == (split == "val")]
 
-
 # %% ../../nbs/36_var_training.ipynb #2bf33770
 class ClassFolder(FolderDataset):
     "A folder with a subfolder per class, as ImageNet has it; captions are optional"
