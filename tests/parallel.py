@@ -1,20 +1,24 @@
 """A tiny Parti trains in one process, in two that divide its layers or share its weights, and in
 four that do both; runs that were stopped go on.
 
-python parallel.py FOLDER two|shared|table|table_adafactor|start
+python parallel.py FOLDER two|shared|table|table_adafactor|start|wait
 """
 import os
 import shutil
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 import processes
 from t2i.core import T2IError
 from t2i.engine.distributed import destroy_process_group
 from t2i.engine.recipes import load_recipe
 from t2i.engine.sharding import named_tensors, whole
+from t2i.generators.parti_training import PartiTask
 from t2i.training import TrainingState, train
 
 SMALL = """
@@ -71,7 +75,7 @@ def divided(folder, *names):
     if int(os.environ["RANK"]) == 0:
         for copy in ("again", "alone"):
             rewind(folder/f"two-{names[0]}", folder/copy)
-    torch.distributed.barrier()
+    dist.barrier()
     small(folder/"again", names[0], two, resume=True)
     for more, says in (("model.heads=1", "does not divide the 1 heads"),
                        ("train.tensor_parallel=3", "does not divide the number of processes")):
@@ -89,7 +93,7 @@ def table(folder, name):
     small(folder/"four", name, *both)
     if int(os.environ["RANK"]) == 0:
         rewind(folder/"four", folder/"again")
-    torch.distributed.barrier()
+    dist.barrier()
     small(folder/"again", name, *both, resume=True)
 
 
@@ -105,10 +109,25 @@ def started(folder):
         state.held.close()
 
 
+def patient(folder):
+    "The first process fills its caches for longer than the others wait for it elsewhere"
+    begin, prepare = dist.init_process_group, PartiTask.prepare
+    brief = dict(timeout=timedelta(seconds=8))
+    dist.init_process_group = lambda *given, **named: begin(*given, **named | brief)
+
+    def slow(task, device):
+        if dist.get_rank() == 0:
+            time.sleep(10)
+        prepare(task, device)
+
+    PartiTask.prepare = slow
+    small(folder/"run", "adamw", "train.steps=1")
+
+
 def main(folder, which):
     "First the processes, then the trainings of this one: a process that computed is not forked"
-    if which == "start":
-        in_processes(2, started, folder)
+    if which in ("start", "wait"):
+        in_processes(2, dict(start=started, wait=patient)[which], folder)
         return
     if which == "shared":
         names = ["table"]

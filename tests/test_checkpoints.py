@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import torch.nn as nn
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 
 import t2i
@@ -34,6 +35,7 @@ from t2i.engine.checkpoints import (
     save_part,
     unwrap_names,
 )
+from t2i.engine.downloads import one_at_a_time
 from t2i.engine.files import bundled_folder
 from t2i.engine.unpickling import Stub, TensorUnpickler
 
@@ -580,7 +582,8 @@ def content(kind="zip"):
 
 
 def files(folder):
-    return sorted(p.name for p in folder.iterdir())
+    "What lies in a folder beside locks, which stay"
+    return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock")
 
 
 @pytest.mark.parametrize("kind", ["zip", "pickle"])
@@ -605,6 +608,19 @@ def test_one_fetches_a_file_that_several_need(home, monkeypatch):
             thread.join()
         assert server.asked == 1
     assert files(home) == ["x.ckpt"]
+
+
+def test_a_lock_that_was_waited_for_is_the_lock_of_those_who_come_later(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    lock = tmp_path/".x.lock"
+    with one_at_a_time(tmp_path/"x"):
+        waits = os.open(lock, os.O_RDWR)  # as a process does whose turn is next
+    fcntl.flock(waits, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with pytest.raises(Timeout):
+        FileLock(lock).acquire(timeout=0)
+    os.close(waits)
+    with one_at_a_time(tmp_path/"x"):
+        assert files(tmp_path) == []
 
 
 @pytest.mark.parametrize("data, promised, says", [

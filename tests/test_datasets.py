@@ -29,7 +29,9 @@ from t2i.data.datasets import (
     stream_loader,
 )
 from t2i.data.mixtures import load_mixture
+from t2i.engine import caches, folders
 from t2i.engine.folders import IMAGE_SUFFIXES, is_image, visible_files
+from t2i.generators.finetuning import own_images
 from t2i.generators.var_training import classified
 from t2i.text import TextTokenizer, prepare_text_tokenizer
 
@@ -631,6 +633,31 @@ def test_a_small_folder_trains_no_tokenizer_on_what_a_generator_holds_out(tmp_pa
         assert not trains & set(held_out(tmp_path, True)[0])
 
 
+def test_a_later_start_decodes_what_is_new_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("T2I_HOME", str(tmp_path/"home"))
+    monkeypatch.setattr(caches, "REMEMBERED", 6)
+    decode, read = folders.decode, []
+    monkeypatch.setattr(folders, "decode", lambda p, least: read.append(p.name) or decode(p))
+    for i in range(6):
+        image(tmp_path/"own"/f"{i}.png", str(i))
+    whole = (tmp_path/"own"/"0.png").read_bytes()
+    (tmp_path/"own"/"3.png").write_bytes(whole[:60])  # its head can be read
+
+    def start():  # in a new process
+        folders.can_decode.cache_clear()
+        read.clear()
+        return len(FolderDataset(tmp_path/"own", 8)), sorted(read)
+
+    assert start() == (5, [f"{i}.png" for i in range(6)])
+    assert start() == (5, ["3.png"])
+    (tmp_path/"own"/"3.png").write_bytes(whole)
+    (tmp_path/"own"/"5.png").write_bytes(whole[:70])
+    assert start() == (5, ["3.png", "5.png"])
+    for record in (tmp_path/"home"/"cache").glob("*.json"):
+        record.write_text("torn")
+    assert start() == (5, [f"{i}.png" for i in range(6)])
+
+
 def test_classes_and_mixtures_hold_out_the_same_images(tmp_path):
     for i in range(24):
         image(tmp_path/"ab"[i//12]/f"{i:02}.png", None if i in (3, 15) else str(i))
@@ -640,6 +667,27 @@ def test_classes_and_mixtures_hold_out_the_same_images(tmp_path):
     parts = [load_mixture(mixture, "val", c).parts[tmp_path.name] for c in (True, False)]
     for data in (classified(config, "val"), load_dataset(config, "val"), *parts):
         assert [path.name for path, _ in data.items] == ["19.png"]
+
+
+def test_the_only_image_of_a_class_trains(tmp_path):
+    for i in range(40):
+        image(tmp_path/("cat" if i < 19 else "dog" if i == 19 else "owl")/f"{i:02}.png")
+    config = DataConfig(path=str(tmp_path), resolution=8)
+    for read in (classified, own_images):
+        val, train = [read(config, split).items for split in ("val", "train")]
+        assert [path.name for path, _ in val] == ["39.png"] and len(train) == 39
+    for name in ("cat", "owl"):
+        for path in sorted((tmp_path/name).iterdir())[1:]:
+            path.unlink()
+    for read in (classified, own_images):
+        with pytest.raises(ValueError, match="each class in .* has one image.*data.val_path"):
+            read(config)
+    image(tmp_path/"cat"/"more.png")
+    assert [path.name for path, _ in classified(config, "val").items] == ["more.png"]
+    assert len(load_dataset(config, captioned=False)) == 3  # without classes: any one
+    (tmp_path/"cat"/"deeper").mkdir()
+    (tmp_path/"cat"/"more.png").rename(tmp_path/"cat"/"deeper"/"more.png")
+    assert [path.name for path, _ in classified(config, "val").items] == ["more.png"]
 
 
 def test_both_splits_have_an_image_where_all_usable_ones_would_validate(tmp_path):

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from t2i.cli import app
@@ -17,6 +18,7 @@ from t2i.core import T2IError
 from t2i.engine.files import bundled_folder
 from t2i.outputs import read_about
 from t2i.saved import load
+from t2i.training import train
 
 
 def one_line(*arguments):
@@ -152,3 +154,29 @@ def test_a_lora_on_a_part_of_the_blocks_is_loaded_again(tmp_path, monkeypatch):
     with pytest.raises(T2IError, match="the disk is full"):
         save_lora(model, tmp_path/"second", "shapes-var")
     assert not list((tmp_path/"second").iterdir())               # no config without weights
+
+
+def test_a_checkpoint_holds_the_frozen_base_once(tmp_path):
+    images = write_outlined(tmp_path/"images", 4)
+    brief = """train.steps=4 train.batch_size=2 train.warmup=0 train.lr=0.01 train.save_every=2
+        train.val_every=0 train.val_batches=1 train.precision=32-true""".split()
+    whole = train("lora-folder", tmp_path/"whole", (f"data.path={images}", *brief))
+
+    def weights(run, step):
+        folder = run/"checkpoints"/f"step-{step}"
+        return [load_file(folder/f"{name}.safetensors") for name in ("model", "ema")]
+
+    model, ema = weights(whole, 2)
+    assert model and all(".lora_" in name for name in model) and model.keys() < ema.keys()
+    assert len(ema) > 100 and any(not torch.equal(model[name], ema[name]) for name in model)
+    for name in ("new", "old"):
+        run = shutil.copytree(whole, tmp_path/name)
+        shutil.rmtree(run/"checkpoints"/"step-4")
+        (run/"last").write_text("step-2")
+        if name == "old":  # as checkpoints were: with the base in both files
+            save_file(ema | model, run/"checkpoints"/"step-2"/"model.safetensors")
+        train("lora-folder", run, resume=True)
+        for ours, others in zip(weights(run, 4), weights(whole, 4)):
+            assert ours.keys() == others.keys()
+            assert all(torch.equal(ours[key], others[key]) for key in ours)
+    assert load(whole, "cpu").loras == {"default": 1.}

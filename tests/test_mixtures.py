@@ -12,6 +12,7 @@ import processes
 from t2i import cli
 from t2i.catalog import describe_run
 from t2i.core import T2IError
+from t2i.data import mixtures
 from t2i.data.datasets import DataConfig, InfiniteDataset, load_dataset, stream_loader
 from t2i.data.mixtures import Turns, load_mixture, read_sources
 from t2i.engine.checkpoints import last_checkpoint
@@ -124,6 +125,14 @@ def test_every_kind_of_model_trains_on_a_mixture(tmp_path, name, more):
     last = read_metrics(run)[-1]
     names = {key.partition("/")[2] for key in last if key.startswith("val_loss/")}
     assert names == {"txt", "imagefolder", "coco", "shapes"} and "val_loss" in last
+
+
+def test_each_source_is_read_once(recipe, monkeypatch):
+    config = load_recipe(recipe).config.data
+    read, numbers = mixtures.read_source, []
+    monkeypatch.setattr(mixtures, "read_source", lambda *a: numbers.append(a[1]) or read(*a))
+    assert list(load_mixture(config).shares) == LABELS
+    assert numbers == [0, 1, 2, 3]
 
 
 def test_tokens_are_cached_per_source(recipe, tmp_path):

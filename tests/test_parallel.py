@@ -92,6 +92,12 @@ def test_a_divided_run_begins_with_the_weights_of_one_that_is_not(tmp_path):
                 assert torch.equal(found[part][key], value), (name, part, key)
 
 
+def test_the_others_wait_as_long_as_the_first_process_fills_caches(tmp_path):
+    "However short the time is after which processes give each other up"
+    run(tmp_path, "wait")
+    assert last_checkpoint(tmp_path/"run").name == "step-1"
+
+
 @pytest.mark.slow  # four processes; two are tested above
 @pytest.mark.parametrize("name", ["table", "table_adafactor"])
 def test_a_table_of_two_by_two_processes(tmp_path, name):

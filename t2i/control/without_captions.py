@@ -45,6 +45,8 @@ def as_texts(
 # %% ../../nbs/41_without_captions.ipynb #fd7ff8da
 class NamedImages(ClassFolder):
     "Images whose folders may be named after classes, or not; captions are not looked at"
+    split_items = staticmethod(FolderDataset.split_items)  # a folder need not be a class
+
     def __init__(self,
         folder:str|Path,
         names:list[str], # of the classes, by label

@@ -264,6 +264,8 @@ info_once = cache(log.info)  # a message is logged the first time that it comes
 
 class FolderDataset(ImageFiles):
     "A folder of captioned images; what cannot be read or has no caption is skipped and counted"
+    split_items = staticmethod(folders.split_items)  # a subclass may hold out others
+
     def __init__(self,
         folder:str|Path,      # see `t2i.engine.folders` for its layouts
         resolution:int=64,    # side of the images, pixels; see `fit_square`
@@ -289,7 +291,7 @@ class FolderDataset(ImageFiles):
         if not items:
             raise ValueError(f"no image that can be read in {folder}")
         if split and hold_out and "val" not in parts:
-            items = folders.split_items(items, split, self.folder, paths)
+            items = self.split_items(items, split, self.folder, paths)
         elif split:
             info_once(f"{len(items)} images in {folder} for {split}")
         super().__init__(items, resolution, augment, one)

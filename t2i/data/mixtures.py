@@ -114,9 +114,10 @@ def read_sources(
 
 def describe_sources(
     config:DataConfig, # of a mixture
+    sources:list[SourceConfig]|None=None, # what `read_sources` gives for it, if it is known
 )->str:                # in one line
     "The shares of the sources"
-    sources = read_sources(config)
+    sources = sources or read_sources(config)
     total = sum(source.weight for source in sources)
     return ", ".join(f"{s.label} {100*s.weight/total:.3g}%" for s in sources)
 
@@ -223,7 +224,7 @@ def load_mixture(
             parts[source.label] = load_dataset(source, split, captioned)
         except (ValueError, OSError) as e:
             raise T2IError(f"data.sources.{number} ({source.label}): {e}") from None
-    info_once(f"{split}: {describe_sources(config)}")
+    info_once(f"{split}: {describe_sources(config, sources)}")
     return Mixture(parts, [source.weight for source in sources])
 
 # %% ../../nbs/03_mixtures.ipynb #9985bf32

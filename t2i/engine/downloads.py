@@ -141,9 +141,7 @@ def one_at_a_time(
     try:
         yield
     finally:
-        if lock.is_locked:
-            Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        lock.release()  # its file stays: whoever waits has it open
 
 # %% ../../nbs/99_downloads.ipynb #065514e5
 def member_path(

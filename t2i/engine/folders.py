@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from ..core import T2IError, progress, to_rgb, warn_once
+from .caches import bad_files
 from .unpickling import first_line
 
 # %% ../../nbs/95_folders.ipynb #cacaeff5
@@ -310,7 +311,7 @@ def usable_images(
     captioned:bool=True,            # False: images without a caption stay, with an empty one
 )->list[tuple[Path,list[str]]]:     # per image its file, and its captions
     "Images that can be decoded and have a caption; the others are counted and named in a warning"
-    unreadable = set(unreadable_images(paths))
+    unreadable = set(bad_files(paths, folder, unreadable_images))
     items, skipped = [], []
     for path in paths:
         name = path.relative_to(folder)
@@ -391,8 +392,7 @@ def warn_of_sizes(
     "Name the images that are very small, and those of which a square shows little"
     small, long = [], []
     with ThreadPoolExecutor() as pool:
-        sizes = progress(pool.map(image_size, paths), total=len(paths), desc="reading sizes")
-        sizes = list(sizes)
+        sizes = list(progress(pool.map(image_size, paths), total=len(paths), desc="reading sizes"))
     for path, size in zip(paths, sizes):
         shown = f"{path} ({size[0]}x{size[1]})"
         if 0 < min(size) < LEAST_SIDE:

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'STATE_FORMAT', 'random_state', 'set_random_state', 'keep_random_state', 'agree_random_state',
            'parameters_of', 'optimizer_states', 'fits', 'load_optimizer_states', 'check_settings', 'check_batch',
-           'RunState', 'read_state', 'parameter_names', 'save_run', 'restore_run', 'size', 'begin', 'due',
-           'held_out_losses', 'best_step', 'on_record', 'aside', 'step_errors', 'is_stale', 'keep_best', 'check_finite']
+           'RunState', 'without_frozen', 'read_state', 'parameter_names', 'save_run', 'restore_run', 'size', 'begin',
+           'due', 'held_out_losses', 'best_step', 'on_record', 'aside', 'step_errors', 'is_stale', 'keep_best',
+           'check_finite']
 
 # %% ../../nbs/98_resume.ipynb #fa067cfd
 import contextlib
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..core import T2IError, log
@@ -197,6 +198,17 @@ class RunState:
             agree_random_state(fabric.device, self.config.tensor_parallel)
             self.held = held.pop_all()        # the folder, the caller's random numbers
 
+# %% ../../nbs/98_resume.ipynb #9d41be06
+def without_frozen(
+    model:nn.Module,
+    weights:dict[str,Tensor],  # its state
+    averages:dict[str,Tensor], # the state of the averaged model
+)->dict[str,Tensor]:           # what the averages have not
+    "The weights without frozen ones, where the averages are equal to the last bit"
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    same = {name for name in frozen if torch.equal(weights[name], averages[name])}
+    return {name: w for name, w in weights.items() if name not in same}
+
 # %% ../../nbs/98_resume.ipynb #7b1c5df7
 STATE_FORMAT = 2
 
@@ -237,6 +249,7 @@ def save_run(
     model, ema = state.model.state_dict(), state.ema.module.state_dict()
     model, ema, optimizers = [sharding.whole(part, state.main) for part in (model, ema, optimizers)]
     if state.main:
+        model = without_frozen(state.model, model, ema)
         values = dict(format=STATE_FORMAT, step=state.step, random=random, optimizers=optimizers)
         for name in ("scaler", "discriminator"):
             if getattr(state, name) is not None:
@@ -251,7 +264,7 @@ def save_run(
 def restore_run(state:RunState):
     "Everything as it was at the last checkpoint"
     path = last_checkpoint(state.folder)
-    sharding.load_weights(state.model, path/"model.safetensors")
+    sharding.load_weights(state.model, path/"model.safetensors", path/"ema.safetensors")
     sharding.load_weights(state.ema.module, path/"ema.safetensors")
     values = read_state(path)
     state.step = state.saved = values["step"]

@@ -88,10 +88,13 @@ def local(tensor:Tensor)->Tensor:
 def load_weights(
     model:nn.Module, # divided, or whole
     path:Path,       # a .safetensors file with whole tensors
+    rest:Path|None=None, # another one, which has the tensors that the first one lacks
 ):
     "Fill a model from one of our own files"
-    own = model.state_dict()
-    weights = {k: shard_like(w, own.get(k), k) for k, w in read_weights(path).items()}
+    own, weights = model.state_dict(), read_weights(path)
+    if rest and own.keys() - weights.keys():
+        weights = read_weights(rest) | weights
+    weights = {k: shard_like(w, own.get(k), k) for k, w in weights.items()}
     load_state_dict_strict(model, weights, path)
 
 # %% ../../nbs/93_sharding.ipynb #0191c560

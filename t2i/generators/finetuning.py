@@ -22,7 +22,7 @@ from .official import ClassNames, default_names, same_name
 from .text_training import TextVARTaskConfig, read_part
 from .text_var import drop_captions
 from .var import VAR, VARConfig
-from .var_training import NextScaleStep
+from .var_training import FolderPerClass, NextScaleStep
 from .var_with_clip import class_conditional
 from ..sampling import split_generator
 from ..training import load_task
@@ -42,6 +42,7 @@ def own_images(
     if loose:
         raise T2IError(f"{loose[0]} has no caption: put a text file beside it, or all images "
                        "into one folder per class")
+    files = read_files(config, split, FolderPerClass, captioned=False)
     files.items = [(path, [same_name(path.parent.name)]) for path, _ in files.items]
     return files
 
