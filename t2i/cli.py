@@ -92,6 +92,9 @@ def main():
         typer_saw = getattr(end.__context__, "__cause__", None)
         if isinstance(typer_saw, KeyboardInterrupt):  # which it turns into exit code 130
             print("t2i: stopped", file=sys.stderr)
+        if end.code == 2 and any(word.startswith("-") and " " in word for word in sys.argv):
+            print('t2i: a prompt that begins with a dash goes last, behind --, as in '
+                  't2i generate -n 1 -- "- a red circle"', file=sys.stderr)
         raise
     except Exception as e:
         if debug:

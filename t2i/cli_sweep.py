@@ -237,6 +237,7 @@ def sweep_command(
     device:Device = None,
 ):
     "Draw with every combination of settings: a grid and a table. Best: text_fit times quality."
+    from t2i.core import log
     from t2i.engine.files import save_png
     from t2i.generators.var_training import object_prompts
     from t2i.outputs import choose_output
@@ -249,7 +250,10 @@ def sweep_command(
     if not combinations(chosen):
         raise ValueError("alpha and beta are 0 everywhere: there is nothing to draw")
     place = choose_output(output, single=True)
-    texts = read_prompts(None, prompts)[:count] if prompts else object_prompts(count, seed=1)
+    texts = read_prompts(None, prompts) if prompts else object_prompts(count, seed=1)
+    if len(texts) > count:
+        log.info("drawing the first %d of %d prompts; --count takes more", count, len(texts))
+        texts = texts[:count]
     pipe = load_pipe(model, device)
     measure = find_measure(pipe, prompts, eval_clip, data, device)
     rows, drawn = sweep(pipe, chosen, texts, measure, seed)

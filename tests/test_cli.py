@@ -169,6 +169,23 @@ def test_a_second_call_into_a_folder_replaces_nothing(t2i):
     assert seeds == ["0", "0", "1", "1"]
 
 
+def test_a_prompt_that_begins_with_a_dash(t2i):
+    code, _, err = t2i("generate", "- a red circle", "-n", 1)
+    assert code == 2 and err.splitlines()[-1].endswith('t2i generate -n 1 -- "- a red circle"')
+    code, _, err = t2i("generate", "--colour", "a red circle")
+    assert code == 2 and "dash" not in err
+    assert Image.open(digits(t2i, "-n", 1, "--", "- a handwritten one")[0]).text["prompt"][0] == "-"
+
+
+def test_a_sweep_says_how_many_prompts_it_draws(t2i):
+    Path("words.txt").write_text("a red circle\na blue star\na green ring\n")
+    sweep = ("sweep", "shapes-var", "num_steps=1", "--prompts", "words.txt", "--eval-clip",
+             "shapes-clip", "--count")
+    code, _, err = t2i(*sweep, 2)
+    assert code == 0 and "drawing the first 2 of 3 prompts; --count takes more" in err
+    assert "the first" not in t2i(*sweep, 3)[2]
+
+
 def test_a_folder_may_have_a_dot(t2i):
     Path("my.png").mkdir()
     for folder in ("my.images", "my.png"):

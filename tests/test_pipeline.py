@@ -107,6 +107,10 @@ def test_what_is_not_expanded(pipe):
     boxes = t2i.load("shapes-boxes", "cpu")
     with pytest.raises(t2i.T2IError, match="boxes say where things are: leave expand out"):
         boxes(OPEN, boxes=["heart:0,0,.5,.5"], expand="shapes")
+    boxes.defaults["expand"] = "shapes"
+    placed = boxes(OPEN, boxes=["heart:0,0,.5,.5"], num_steps=1, seed=0)
+    assert placed.texts == [OPEN] and placed.settings["expand"] == "none"
+    assert boxes(OPEN, num_steps=1, seed=0).texts != [OPEN]
     digits = t2i.load("digits-var", "cpu")
     assert digits.defaults["expand"] == "none"
 
