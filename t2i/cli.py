@@ -154,7 +154,8 @@ PromptFile = option(
     "--prompts")
 Negative = option(
     str, "negative_prompt",
-    "What to avoid. Under the schedule ramp it cannot change background and layout.")
+    "What to avoid; never expanded. Under the schedule ramp it cannot change background and "
+    "layout.")
 Alpha = option(
     str, "alpha", "Weight of the class, of an adapter: a number from 0, or one per map.",
     default=cli_models.OWN, callback=per_map)

@@ -213,7 +213,7 @@ class Pipeline(StreamingParts):
         top_p:float|None=None,          # sample among the likeliest codes with this probability
         temperature:float|None=None,    # 0 takes the most likely code, whatever the seed
         num_steps:int|None=None,        # decoding steps per map, of a model trained for several
-        negative_prompt:str="",         # what to avoid; it acts only where guidance acts, see below
+        negative_prompt:str="",         # what to avoid, never expanded; acts where guidance does
         guidance_schedule:str|None=None, # "ramp": from 1 at the first map to w; "constant": w
         temperature_schedule:str|None=None, # "ramp": from 1; "first": 1 once; "constant"
         more_smooth:bool|None=None,     # mix codes, of a model of classes; see lesson 38

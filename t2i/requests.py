@@ -273,6 +273,7 @@ def check_call(
             raise T2IError("this model takes no boxes: load shapes-boxes, or leave them out")
         if given.get("expand", "none") != "none":
             raise T2IError("boxes say where things are: leave expand out")
+        given["expand"] = "none"  # whatever the model's own is
         boxes = boxes_per_image(boxes, len(prompts), num_images_per_prompt)
         known = [p for p in known if p] + sorted({phrase for own in boxes for phrase, _ in own})
     warn_of_prompts(parts.text_tokenizer, known)

@@ -17,6 +17,7 @@ from t2i.core import fold_in
 from t2i.data.datasets import ShapesDataset
 from t2i.engine.files import bundled_folder
 from t2i.evaluation import digit_scores, reconstruction_scores, shapes_scores
+from t2i.requests import check_call
 
 MEAN = .15   # what the bundled models reached, less the noise of small samples; and below
 TOKENIZERS = [("shapes-msvq", 34., .95), ("shapes-vqgan", 33., .82), ("shapes-vit-vqgan", 30., .7)]
@@ -107,6 +108,11 @@ def test_what_is_not_expanded(pipe):
     boxes = t2i.load("shapes-boxes", "cpu")
     with pytest.raises(t2i.T2IError, match="boxes say where things are: leave expand out"):
         boxes(OPEN, boxes=["heart:0,0,.5,.5"], expand="shapes")
+    boxes.defaults["expand"] = "shapes"  # as a model saves it
+    placed = check_call(boxes, OPEN, seed=0, boxes=["heart:0,0,.5,.5"])
+    assert placed.texts == [OPEN] and placed.about["expand"] == "none"
+    plain = check_call(boxes, OPEN, seed=0, negative_prompt=OPEN)
+    assert plain.texts != [OPEN] and plain.settings["negative_prompt"] == OPEN
     digits = t2i.load("digits-var", "cpu")
     assert digits.defaults["expand"] == "none"
 
