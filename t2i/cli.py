@@ -190,16 +190,16 @@ def draw_process(
     prompts:list[str],
     number:int,       # images per prompt
     **settings,       # of `Pipeline.stream`
-):                    # an `Output` whose images are strips
-    "Draw, with a strip of all scales per image"
-    from dataclasses import replace
-
-    from t2i.core import image_grid
-    frames = list(pipe.stream(prompts, number, **settings))
-    scale = max(1, 128//frames[-1].image.width)
-    rows = zip(*[frame.images for frame in frames])
-    return replace(
-        frames[-1].output, images=[image_grid(row, len(frames), scale) for row in rows])
+):                    # an `Output` per batch, whose images are strips
+    "Draw batch after batch, with a strip of all scales per image"
+    from t2i.core import image_grid, to_pil
+    from t2i.outputs import Output
+    from t2i.requests import check_call
+    for batch in check_call(pipe, prompts, number, **settings).batches(64):
+        frames = [to_pil(pipe.decode(maps)) for maps in pipe.token_maps(**batch.part())]
+        scale = max(1, 128//frames[-1][0].width)
+        strips = [image_grid(row, len(frames), scale) for row in zip(*frames)]
+        yield Output(strips, batch.prompts, batch.seed, batch.about, texts=batch.texts)
 
 # %% ../nbs/53_cli.ipynb #c0ffee53
 def check_process(process:bool, **others):
@@ -239,7 +239,7 @@ def generate(
     process:Process = False, prompts_file:PromptFile = None, device:Device = None,
 ):
     "Draw images from prompts."
-    from t2i.outputs import choose_output
+    from t2i.outputs import choose_output, save_batches
     texts, model = read_request(box, prompts, prompts_file, model)
     if number is None:  # a file of several prompts is a gallery
         number = 1 if prompts_file and len(texts) > 1 else 4
@@ -255,11 +255,11 @@ def generate(
     for text in lora or []:
         pipe.load_lora(*read_lora_option(text))
     if process:
-        out = draw_process(pipe, texts, number, **settings)
+        outs = draw_process(pipe, texts, number, **settings)
     else:
-        out = pipe(texts, number, rerank=rerank, judge=judge, clip=clip, upscale=upscale,
-                   **settings)
-    for path in out.save(place, replace=output is not None):
+        outs = pipe.batches(texts, number, rerank, judge, clip, upscale, **settings)
+    paths = list(save_batches(outs, place, len(texts)*number, replace=output is not None))
+    for path in paths:
         say(path)
 
 # %% ../nbs/53_cli.ipynb #cb4b962f

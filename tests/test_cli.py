@@ -15,6 +15,7 @@ from PIL import Image
 from t2i import __version__, cli
 from t2i.core import T2IError
 from t2i.outputs import is_grid_path
+from t2i.pipeline import TextVARPipeline
 
 QUICK = ["--num-steps", 1]  # per map, instead of eight
 FEW = ["train.steps=2", "train.batch_size=4", "train.val_batches=1", "train.sample_every=0"]
@@ -167,6 +168,30 @@ def test_a_second_call_into_a_folder_replaces_nothing(t2i):
     assert len(set(sum(paths, []))) == 4
     seeds = sorted(Image.open(p).text["seed"] for p in Path("d").iterdir())
     assert seeds == ["0", "0", "1", "1"]
+
+
+@pytest.mark.parametrize("options", [(), ("--process",)])
+def test_a_folder_gets_each_batch_as_it_is_drawn(t2i, monkeypatch, options):
+    Path("p.txt").write_text("a handwritten one\na handwritten two\n"*75)
+    words = "--prompts", "p.txt", "-m", "digits-var", "--seed", 3, *options
+    whole = t2i("generate", *words, "-o", "whole")[1].split()
+    names = [Path(path).name for path in whole]
+    assert names == sorted(os.listdir("whole")) and len(names) == 150
+    draw, batches = TextVARPipeline.token_maps, []
+
+    def stop(pipe, prompts, **arguments):
+        batches.append(len(prompts))
+        if len(batches) == 3:
+            raise RuntimeError("out of power")
+        return draw(pipe, prompts=prompts, **arguments)
+
+    monkeypatch.setattr(TextVARPipeline, "token_maps", stop)
+    code, out, err = t2i("generate", *words, "-o", "part")
+    assert code == 1 and "out of power" in err and batches == [64, 64, 22]
+    assert sorted(os.listdir("part")) == names[:128]
+    for name in (names[0], names[127]):
+        one, other = (Image.open(Path(folder, name)) for folder in ("whole", "part"))
+        assert np.array_equal(one, other) and one.text == other.text
 
 
 def test_a_folder_may_have_a_dot(t2i):

@@ -17,6 +17,7 @@ from t2i.core import fold_in
 from t2i.data.datasets import ShapesDataset
 from t2i.engine.files import bundled_folder
 from t2i.evaluation import digit_scores, reconstruction_scores, shapes_scores
+from t2i.outputs import join_outputs
 from t2i.requests import check_call
 
 MEAN = .15   # what the bundled models reached, less the noise of small samples; and below
@@ -95,6 +96,17 @@ def test_the_best_of_n_keep_their_texts(pipe):
     texts = pipe(OPEN, 4, num_steps=1, seed=0).texts
     order = sorted(range(4), key=lambda j: -out.scores[0][j])
     assert out.texts == [texts[j] for j in order[:2]] and out.prompts == [OPEN]*2
+
+
+def test_the_best_of_n_come_in_batches_of_whole_prompts(pipe):
+    settings = dict(rerank=4, num_steps=1, seed=0, upscale="shapes-sr4")
+    whole = pipe(PROMPTS, 2, **settings)
+    batches = list(pipe.batches(PROMPTS, 2, batch_size=10, **settings))
+    assert [len(out.prompts) for out in batches] == [4, 2]
+    joined = join_outputs(batches)
+    assert joined.settings == whole.settings and joined.texts == whole.texts
+    assert np.allclose(joined.scores, whole.scores, atol=1e-4)
+    assert alike(joined.images, whole.images) and whole.images[0].size == (256, 256)
 
 
 def test_what_is_not_expanded(pipe):
