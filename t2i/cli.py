@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['app', 'AnyNumber', 'PromptWords', 'PromptFile', 'Negative', 'Alpha', 'Beta', 'Boxes', 'MoreSmooth', 'Lora', 'Output',
-           'Judge', 'Upscale', 'Process', 'error_line', 'print_version', 'common_options', 'main', 'per_map',
-           'read_lora_option', 'read_request', 'draw_process', 'check_process', 'announce', 'generate', 'edit',
-           'end_training', 'train']
+           'Judge', 'Upscale', 'Process', 'error_line', 'PromptCommands', 'print_version', 'common_options', 'main',
+           'per_map', 'read_lora_option', 'read_request', 'draw_process', 'check_process', 'announce', 'generate',
+           'edit', 'end_training', 'train']
 
 # %% ../nbs/53_cli.ipynb #ebf13d98
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from . import cli_models
 from t2i.cli_data import (
@@ -51,8 +53,24 @@ def error_line(
     return "t2i: " + " ".join(text.split())
 
 # %% ../nbs/53_cli.ipynb #95c44182
+class PromptCommands(TyperGroup):
+    "Commands that tell where a prompt goes that looks like an option"
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except Exception as e:
+            command = getattr(getattr(e, "ctx", None), "command", None)
+            arguments = {p.name for p in getattr(command, "params", ())
+                         if p.param_type_name == "argument"}
+            short = re.fullmatch("-.", getattr(e, "option_name", ""))
+            long = [word for word in sys.argv if re.match(r"-[^\s=]*\s", word)]
+            if arguments & {"prompt", "prompts"} and (short or long):
+                e.message += "; a prompt that begins with a dash goes after --"
+            raise
+
+
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    cls=PromptCommands, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     context_settings=dict(help_option_names=["-h", "--help"]),
     help="Learn, train and use token-based text-to-image models.",
     epilog="Add --debug to any command for a full traceback.")

@@ -223,9 +223,9 @@ def sweep_command(
     axes:Annotated[list[str], typer.Argument(
         help="Settings and their values: alpha=0,0.5,1 beta=0,1 guidance_scale=1,3 ...")],
     prompts:option(
-        Path, "prompts", "A file with one prompt per line.",
+        Path, "prompts", "A file with one prompt per line; --count reads some of them.",
         default="one object each, of the shapes world") = None,
-    count:option(int, "prompts", "Prompts per setting, at most.", min=1) = 100,
+    count:option(int, "prompts", "Prompts per setting.", min=1, default="all given, or 100") = None,
     seed:option(int, "seed", "Of every setting.") = 0,
     eval_clip:option(
         str, "measure", "The CLIP that measures text fit.",
@@ -249,7 +249,7 @@ def sweep_command(
     if not combinations(chosen):
         raise ValueError("alpha and beta are 0 everywhere: there is nothing to draw")
     place = choose_output(output, single=True)
-    texts = read_prompts(None, prompts)[:count] if prompts else object_prompts(count, seed=1)
+    texts = read_prompts(None, prompts)[:count] if prompts else object_prompts(count or 100, seed=1)
     pipe = load_pipe(model, device)
     measure = find_measure(pipe, prompts, eval_clip, data, device)
     rows, drawn = sweep(pipe, chosen, texts, measure, seed)

@@ -585,6 +585,31 @@ def test_wrong_usage_is_2(t2i):
     assert t2i("no-such-command")[0] == 2
 
 
+@pytest.mark.parametrize("prompt", ["-a red circle", "--a circle", "-red", "-nice circle"])
+def test_a_prompt_that_begins_with_a_dash(t2i, prompt):
+    for words in (["generate"], ["edit", "a.png", "b.png"]):
+        code, _, err = t2i(*words, prompt)
+        assert code == 2 and "a prompt that begins with a dash goes after --" in err, err
+    code, _, err = t2i("generate", "-n", 1, *QUICK, "-o", "a.png", "--", prompt)
+    assert code == 0 and Image.open("a.png").text["prompt"] == prompt, err
+    assert "goes after" not in t2i("generate", "x", "--guidence-scale", "3")[2]
+    assert "goes after" not in t2i("info", prompt)[2]
+
+
+def test_a_sweep_reads_the_whole_file(t2i, monkeypatch):
+    Path("p.txt").write_text("".join(f"{i} rings\n" for i in range(120)))
+    read = []
+
+    def sweep(pipe, axes, prompts, measure, seed):
+        read.append(len(prompts))
+        raise ValueError("seen")
+
+    monkeypatch.setattr("t2i.cli_sweep.sweep", sweep)
+    words = "sweep", "digits-var", "top_k=1,2", "--eval-clip", "shapes-clip", "--prompts", "p.txt"
+    assert "seen" in t2i(*words)[2] and "seen" in t2i(*words, "--count", 7)[2]
+    assert "seen" in t2i("sweep", "shapes-var", "top_k=1,2")[2] and read == [120, 7, 100]
+
+
 def test_debug_shows_the_traceback(t2i):
     with pytest.raises(ValueError):
         t2i("generate", "x", "-m", "no-such-model", "--debug")
