@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['app', 'AnyNumber', 'PromptWords', 'PromptFile', 'Negative', 'Alpha', 'Beta', 'Boxes', 'MoreSmooth', 'Lora', 'Output',
-           'Judge', 'Upscale', 'Process', 'error_line', 'print_version', 'common_options', 'main', 'per_map',
-           'read_lora_option', 'read_request', 'draw_process', 'check_process', 'announce', 'generate', 'edit',
-           'end_training', 'train']
+           'Judge', 'Upscale', 'Process', 'error_line', 'PromptCommands', 'print_version', 'common_options', 'main',
+           'per_map', 'read_lora_option', 'read_request', 'draw_process', 'check_process', 'announce', 'generate',
+           'edit', 'end_training', 'train']
 
 # %% ../nbs/53_cli.ipynb #ebf13d98
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from . import cli_models
 from t2i.cli_data import (
@@ -51,8 +53,24 @@ def error_line(
     return "t2i: " + " ".join(text.split())
 
 # %% ../nbs/53_cli.ipynb #95c44182
+class PromptCommands(TyperGroup):
+    "Commands that tell where a prompt goes that looks like an option"
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except Exception as e:
+            command = getattr(getattr(e, "ctx", None), "command", None)
+            arguments = {p.name for p in getattr(command, "params", ())
+                         if p.param_type_name == "argument"}
+            short = re.fullmatch("-.", getattr(e, "option_name", ""))
+            long = [word for word in sys.argv if re.match(r"-[^\s=]*\s", word)]
+            if arguments & {"prompt", "prompts"} and (short or long):
+                e.message += "; a prompt that begins with a dash goes after --"
+            raise
+
+
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    cls=PromptCommands, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     context_settings=dict(help_option_names=["-h", "--help"]),
     help="Learn, train and use token-based text-to-image models.",
     epilog="Add --debug to any command for a full traceback.")
@@ -92,9 +110,6 @@ def main():
         typer_saw = getattr(end.__context__, "__cause__", None)
         if isinstance(typer_saw, KeyboardInterrupt):  # which it turns into exit code 130
             print("t2i: stopped", file=sys.stderr)
-        if end.code == 2 and any(word.startswith("-") and " " in word for word in sys.argv):
-            print('t2i: a prompt that begins with a dash goes last, behind --, as in '
-                  't2i generate -n 1 -- "- a red circle"', file=sys.stderr)
         raise
     except Exception as e:
         if debug:
@@ -157,7 +172,8 @@ PromptFile = option(
     "--prompts")
 Negative = option(
     str, "negative_prompt",
-    "What to avoid. Under the schedule ramp it cannot change background and layout.")
+    "What to avoid; never expanded. Under the schedule ramp it cannot change background and "
+    "layout.")
 Alpha = option(
     str, "alpha", "Weight of the class, of an adapter: a number from 0, or one per map.",
     default=cli_models.OWN, callback=per_map)
@@ -192,16 +208,16 @@ def draw_process(
     prompts:list[str],
     number:int,       # images per prompt
     **settings,       # of `Pipeline.stream`
-):                    # an `Output` whose images are strips
-    "Draw, with a strip of all scales per image"
-    from dataclasses import replace
-
-    from t2i.core import image_grid
-    frames = list(pipe.stream(prompts, number, **settings))
-    scale = max(1, 128//frames[-1].image.width)
-    rows = zip(*[frame.images for frame in frames])
-    return replace(
-        frames[-1].output, images=[image_grid(row, len(frames), scale) for row in rows])
+):                    # an `Output` per batch, whose images are strips
+    "Draw batch after batch, with a strip of all scales per image"
+    from t2i.core import image_grid, to_pil
+    from t2i.outputs import Output
+    from t2i.requests import check_call
+    for batch in check_call(pipe, prompts, number, **settings).batches(64):
+        frames = [to_pil(pipe.decode(maps)) for maps in pipe.token_maps(**batch.part())]
+        scale = max(1, 128//frames[-1][0].width)
+        strips = [image_grid(row, len(frames), scale) for row in zip(*frames)]
+        yield Output(strips, batch.prompts, batch.seed, batch.about, texts=batch.texts)
 
 # %% ../nbs/53_cli.ipynb #c0ffee53
 def check_process(process:bool, **others):
@@ -241,7 +257,7 @@ def generate(
     process:Process = False, prompts_file:PromptFile = None, device:Device = None,
 ):
     "Draw images from prompts."
-    from t2i.outputs import choose_output
+    from t2i.outputs import choose_output, save_batches
     texts, model = read_request(box, prompts, prompts_file, model)
     if number is None:  # a file of several prompts is a gallery
         number = 1 if prompts_file and len(texts) > 1 else 4
@@ -257,11 +273,11 @@ def generate(
     for text in lora or []:
         pipe.load_lora(*read_lora_option(text))
     if process:
-        out = draw_process(pipe, texts, number, **settings)
+        outs = draw_process(pipe, texts, number, **settings)
     else:
-        out = pipe(texts, number, rerank=rerank, judge=judge, clip=clip, upscale=upscale,
-                   **settings)
-    for path in out.save(place, replace=output is not None):
+        outs = pipe.batches(texts, number, rerank, judge, clip, upscale, **settings)
+    paths = list(save_batches(outs, place, len(texts)*number, replace=output is not None))
+    for path in paths:
         say(path)
 
 # %% ../nbs/53_cli.ipynb #cb4b962f

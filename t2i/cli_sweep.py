@@ -223,9 +223,9 @@ def sweep_command(
     axes:Annotated[list[str], typer.Argument(
         help="Settings and their values: alpha=0,0.5,1 beta=0,1 guidance_scale=1,3 ...")],
     prompts:option(
-        Path, "prompts", "A file with one prompt per line.",
+        Path, "prompts", "A file with one prompt per line; --count reads some of them.",
         default="one object each, of the shapes world") = None,
-    count:option(int, "prompts", "Prompts per setting, at most.", min=1) = 100,
+    count:option(int, "prompts", "Prompts per setting.", min=1, default="all given, or 100") = None,
     seed:option(int, "seed", "Of every setting.") = 0,
     eval_clip:option(
         str, "measure", "The CLIP that measures text fit.",
@@ -237,7 +237,6 @@ def sweep_command(
     device:Device = None,
 ):
     "Draw with every combination of settings: a grid and a table. Best: text_fit times quality."
-    from t2i.core import log
     from t2i.engine.files import save_png
     from t2i.generators.var_training import object_prompts
     from t2i.outputs import choose_output
@@ -250,10 +249,7 @@ def sweep_command(
     if not combinations(chosen):
         raise ValueError("alpha and beta are 0 everywhere: there is nothing to draw")
     place = choose_output(output, single=True)
-    texts = read_prompts(None, prompts) if prompts else object_prompts(count, seed=1)
-    if len(texts) > count:
-        log.info("drawing the first %d of %d prompts; --count takes more", count, len(texts))
-        texts = texts[:count]
+    texts = read_prompts(None, prompts)[:count] if prompts else object_prompts(count or 100, seed=1)
     pipe = load_pipe(model, device)
     measure = find_measure(pipe, prompts, eval_clip, data, device)
     rows, drawn = sweep(pipe, chosen, texts, measure, seed)

@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['slug', 'unused_path', 'save_new_png', 'is_grid_path', 'check_writable', 'check_png', 'choose_output', 'fit_lines',
-           'captioned_grid', 'output_grid', 'own_boxes', 'save_images', 'Output', 'Frame', 'read_about']
+           'captioned_grid', 'output_grid', 'own_boxes', 'save_images', 'Output', 'Frame', 'join_outputs',
+           'save_batches', 'read_about']
 
 # %% ../nbs/55_outputs.ipynb #068b30c7
 import itertools
 import mimetypes
 import re
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from torch import Tensor
 
@@ -198,6 +201,8 @@ def save_images(
     per_prompt:int=1,         # images per prompt
     replace:bool=True,        # False: a grid, too, replaces nothing
     texts:list[str]|None=None, # what was read in the place of each prompt
+    first:int=0,              # number of the first image, where these are one batch of several
+    total:int|None=None,      # images of all batches
     **about,                  # text for the files: model, seed, settings
 )->list[Path]:                # the files
     "Write images that carry how they were drawn; in a folder, nothing is replaced"
@@ -214,13 +219,14 @@ def save_images(
         save_png(sheet, path, prompt=every, **about)
         return [path]
     paths, boxes = [], about.pop("boxes", None)
-    wide, narrow = max(3, len(str((len(images)-1)//per_prompt))), len(str(per_prompt-1))
-    for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+    wide = max(3, len(str(((total or len(images))-1)//per_prompt)))
+    narrow = len(str(per_prompt-1))
+    for i, (image, prompt, text) in enumerate(zip(images, prompts, texts, strict=True), first):
         if boxes:
             about["boxes"] = own_boxes(boxes, i//per_prompt)
         about.pop("read_as", None)
-        if texts[i] != prompt:
-            about["read_as"] = texts[i]
+        if text != prompt:
+            about["read_as"] = text
         name = f"{i//per_prompt:0{wide}d}-{slug(prompt)}-{i % per_prompt:0{narrow}d}.png"
         paths.append(save_new_png(image, path/name, prompt=prompt, index=i % per_prompt, **about))
     return paths
@@ -239,10 +245,12 @@ class Output:
     def save(self,
         path:str|Path,     # a .png for a grid, or a folder for one file per image
         replace:bool=True, # False: a grid, too, replaces nothing
+        first:int=0,       # for `save_images`, of one batch of several; also the next
+        total:int|None=None,
     )->list[Path]:         # the files
         "Write PNGs with prompt, seed and settings in their metadata, see `save_images`"
         return save_images(self.pil, self.prompts, path, self.per_prompt, replace,
-                           texts=self.texts, seed=self.seed, **self.settings)
+                           self.texts, first, total, seed=self.seed, **self.settings)
 
     def grid(self)->Image.Image:
         "All images in one, as `save` writes them into a .png"
@@ -275,6 +283,36 @@ class Frame:
     def image(self)->Image.Image:
         "The first image"
         return self.images[0]
+
+# %% ../nbs/55_outputs.ipynb #df82ee57
+def join_outputs(
+    outs:list[Output], # the batches of one call
+)->Output:
+    "One output with the images of all"
+    every = {}
+    for name in ("images", "prompts", "scores", "texts"):
+        parts = [getattr(out, name) for out in outs]
+        if isinstance(parts[0], Tensor):
+            every[name] = torch.cat(parts)
+        elif parts[0] is not None:
+            every[name] = list(itertools.chain(*parts))
+    return replace(outs[0], **every)
+
+
+def save_batches(
+    outs:Iterable[Output], # the batches of one call
+    path:str|Path,         # see `save_images`
+    total:int,             # images in all
+    replace:bool=True,     # see `save_images`
+)->Iterator[Path]:         # the files
+    "Write into a folder each batch as it comes, into a grid all together"
+    if is_grid_path(path):
+        yield from join_outputs(list(outs)).save(path, replace)
+        return
+    first = 0
+    for out in outs:
+        yield from out.save(path, replace, first, total)
+        first += len(out.prompts)
 
 # %% ../nbs/55_outputs.ipynb #bf2e87ed
 def read_about(

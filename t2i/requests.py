@@ -12,7 +12,8 @@ import math
 import re
 import secrets
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from numbers import Integral, Real
@@ -22,7 +23,7 @@ import torch
 
 from .control.adapter import weight_list
 from .control.boxes import boxes_per_image
-from .core import T2IError, log
+from .core import T2IError, log, progress
 from .data.datasets import DIGIT_NAMES
 from t2i.data.emoji_prompts import (
     has_name,
@@ -243,6 +244,16 @@ class Call:
         return self.settings | own | dict(
             prompts=self.texts[rows], generators=self.generators[rows])
 
+    def batches(self, size:int)->Iterator["Call"]:
+        "The same call for so many images at a time; a progress bar counts several"
+        starts = range(0, len(self.prompts), size)
+        for i in progress(starts, len(starts) > 1, desc="drawing", unit="batch"):
+            own, rows = {}, slice(i, i+size)
+            for name in ("prompts", "texts", "generators", "boxes"):
+                values = getattr(self, name)
+                own[name] = values and values[rows]
+            yield replace(self, **own)
+
 # %% ../nbs/54_requests.ipynb #e28038ee
 def check_call(
     parts, # of a pipeline: `about`, `defaults` and `text_tokenizer`
@@ -271,9 +282,8 @@ def check_call(
     if boxes is not None:
         if not hasattr(parts, "phrases"):
             raise T2IError("this model takes no boxes: load shapes-boxes, or leave them out")
-        if given.get("expand", "none") != "none":
+        if given.setdefault("expand", "none") != "none":  # the model's own is not applied
             raise T2IError("boxes say where things are: leave expand out")
-        given |= dict(expand="none") if "expand" in parts.defaults else {}
         boxes = boxes_per_image(boxes, len(prompts), num_images_per_prompt)
         known = [p for p in known if p] + sorted({phrase for own in boxes for phrase, _ in own})
     warn_of_prompts(parts.text_tokenizer, known)

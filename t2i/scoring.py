@@ -6,7 +6,8 @@
 __all__ = ['BENCHMARKS', 'held_out_loss', 'token_loss', 'machine_name', 'TimedDrawing', 'save_strip', 'reads_shapes',
            'check_words', 'score_shapes', 'score_digits', 'score_parti_prompts', 'draw_objects', 'score_objects',
            'emoji_ceiling', 'score_emoji_model', 'world_of', 'score_reconstruction', 'score_clip', 'score_dream',
-           'score_upscaling', 'score_captions', 'caption_recall', 'score_fid', 'default_benchmark', 'evaluate_model']
+           'score_upscaling', 'caption_fit', 'score_captions', 'caption_recall', 'score_fid', 'default_benchmark',
+           'evaluate_model']
 
 # %% ../nbs/57_scoring.ipynb #221121f8
 import json
@@ -14,6 +15,7 @@ import os
 import time
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -56,6 +58,7 @@ from t2i.subjects import (
     ScoreOptions,
     Subject,
     check_options,
+    draw_apart,
     draw_each,
     draw_prompts,
     drawing_settings,
@@ -293,6 +296,26 @@ def score_upscaling(subject:Subject, options:ScoreOptions)->dict[str,float]:
     return scores | dict(data=data or (own.name if own else "shapes"))
 
 # %% ../nbs/57_scoring.ipynb #c4e82c4f
+def caption_fit(
+    subject:Subject,
+    dataset:Dataset, # of dicts with image (3,h,w) in [-1,1] and caption
+    count:int,       # the first so many images
+    options:ScoreOptions,
+)->dict[str,float]:  # clip_score, clip_score_of_true_images
+    "How well images drawn from captions, and the true ones, fit the captions, as a CLIP sees it"
+    clip = load_clip(options.eval_clip, options.device)
+    captions, true, drawn = [], 0., 0.
+    for start in range(0, count, 50):
+        items = [dataset[i] for i in range(start, min(count, start+50))]
+        texts = [item["caption"] for item in items]
+        true += clip_score(clip, torch.stack([item["image"] for item in items]), texts)*len(texts)
+        captions += texts
+    rest = iter(captions)
+    for images in draw_apart(subject, captions, options):
+        drawn += clip_score(clip, images, list(islice(rest, len(images))))*len(images)
+    return dict(clip_score=drawn/count, clip_score_of_true_images=true/count)
+
+# %% ../nbs/57_scoring.ipynb #c4a97155
 def score_captions(subject:Subject, options:ScoreOptions)->dict[str,float]:
     "A generator or a CLIP on captions and images that its training held out"
     data, dataset = held_out_images(subject, options.data)
@@ -301,14 +324,8 @@ def score_captions(subject:Subject, options:ScoreOptions)->dict[str,float]:
         return caption_recall(subject.model, dataset, count) | dict(data=data)
     scores = held_out_loss(subject.model, dataset, count)
     if options.eval_clip:
-        clip = load_clip(options.eval_clip, options.device)
-        items = [dataset[i] for i in range(count)]
-        captions = [item["caption"] for item in items]
-        drawn = draw_each(subject, captions, options, apart=True)
         scores |= drawing_settings(subject, options.settle(1))
-        true = torch.stack([item["image"] for item in items])
-        scores["clip_score"] = clip_score(clip, drawn, captions)
-        scores["clip_score_of_true_images"] = clip_score(clip, true, captions)
+        scores |= caption_fit(subject, dataset, count, options)
     return scores | dict(data=data)
 
 # %% ../nbs/57_scoring.ipynb #29883487
@@ -345,12 +362,18 @@ def score_fid(subject:Subject, options:ScoreOptions)->dict[str,float]:
         recon = (tokenizer.decode(tokenizer.encode(images)) for images in batches)
         return fid_scores(dataset, network, count, recon, options.seed, "r") | dict(data=data)
     captions = [dataset[i]["caption"] for i in range(count)]
-    drawn = draw_each(subject, captions, options, apart=True)
-    batches = (from_pil(drawn[i:i+50]) for i in range(0, count, 50))
-    scores = fid_scores(dataset, network, count, batches, options.seed)
-    if options.eval_clip:
-        clip = load_clip(options.eval_clip, options.device)
-        scores["clip_score"] = clip_score(clip, drawn, captions)
+    clip = load_clip(options.eval_clip, options.device) if options.eval_clip else None
+    fits, rest = [], iter(captions)
+
+    def drawn():
+        for images in draw_apart(subject, captions, options):
+            if clip is not None:
+                fits.append(clip_score(clip, images, list(islice(rest, len(images))))*len(images))
+            yield from_pil(images)
+
+    scores = fid_scores(dataset, network, count, drawn(), options.seed)
+    if clip is not None:
+        scores["clip_score"] = sum(fits)/count
     return scores | drawing_settings(subject, options.settle(1)) | dict(data=data)
 
 # %% ../nbs/57_scoring.ipynb #6e28fdd1

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['COUNTS', 'SETTINGS', 'CANDIDATES', 'STEERED', 'READ', 'Subject', 'load_subject', 'named_images', 'held_out_images',
-           'option_flag', 'ScoreOptions', 'draw_prompts', 'draw_each', 'check_options', 'drawing_settings']
+           'option_flag', 'ScoreOptions', 'draw_prompts', 'draw_each', 'draw_apart', 'check_options',
+           'drawing_settings']
 
 # %% ../nbs/56_subjects.ipynb #60757494
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from .catalog import local_path, model_kind
-from .core import T2IError, fold_in
+from .core import T2IError, fold_in, progress
 from .data.coco import folder_kind
 from .data.datasets import COMPUTED, DataConfig, FolderDataset, load_dataset
 from .data.mixtures import describe_sources
@@ -181,15 +183,32 @@ def draw_each(
     subject:Subject,
     prompts:list[str],
     options:ScoreOptions,
-    apart:bool=False,     # see `draw_prompts`
 )->list[Image.Image]: # one per prompt
     "One image per prompt; a prompt that comes again gets its next image, not the same one"
     numbers, drawn = Counter(prompts), {}
     for n in sorted(set(numbers.values())):
         same = [prompt for prompt in numbers if numbers[prompt] == n]
         many = replace(options, num_images_per_prompt=n)
-        drawn |= dict(zip(same, draw_prompts(subject, same, many, apart)))
+        drawn |= dict(zip(same, draw_prompts(subject, same, many)))
     return [drawn[prompt].pop(0) for prompt in prompts]
+
+# %% ../nbs/56_subjects.ipynb #f3a3c8e3
+def draw_apart(
+    subject:Subject,        # a generator
+    prompts:list[str],
+    options:ScoreOptions,
+    batch_size:int=50,
+)->Iterator[list[Image.Image]]: # batch after batch, one image per prompt
+    "Draw many images and keep none; the numbers of an image depend on its prompt's text, too"
+    each, came = options.rerank or 1, Counter()
+    chosen = dict(rerank=each, judge=options.judge, clip=options.clip) if each > 1 else {}
+    for start in progress(range(0, len(prompts), batch_size), desc="drawing", unit="batch"):
+        texts, generators = prompts[start:start+batch_size], []
+        for text in texts:
+            key, first = int(hash_of(text), 16), came[text]*each
+            generators += [fold_in(options.seed, key, first + j) for j in range(each)]
+            came[text] += 1
+        yield subject.model(texts, generator=generators, **chosen, **options.settings).images
 
 # %% ../nbs/56_subjects.ipynb #5058cd64
 CANDIDATES = (*SETTINGS, "rerank", "judge", "clip")  # how images are drawn and chosen

@@ -15,6 +15,7 @@ from PIL import Image
 from t2i import __version__, cli
 from t2i.core import T2IError
 from t2i.outputs import is_grid_path
+from t2i.pipeline import TextVARPipeline
 
 QUICK = ["--num-steps", 1]  # per map, instead of eight
 FEW = ["train.steps=2", "train.batch_size=4", "train.val_batches=1", "train.sample_every=0"]
@@ -169,21 +170,28 @@ def test_a_second_call_into_a_folder_replaces_nothing(t2i):
     assert seeds == ["0", "0", "1", "1"]
 
 
-def test_a_prompt_that_begins_with_a_dash(t2i):
-    code, _, err = t2i("generate", "- a red circle", "-n", 1)
-    assert code == 2 and err.splitlines()[-1].endswith('t2i generate -n 1 -- "- a red circle"')
-    code, _, err = t2i("generate", "--colour", "a red circle")
-    assert code == 2 and "dash" not in err
-    assert Image.open(digits(t2i, "-n", 1, "--", "- a handwritten one")[0]).text["prompt"][0] == "-"
+@pytest.mark.parametrize("options", [(), ("--process",)])
+def test_a_folder_gets_each_batch_as_it_is_drawn(t2i, monkeypatch, options):
+    Path("p.txt").write_text("a handwritten one\na handwritten two\n"*75)
+    words = "--prompts", "p.txt", "-m", "digits-var", "--seed", 3, *options
+    whole = t2i("generate", *words, "-o", "whole")[1].split()
+    names = [Path(path).name for path in whole]
+    assert names == sorted(os.listdir("whole")) and len(names) == 150
+    draw, batches = TextVARPipeline.token_maps, []
 
+    def stop(pipe, prompts, **arguments):
+        batches.append(len(prompts))
+        if len(batches) == 3:
+            raise RuntimeError("out of power")
+        return draw(pipe, prompts=prompts, **arguments)
 
-def test_a_sweep_says_how_many_prompts_it_draws(t2i):
-    Path("words.txt").write_text("a red circle\na blue star\na green ring\n")
-    sweep = ("sweep", "shapes-var", "num_steps=1", "--prompts", "words.txt", "--eval-clip",
-             "shapes-clip", "--count")
-    code, _, err = t2i(*sweep, 2)
-    assert code == 0 and "drawing the first 2 of 3 prompts; --count takes more" in err
-    assert "the first" not in t2i(*sweep, 3)[2]
+    monkeypatch.setattr(TextVARPipeline, "token_maps", stop)
+    code, out, err = t2i("generate", *words, "-o", "part")
+    assert code == 1 and "out of power" in err and batches == [64, 64, 22]
+    assert sorted(os.listdir("part")) == names[:128]
+    for name in (names[0], names[127]):
+        one, other = (Image.open(Path(folder, name)) for folder in ("whole", "part"))
+        assert np.array_equal(one, other) and one.text == other.text
 
 
 def test_a_folder_may_have_a_dot(t2i):
@@ -575,6 +583,31 @@ def test_settings_are_checked_before_a_model_is_loaded(t2i, monkeypatch, wrong):
 def test_wrong_usage_is_2(t2i):
     assert t2i("generate", "x", "--no-such-option")[0] == 2
     assert t2i("no-such-command")[0] == 2
+
+
+@pytest.mark.parametrize("prompt", ["-a red circle", "--a circle", "-red", "-nice circle"])
+def test_a_prompt_that_begins_with_a_dash(t2i, prompt):
+    for words in (["generate"], ["edit", "a.png", "b.png"]):
+        code, _, err = t2i(*words, prompt)
+        assert code == 2 and "a prompt that begins with a dash goes after --" in err, err
+    code, _, err = t2i("generate", "-n", 1, *QUICK, "-o", "a.png", "--", prompt)
+    assert code == 0 and Image.open("a.png").text["prompt"] == prompt, err
+    assert "goes after" not in t2i("generate", "x", "--guidence-scale", "3")[2]
+    assert "goes after" not in t2i("info", prompt)[2]
+
+
+def test_a_sweep_reads_the_whole_file(t2i, monkeypatch):
+    Path("p.txt").write_text("".join(f"{i} rings\n" for i in range(120)))
+    read = []
+
+    def sweep(pipe, axes, prompts, measure, seed):
+        read.append(len(prompts))
+        raise ValueError("seen")
+
+    monkeypatch.setattr("t2i.cli_sweep.sweep", sweep)
+    words = "sweep", "digits-var", "top_k=1,2", "--eval-clip", "shapes-clip", "--prompts", "p.txt"
+    assert "seen" in t2i(*words)[2] and "seen" in t2i(*words, "--count", 7)[2]
+    assert "seen" in t2i("sweep", "shapes-var", "top_k=1,2")[2] and read == [120, 7, 100]
 
 
 def test_debug_shows_the_traceback(t2i):

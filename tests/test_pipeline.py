@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -13,10 +14,17 @@ import torch
 from PIL import Image
 
 import t2i
+from t2i import subjects
 from t2i.core import fold_in
 from t2i.data.datasets import ShapesDataset
 from t2i.engine.files import bundled_folder
 from t2i.evaluation import digit_scores, reconstruction_scores, shapes_scores
+from t2i.guidance.clip import load_clip
+from t2i.outputs import join_outputs
+from t2i.partiprompts import clip_score
+from t2i.pipeline import Pipeline
+from t2i.requests import check_call
+from t2i.scoring import score_captions, score_fid
 
 MEAN = .15   # what the bundled models reached, less the noise of small samples; and below
 TOKENIZERS = [("shapes-msvq", 34., .95), ("shapes-vqgan", 33., .82), ("shapes-vit-vqgan", 30., .7)]
@@ -96,6 +104,17 @@ def test_the_best_of_n_keep_their_texts(pipe):
     assert out.texts == [texts[j] for j in order[:2]] and out.prompts == [OPEN]*2
 
 
+def test_the_best_of_n_come_in_batches_of_whole_prompts(pipe):
+    settings = dict(rerank=4, num_steps=1, seed=0, upscale="shapes-sr4")
+    whole = pipe(PROMPTS, 2, **settings)
+    batches = list(pipe.batches(PROMPTS, 2, batch_size=10, **settings))
+    assert [len(out.prompts) for out in batches] == [4, 2]
+    joined = join_outputs(batches)
+    assert joined.settings == whole.settings and joined.texts == whole.texts
+    assert np.allclose(joined.scores, whole.scores, atol=1e-4)
+    assert alike(joined.images, whole.images) and whole.images[0].size == (256, 256)
+
+
 def test_what_is_not_expanded(pipe):
     image = Image.new("RGB", (64, 64), "gray")
     mask = Image.new("L", (64, 64))
@@ -107,12 +126,43 @@ def test_what_is_not_expanded(pipe):
     boxes = t2i.load("shapes-boxes", "cpu")
     with pytest.raises(t2i.T2IError, match="boxes say where things are: leave expand out"):
         boxes(OPEN, boxes=["heart:0,0,.5,.5"], expand="shapes")
-    boxes.defaults["expand"] = "shapes"
-    placed = boxes(OPEN, boxes=["heart:0,0,.5,.5"], num_steps=1, seed=0)
-    assert placed.texts == [OPEN] and placed.settings["expand"] == "none"
-    assert boxes(OPEN, num_steps=1, seed=0).texts != [OPEN]
+    boxes.defaults["expand"] = "shapes"  # as a model saves it
+    placed = check_call(boxes, OPEN, seed=0, boxes=["heart:0,0,.5,.5"])
+    assert placed.texts == [OPEN] and placed.about["expand"] == "none"
+    plain = check_call(boxes, OPEN, seed=0, negative_prompt=OPEN)
+    assert plain.texts != [OPEN] and plain.settings["negative_prompt"] == OPEN
     digits = t2i.load("digits-var", "cpu")
     assert digits.defaults["expand"] == "none"
+
+
+# ---- Scores of drawn images
+
+
+def test_scores_of_many_images_keep_none(monkeypatch):
+    subject = subjects.load_subject("digits-var", "cpu")
+    options = subjects.ScoreOptions(
+        count=120, eval_clip="shapes-clip", features="shapes-clip", device="cpu")
+    draw, captions, images = Pipeline.__call__, [], []
+
+    def watch(pipe, texts, **settings):
+        out = draw(pipe, texts, **settings)
+        assert len(texts) <= 50
+        captions.extend(texts)
+        images.extend(out.images)
+        return out
+
+    monkeypatch.setattr(Pipeline, "__call__", watch)
+    for score in (score_captions, score_fid):
+        found = score(subject, options)["clip_score"]
+        whole = clip_score(load_clip("shapes-clip", "cpu"), images[-120:], captions[-120:])
+        assert found == pytest.approx(whole, abs=1e-4)
+    monkeypatch.setattr(Pipeline, "__call__", draw)
+    assert alike(images[:120], images[120:]) and captions[:120] == captions[120:]
+    numbers = Counter(captions[:120])
+    often = max(numbers, key=numbers.get)
+    own = subjects.replace(options, num_images_per_prompt=numbers[often])
+    once, = subjects.draw_prompts(subject, [often], own, apart=True)
+    assert alike([p for p, text in zip(images[:120], captions) if text == often], once)
 
 
 # ---- Random numbers
