@@ -144,6 +144,7 @@ def test_what_was_enlarged_by_whole_pixels_is_edited_in_its_own_size(pipe):
     (dict(image="image.png"), "the image is a str; give a PIL image"),
     (dict(image=np.zeros((64, 64, 3))), "the image is a ndarray; give a PIL image"),
     (dict(mask=np.ones((32, 64))), "the mask has 64x32 pixels, the image 64x64"),
+    (dict(mask=Image.new("L", (1, 1))), "the mask has 1x1 pixels, the image 64x64"),
     (dict(image=Image.new("RGB", (65, 64))), "the image has 65x64 pixels; this model edits 64x64"),
     (dict(temperature=-1), "temperature is -1"), (dict(prompt=[]), "prompt must be"),
     (dict(num_steps=0), "num_steps is 0"), (dict(context=0), "context is 0; it must be at least 1"),
