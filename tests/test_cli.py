@@ -540,6 +540,7 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
     (["generate", "x", "--num-steps", "0"], "num_steps is 0"),
     (["dream", "--resume", "-o", "nothing"], "there is no such folder"),
     (["dream", "--include", "a", "--size", "64 by 64"], "HxW"),
+    (["dream", "--include", "a", "--size", "100000x100000"], "4096 pixels a side are the most"),
     (["dream", "--include", "a", "lr=fast"], "lr"),
     (["dream", "a red circle"], "after --include"),
     (["info", "."], "neither a saved model"),
