@@ -9,6 +9,7 @@ from PIL import Image
 
 import t2i
 from house import root
+from t2i import pipeline
 from t2i.control.editing import (
     EDIT_SETTINGS,
     Surroundings,
@@ -122,6 +123,22 @@ def test_images_depend_on_their_seed_alone(pipe):
     many = pipe.edit(image, mask, caption, 3, seed=1).images
     assert abs(np.subtract(few[0], many[0], dtype=int)).max() <= 1
     assert (np.asarray(many[0]) != np.asarray(many[1])).any()
+
+
+def test_many_edits_are_drawn_in_batches(pipe, monkeypatch):
+    image, mask, caption, _ = random_edit(0)
+    once = pipe.edit(image, mask, caption, 3, seed=1)
+    sizes, edit = [], pipeline.edit_images
+
+    def watch(*arguments, **settings):
+        sizes.append(len(arguments[5]))
+        return edit(*arguments, **settings)
+
+    monkeypatch.setattr(pipeline, "edit_images", watch)
+    many = pipe.edit(image, mask, caption, 67, seed=1)
+    assert sizes == [64, 3] and len(many.images) == 67
+    for one, other in zip(once.images, many.images):
+        assert np.abs(np.asarray(one, float) - np.asarray(other, float)).mean() < 1
 
 
 def test_what_was_enlarged_by_whole_pixels_is_edited_in_its_own_size(pipe):
