@@ -531,6 +531,7 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
     (["evaluate", "shapes-clip", "--benchmark", "shapes"], "does not fit"),
     (["evaluate", "shapes-vqgan", "--benchmark", "clip"], "does not fit"),
     (["evaluate", "shapes-msvq", "--data", "/nowhere"], "no folder"),
+    (["evaluate", "digits-var", "--benchmark", "captions", "--data", ""], "--data is empty"),
     (["evaluate", "digits-var", "--benchmark", "shapes"], "--benchmark captions"),
     (["train", "no-such-recipe"], "no recipe"),
     (["train", "shapes-msvq", "train.stepz=1"], "stepz"),
