@@ -10,6 +10,7 @@ __all__ = ['count_weights', 'model_kind', 'known_words', 'describe', 'model_summ
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -187,13 +188,13 @@ def checkpoint_name(
     return f"{step} {digest}" if step.startswith("step-") else digest
 
 # %% ../nbs/56_catalog.ipynb #de909952
-def is_text(path:Path)->bool: # False: no file, an empty one, or one with a zero byte at its start
-    "Whether a file looks like text; those of weights and images have zero bytes early"
+def is_text(path:Path)->bool: # False: no file, an empty one, or one of other bytes
+    "Whether a file looks like text, by its start: no control characters, no bytes that UTF-8 lacks"
     if not path.is_file():
         return False
     with path.open("rb") as file:
         start = file.read(1024)
-    return bool(start) and b"\0" not in start
+    return bool(start) and not re.search(rb"[\0-\x08\x0e-\x1a\xf8-\xff]", start)
 
 
 def describe_name(

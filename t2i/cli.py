@@ -59,13 +59,13 @@ class PromptCommands(TyperGroup):
         try:
             return super().invoke(ctx)
         except Exception as e:
-            command = getattr(getattr(e, "ctx", None), "command", None)
-            arguments = {p.name for p in getattr(command, "params", ())
-                         if p.param_type_name == "argument"}
+            command = getattr(getattr(e, "ctx", None), "info_name", "")
             short = re.fullmatch("-.", getattr(e, "option_name", ""))
             long = [word for word in sys.argv if re.match(r"-[^\s=]*\s", word)]
-            if arguments & {"prompt", "prompts"} and (short or long):
+            if command in ("generate", "edit") and (short or long):
                 e.message += "; a prompt that begins with a dash goes after --"
+            elif command == "edit" and "unexpected extra" in e.message:
+                e.message += "; a prompt of several words needs quotes"
             raise
 
 

@@ -37,7 +37,7 @@ def read_axis(
     name = name.replace("-", "_")
     if not equals or name not in DEFAULTS or not all(values.split(",")):
         hint = f"settings are {', '.join(DEFAULTS)}"
-        for near in get_close_matches(name, DEFAULTS.keys() - {name}, 1):
+        for near in get_close_matches(name, {} if name in DEFAULTS else DEFAULTS, 1):
             hint = f"did you mean {near}? " + hint
         raise ValueError(f"{text!r} is no axis: write alpha=0,0.5,1; {hint}")
     try:

@@ -10,6 +10,7 @@ __all__ = ['slug', 'unused_path', 'save_new_png', 'is_grid_path', 'check_writabl
 # %% ../nbs/55_outputs.ipynb #068b30c7
 import itertools
 import mimetypes
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -72,6 +73,8 @@ def is_grid_path(
     text, path = str(path), Path(path)  # which drops a slash at the end
     if path.is_dir():
         return False
+    if text == "-" or path.name.lower() == ".png":
+        raise T2IError(f"cannot write {text}: name a .png file, or a folder")
     if path.suffix.lower() == ".png" and text.endswith("/"):
         raise T2IError(f"{text} is a .png with a slash behind it: leave out the slash")
     if path.suffix.lower() == ".png":
@@ -109,7 +112,7 @@ def choose_output(
     inputs:tuple[Path,...]=(), # files that are read
 )->Path:
     "Where an image is to go; a place that cannot be written, or that is read, is refused"
-    output = output or unused_path(Path(f"{kind}-{slug(text)}.png"))
+    output = os.path.expanduser(output or unused_path(Path(f"{kind}-{slug(text)}.png")))
     check = check_png if single else check_writable
     check(output)
     output = Path(output)

@@ -202,16 +202,17 @@ class StreamingParts(PipelineParts):
         **arguments,              # as in a call; None: that of `EDIT_SETTINGS`, or the model's own
     )->Output:                    # outside the mask, the pixels are those of the image
         "Redraw a part of an image, see lesson 44"
-        side = self.tokenizer.config.resolution
+        side, images = self.tokenizer.config.resolution, []
         given = read_image(image, side), read_known(mask, side)
         own = {name: value for name, value in arguments.items() if value is not None}
         call, settings = check_edit(self, prompt, num_images_per_prompt, own)
-        texts = call.prompts, [call.settings["negative_prompt"]]*len(call.prompts)
-        conditions = [self.generator.condition(self.encode(text)) for text in texts]
-        images = edit_images(
-            self.generator, *given, *conditions, call.generators, context, **settings)
+        for batch in call.batches(64):
+            texts = batch.prompts, [call.settings["negative_prompt"]]*len(batch.prompts)
+            conditions = [self.generator.condition(self.encode(text)) for text in texts]
+            images += to_pil(edit_images(
+                self.generator, *given, *conditions, batch.generators, context, **settings))
         about = {k: v for k, v in call.about.items() if k in settings or k not in self.defaults}
-        return Output(to_pil(images), call.prompts, call.seed, about | dict(context=context))
+        return Output(images, call.prompts, call.seed, about | dict(context=context))
 
 # %% ../nbs/51_pipeline.ipynb #670dcbad
 class BatchedParts(StreamingParts):

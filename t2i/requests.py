@@ -121,7 +121,8 @@ def with_near_word(
     near = [name for name in known if name and name == NUMERALS.get(word)]
     if len(word) > 3:
         near = get_close_matches(word.lower(), known, 1, .75)
-    return f"{word!r} ({near[0]}?)" if near else repr(word)
+    shown = repr(word if len(word) <= 40 else word[:37] + "...")
+    return f"{shown} ({near[0]}?)" if near else shown
 
 # %% ../nbs/54_requests.ipynb #54c0a001
 @cache

@@ -63,7 +63,8 @@ def check_logits(
 ):
     "A T2IError for a drawing by logits that are no numbers, from which any code may be drawn"
     if not finite:
-        raise T2IError("the logits are not finite numbers: draw in float32 or bfloat16")
+        raise T2IError("the logits are not finite numbers: draw in float32 or bfloat16, or "
+                       "with less guidance")
 
 # %% ../nbs/07_sampling.ipynb #4b8bd47d
 def classifier_free_guidance(

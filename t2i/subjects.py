@@ -139,6 +139,8 @@ class ScoreOptions:
         for name, value in vars(self).items():
             if name in COUNTS and value is not None and value < 1:
                 raise T2IError(f"{option_flag(name)} is {value}; it must be at least 1")
+        if self.data == "":  # which would be the working folder
+            raise T2IError("--data is empty: name images, or leave it out")
 
     @property
     def settings(self)->dict: # see `SETTINGS`

@@ -471,6 +471,10 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
     (["generate", "x", "-m", "digits-var", "--lora", "ink:nan"], "factor of LoRA 'ink' is nan"),
     (["generate", "a red \udcff circle"], "not UTF-8"),
     (["generate", "x", "-o", "a.bmp"], "a.bmp"),
+    (["generate", "x", "-o", "-"], "cannot write -: name a .png file, or a folder"),
+    (["generate", "x", "-o", ".png"], "cannot write .png: name a .png file"),
+    (["generate", "x", "--guidance-scale", "1e38"], "or with less guidance"),
+    (["sweep", "shapes-var", "top_k="], "write alpha=0,0.5,1; settings are guidance_scale"),
     (["generate", "x", "-o", "/proc/nope/x.png"], "cannot write /proc/nope/x.png"),
     (["generate", "--prompts", "missing.txt"], "missing.txt"),
     (["generate", "x", "--upscale", "no-such-network"], "no-such-network"),
@@ -527,6 +531,7 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
     (["evaluate", "shapes-clip", "--benchmark", "shapes"], "does not fit"),
     (["evaluate", "shapes-vqgan", "--benchmark", "clip"], "does not fit"),
     (["evaluate", "shapes-msvq", "--data", "/nowhere"], "no folder"),
+    (["evaluate", "digits-var", "--benchmark", "captions", "--data", ""], "--data is empty"),
     (["evaluate", "digits-var", "--benchmark", "shapes"], "--benchmark captions"),
     (["train", "no-such-recipe"], "no recipe"),
     (["train", "shapes-msvq", "train.stepz=1"], "stepz"),
@@ -536,6 +541,7 @@ BUNDLED = Path(cli.__file__).parent/"pretrained"
     (["generate", "x", "--num-steps", "0"], "num_steps is 0"),
     (["dream", "--resume", "-o", "nothing"], "there is no such folder"),
     (["dream", "--include", "a", "--size", "64 by 64"], "HxW"),
+    (["dream", "--include", "a", "--size", "100000x100000"], "4096 pixels a side are the most"),
     (["dream", "--include", "a", "lr=fast"], "lr"),
     (["dream", "a red circle"], "after --include"),
     (["info", "."], "neither a saved model"),
@@ -580,6 +586,19 @@ def test_settings_are_checked_before_a_model_is_loaded(t2i, monkeypatch, wrong):
     assert "NoneType" not in err
 
 
+@pytest.mark.parametrize("content", [b"PK\x03\x04xxxx", b"\xff"*100, b"\x80\x02garbage"])
+def test_what_is_no_text_is_not_called_so(t2i, content):
+    Path("a.pth").write_bytes(content)
+    code, _, err = t2i("info", "a.pth")
+    assert code == 1 and "a.pth" in err and "text file" not in err, err
+
+
+def test_a_home_that_the_shell_left(t2i, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path/"home"))
+    assert digits(t2i, "one", "-n", 1, "-o", "~/a.png") == [str(tmp_path/"home/a.png")]
+    assert os.listdir() == ["home"]
+
+
 def test_wrong_usage_is_2(t2i):
     assert t2i("generate", "x", "--no-such-option")[0] == 2
     assert t2i("no-such-command")[0] == 2
@@ -594,6 +613,7 @@ def test_a_prompt_that_begins_with_a_dash(t2i, prompt):
     assert code == 0 and Image.open("a.png").text["prompt"] == prompt, err
     assert "goes after" not in t2i("generate", "x", "--guidence-scale", "3")[2]
     assert "goes after" not in t2i("info", prompt)[2]
+    assert "needs quotes" in t2i("edit", "a.png", "b.png", "a", "red", "ring")[2]
 
 
 def test_a_sweep_reads_the_whole_file(t2i, monkeypatch):
@@ -616,7 +636,8 @@ def test_debug_shows_the_traceback(t2i):
 
 
 @pytest.mark.parametrize("prompt, says", [
-    ("", "empty"), ("red "*2500, "longer than"), ("a red circle 🎈", "🎈"), ("???", "no word"),
+    ("", "empty"), ("red "*2500, "longer than"), ("é"*300, f"'{'é'*37}...' never"),
+    ("a red circle 🎈", "🎈"), ("???", "no word"),
     ("ein roter Kreis", "'ein', 'roter', 'kreis'"), ("a red elephant", "elephant"),
     ("a red ring on a green background", "'green background' may not"), ("3 rings", "'3' (three?)"),
     ("a teal ring", "'teal ring' may not be drawn; objects are red"),

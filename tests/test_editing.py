@@ -9,6 +9,7 @@ from PIL import Image
 
 import t2i
 from house import root
+from t2i import pipeline
 from t2i.control.editing import (
     EDIT_SETTINGS,
     Surroundings,
@@ -124,6 +125,22 @@ def test_images_depend_on_their_seed_alone(pipe):
     assert (np.asarray(many[0]) != np.asarray(many[1])).any()
 
 
+def test_many_edits_are_drawn_in_batches(pipe, monkeypatch):
+    image, mask, caption, _ = random_edit(0)
+    once = pipe.edit(image, mask, caption, 3, seed=1)
+    sizes, edit = [], pipeline.edit_images
+
+    def watch(*arguments, **settings):
+        sizes.append(len(arguments[5]))
+        return edit(*arguments, **settings)
+
+    monkeypatch.setattr(pipeline, "edit_images", watch)
+    many = pipe.edit(image, mask, caption, 67, seed=1)
+    assert sizes == [64, 3] and len(many.images) == 67
+    for one, other in zip(once.images, many.images):
+        assert np.abs(np.asarray(one, float) - np.asarray(other, float)).mean() < 1
+
+
 def test_what_was_enlarged_by_whole_pixels_is_edited_in_its_own_size(pipe):
     "A single image of `t2i generate`, and a mask that was painted over it"
     image, mask, caption, _ = random_edit(0)
@@ -144,6 +161,7 @@ def test_what_was_enlarged_by_whole_pixels_is_edited_in_its_own_size(pipe):
     (dict(image="image.png"), "the image is a str; give a PIL image"),
     (dict(image=np.zeros((64, 64, 3))), "the image is a ndarray; give a PIL image"),
     (dict(mask=np.ones((32, 64))), "the mask has 64x32 pixels, the image 64x64"),
+    (dict(mask=Image.new("L", (1, 1))), "the mask has 1x1 pixels, the image 64x64"),
     (dict(image=Image.new("RGB", (65, 64))), "the image has 65x64 pixels; this model edits 64x64"),
     (dict(temperature=-1), "temperature is -1"), (dict(prompt=[]), "prompt must be"),
     (dict(num_steps=0), "num_steps is 0"), (dict(context=0), "context is 0; it must be at least 1"),

@@ -152,7 +152,8 @@ def read_known(
         raise T2IError(f"the mask is a {type(mask).__name__}; give a PIL image "
                        "(PIL.Image.open reads files), an array or a tensor")
     mask = mask.detach().float().cpu() if isinstance(mask, Tensor) else mask
-    pixels = np.asarray(mask).squeeze()
+    pixels = np.asarray(mask)
+    pixels = pixels.squeeze() if pixels.ndim > 2 else pixels
     if pixels.shape != (side, side):
         found = "x".join(map(str, pixels.shape[::-1]))
         raise T2IError(f"the mask has {found} pixels, the image {side}x{side}")

@@ -206,6 +206,8 @@ def image_size(
     if min(h, w) < f or h%f or w%f:
         near = "x".join(str(max(f, round(s/f)*f)) for s in (h, w))
         raise ValueError(f"the size {h}x{w} is not a multiple of {f}; near is {near}")
+    if max(h, w) > 4096:
+        raise ValueError(f"the size {h}x{w} is too large: 4096 pixels a side are the most")
     return h, w
 
 # %% ../../nbs/22_dream.ipynb #aafbaba3
