@@ -14,6 +14,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from .control.boxes import is_box
 from .core import T2IError, image_grid, to_pil
-from .engine.files import check_place, save_png
+from .engine.files import check_place, save_png, temporary_name
 from .engine.unpickling import first_line
 
 # %% ../nbs/55_outputs.ipynb #33d2be7b
@@ -53,17 +54,16 @@ def save_new_png(
 )->Path:     # where the image is: the path, or with -2, -3 and so on
     "Write a PNG under a name that no file has and that no other program gets"
     path.parent.mkdir(parents=True, exist_ok=True)
-    free = unused_path(path)
+    hidden = temporary_name(path)
     try:
-        free.touch(exist_ok=False)
-    except FileExistsError:  # taken since the search
-        return save_new_png(image, path, **about)
-    try:
-        save_png(image, free, **about)
-    except BaseException:
-        free.unlink()
-        raise
-    return free
+        save_png(image, hidden, **about)
+        while True:
+            free = unused_path(path)
+            with suppress(FileExistsError):  # taken since the search
+                free.touch(exist_ok=False)
+                return hidden.replace(free)  # at once: a kill leaves no empty file
+    finally:
+        hidden.unlink(missing_ok=True)
 
 # %% ../nbs/55_outputs.ipynb #f0f02405
 def is_grid_path(

@@ -82,6 +82,8 @@ def held_out_images(
     own = subject.data
     tokenizer = getattr(subject.model, "tokenizer", subject.model)
     resolution = getattr(tokenizer, "image_size", None) or tokenizer.config.resolution
+    if data == "":  # which would be the working folder
+        raise T2IError("--data is empty: name images, or leave it out")
     if data is not None:
         dataset = named_images(data, resolution, captioned)
     elif own is None:
@@ -139,8 +141,6 @@ class ScoreOptions:
         for name, value in vars(self).items():
             if name in COUNTS and value is not None and value < 1:
                 raise T2IError(f"{option_flag(name)} is {value}; it must be at least 1")
-        if self.data == "":  # which would be the working folder
-            raise T2IError("--data is empty: name images, or leave it out")
 
     @property
     def settings(self)->dict: # see `SETTINGS`

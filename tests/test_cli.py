@@ -14,7 +14,8 @@ from PIL import Image
 
 from t2i import __version__, cli
 from t2i.core import T2IError
-from t2i.outputs import is_grid_path
+from t2i.engine.files import save_png
+from t2i.outputs import is_grid_path, save_new_png
 from t2i.pipeline import TextVARPipeline
 
 QUICK = ["--num-steps", 1]  # per map, instead of eight
@@ -192,6 +193,19 @@ def test_a_folder_gets_each_batch_as_it_is_drawn(t2i, monkeypatch, options):
     for name in (names[0], names[127]):
         one, other = (Image.open(Path(folder, name)) for folder in ("whole", "part"))
         assert np.array_equal(one, other) and one.text == other.text
+
+
+def test_a_new_image_has_its_name_when_it_is_whole(tmp_path, monkeypatch):
+    seen = []
+
+    def save(image, path, **about):
+        seen.append(os.listdir(tmp_path))
+        save_png(image, path, **about)
+
+    monkeypatch.setattr("t2i.outputs.save_png", save)
+    paths = [save_new_png(Image.new("RGB", (2, 2)), tmp_path/"a.png", seed=0) for _ in range(2)]
+    assert [path.name for path in paths] == ["a.png", "a-2.png"] and seen == [[], ["a.png"]]
+    assert sorted(os.listdir(tmp_path)) == ["a-2.png", "a.png"]
 
 
 def test_a_folder_may_have_a_dot(t2i):
