@@ -6,6 +6,7 @@ itself, and the launcher of lightning, are tested in tests/test_runs.py.
 """
 import atexit
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import runpy
@@ -42,6 +43,7 @@ def work(words, environment, folder, stdout, stderr):
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(file, number)
             os.close(file)
+    faulthandler.enable()  # a crash of compiled code says where
     torch.set_num_threads(1)
     try:
         if words[0] == "-m":

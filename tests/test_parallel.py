@@ -92,6 +92,7 @@ def test_a_divided_run_begins_with_the_weights_of_one_that_is_not(tmp_path):
                 assert torch.equal(found[part][key], value), (name, part, key)
 
 
+@pytest.mark.slow  # it waits for seconds, which a busy machine may need for a step
 def test_the_others_wait_as_long_as_the_first_process_fills_caches(tmp_path):
     "However short the time is after which processes give each other up"
     run(tmp_path, "wait")
